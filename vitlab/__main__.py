@@ -1,0 +1,49 @@
+"""`vitlab COMMAND`: the doors. Nothing heavy is imported before it is known to be needed."""
+
+import sys
+
+COMMANDS = {
+    "train": "train a Vision Transformer: vitlab train [group=option] [key=value] ...",
+    "evaluate": "read a trained run again: vitlab evaluate RUN",
+}
+USAGE = """vitlab: train Vision Transformers and answer questions about them
+
+  vitlab COMMAND ...
+
+{commands}
+
+  vitlab COMMAND --help tells more; vitlab --version"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command and gives its exit status: 0 done, 1 failed, 2 refused before anything was written."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if "-sc" in words and words[0] != "train":  # the shell asks for completions, Hydra's way
+        from vitlab import commands
+
+        return commands.complete_line(words)
+    command, rest = (words[0], words[1:]) if words else ("--help", [])
+    if command in ("--help", "-h", "help"):
+        print(USAGE.format(commands="\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())))
+        return 0
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(f"vitlab {version('vitlab')}")
+        return 0
+    if command not in COMMANDS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(command, COMMANDS, n=1)
+        print(
+            f"vitlab: there is no command {command!r}{f'; did you mean {near[0]}?' if near else ''} (vitlab --help)",
+            file=sys.stderr,
+        )
+        return 2
+    from vitlab import commands
+
+    return getattr(commands, command)(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Augmentation, through timm: what happens to an image (or a batch) between the file and the model in training."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from vitlab.dataset.dataset import Dataset
+from vitlab.dataset.preprocess import Resize, to_pixels
+from vitlab.dataset.seeding import seeded
+from vitlab.lean import modules
+
+Transform = Callable[[Image.Image], UInt8[Tensor, "c y x"]]
+
+
+class Augment:
+    """What a run's training images go through; a value that is 0 or null leaves its step out.
+
+    Args:
+        crop: `none` (resize as in evaluation), `pad` (pad the border, cut at random) or `resized` (a random area and
+            aspect, resized: Inception's crop).
+        pad: border of `pad` as a share of the image's side; 0.125 is 4 pixels of 32.
+        area: smallest and largest share of the area that `resized` keeps.
+        flip: chance of a horizontal mirror; only where the dataset says that it keeps the class.
+        color_jitter: strength of brightness, contrast and saturation changes.
+        auto_augment: timm's name of a policy, such as `rand-m9-mstd0.5-inc1` (RandAugment, magnitude 9).
+        mixup: alpha of mixup's Beta distribution (Zhang et al. 2018).
+        cutmix: alpha of CutMix's (Yun et al. 2019).
+        mix_probability: share of batches that are mixed.
+        cutmix_share: share of mixed batches that CutMix takes where both are on.
+
+    Raises:
+        ValueError: a chance outside 0 ... 1, a negative strength.
+    """
+
+    def __init__(
+        self,
+        *,
+        crop: Literal["none", "pad", "resized"],
+        pad: float,
+        area: tuple[float, float],
+        flip: float,
+        color_jitter: float,
+        auto_augment: str | None,
+        mixup: float,
+        cutmix: float,
+        mix_probability: float,
+        cutmix_share: float,
+    ):
+        chances = {"flip": flip, "pad": pad, "mix_probability": mix_probability, "cutmix_share": cutmix_share}
+        for name, value in chances.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"augment.{name}={value}: must be from 0 to 1")
+        for name, value in {"mixup": mixup, "cutmix": cutmix, "color_jitter": color_jitter}.items():
+            if value < 0:
+                raise ValueError(f"augment.{name}={value}: must be 0 (off) or more")
+        if not 0 < area[0] <= area[1] <= 1:
+            raise ValueError(f"augment.area={list(area)}: must be two shares, the smaller first, such as [0.08, 1.0]")
+        self.crop = crop
+        self.pad = pad
+        self.area = area
+        self.flip = flip
+        self.color_jitter = color_jitter
+        self.auto_augment = auto_augment
+        self.mixup = mixup
+        self.cutmix = cutmix
+        self.mix_probability = mix_probability
+        self.cutmix_share = cutmix_share
+
+    def transform(self, dataset: Dataset) -> Transform | None:
+        """What one training image goes through, for `dataset`'s size; None where that is nothing."""
+        flip = self.flip if dataset.flip else 0.0
+        if self.crop == "none" and not (flip or self.color_jitter or self.auto_augment):
+            return evaluation(dataset)
+        timm, transforms = modules("timm.data.transforms_factory", "torchvision.transforms")
+        if self.auto_augment is not None:
+            check_policy(self.auto_augment)
+        first, second, last = timm.create_transform(
+            (dataset.channels, *dataset.shape),
+            is_training=True,
+            scale=tuple(self.area),
+            hflip=flip,
+            color_jitter=self.color_jitter or None,
+            auto_augment=self.auto_augment,
+            interpolation="bicubic",
+            mean=dataset.mean,
+            std=dataset.std,
+            normalize=False,
+            separate=True,
+        )
+        steps = [*first.transforms]
+        if self.crop != "resized":
+            steps[0] = Resize(dataset.shape, dataset.evaluation_crop)
+        if self.crop == "pad":
+            border = [round(side * self.pad) for side in reversed(dataset.shape)]
+            steps.insert(1, transforms.RandomCrop(dataset.shape, padding=border))
+        if self.auto_augment is not None and dataset.channels == 1:  # the policies know colour images only
+            second.transforms = [transforms.Grayscale(3), *second.transforms, transforms.Grayscale(1)]
+        return transforms.Compose([*steps, *second.transforms, *last.transforms])
+
+    def mixer(self, classes: int) -> "Mixer | None":
+        """What one training batch goes through; None where that is nothing."""
+        return Mixer(self, classes) if (self.mixup or self.cutmix) and self.mix_probability else None
+
+
+class Mixer:
+    """mixup and CutMix by timm, for batches of any size, drawn from `key` alone. Smooths no label: the loss does."""
+
+    def __init__(self, augment: Augment, classes: int):
+        (timm,) = modules("timm.data.mixup")
+        self.mixup = timm.Mixup(
+            mixup_alpha=augment.mixup,
+            cutmix_alpha=augment.cutmix,
+            prob=augment.mix_probability,
+            switch_prob=augment.cutmix_share,
+            label_smoothing=0.0,
+            num_classes=classes,
+        )
+
+    def __call__(
+        self, images: Float[Tensor, "b c y x"], labels: Int[Tensor, " b"], *key: int
+    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b classes"]]:
+        """Mixes image i with the image as far from the batch's end; an odd batch is made even by its first image."""
+        odd = len(images) % 2
+        if odd:
+            images, labels = torch.cat((images, images[:1])), torch.cat((labels, labels[:1]))
+        with seeded(*key):
+            images, targets = self.mixup(images, labels)
+        end = len(images) - odd
+        return images[:end], targets[:end]
+
+
+def evaluation(dataset: Dataset) -> Transform | None:
+    """What one image goes through in evaluation; None where the images are held at their size."""
+    if dataset.size is not None:
+        return None
+    resize = Resize(dataset.shape, dataset.evaluation_crop)
+    return lambda image: to_pixels(resize(image))
+
+
+def check_policy(policy: str) -> None:
+    """Raises ValueError where timm knows no such policy: it would fail in the first batch."""
+    (timm,) = modules("timm.data.auto_augment")
+    make = timm.rand_augment_transform if policy.startswith("rand") else timm.auto_augment_transform
+    try:
+        with seeded(0):
+            make(policy, {"img_mean": (0,)})
+    except (AssertionError, KeyError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"augment.auto_augment={policy!r} is no policy that timm knows: use rand-m9-mstd0.5-inc1"
+        ) from error

@@ -1,0 +1,90 @@
+"""Examples: labelled images, in memory or in files. What a dataset gives for each of its splits."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+
+class Examples:
+    """The contract: labels, and the image of each as a PIL image."""
+
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        raise NotImplementedError(f"{type(self).__name__} has no image")
+
+    def take(self, indices: np.ndarray) -> "Examples":
+        """The examples at these indices."""
+        raise NotImplementedError(f"{type(self).__name__} has no take")
+
+
+class Pixels(Examples):
+    """Images of one size, held in memory.
+
+    Args:
+        pixels: 0 to 255.
+        labels: class of each (n,).
+    """
+
+    def __init__(self, pixels: UInt8[Tensor, "n c y x"], labels: np.ndarray):
+        self.pixels = pixels
+        self.labels = np.asarray(labels, dtype=np.int64)
+
+    def image(self, index: int) -> Image.Image:
+        pixels = self.pixels[index].numpy()
+        return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+    def take(self, indices: np.ndarray) -> "Pixels":
+        return Pixels(self.pixels[torch.from_numpy(indices)], self.labels[indices])
+
+    def resized(self, size: tuple[int, int]) -> "Pixels":
+        """The same images at another (height, width), bicubic."""
+        if tuple(self.pixels.shape[2:]) == size:
+            return self
+        small = (self.image(i).resize((size[1], size[0]), Image.Resampling.BICUBIC) for i in range(len(self)))
+        pixels = torch.from_numpy(np.stack([np.array(image) for image in small]))
+        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+        return Pixels(pixels, self.labels)
+
+
+class Files(Examples):
+    """Images in files, of any size, decoded when asked for.
+
+    Args:
+        paths: one file an image.
+        labels: class of each (n,).
+        mode: PIL's name of the mode each is converted to: "RGB" or "L".
+    """
+
+    def __init__(self, paths: list[Path], labels: np.ndarray, mode: str):
+        self.paths = paths
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.mode = mode
+
+    def image(self, index: int) -> Image.Image:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert(self.mode)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UnreadableImage(path, error) from error
+
+    def take(self, indices: np.ndarray) -> "Files":
+        return Files([self.paths[i] for i in indices], self.labels[indices], self.mode)
+
+
+class UnreadableImage(ValueError):
+    """An image file that cannot be decoded, by name."""
+
+    def __init__(self, path: Path, error: Exception):
+        super().__init__(
+            f"{path} is not a readable image ({error}): mend or remove it, or skip such files with"
+            " dataset.skip_corrupted=true"
+        )

@@ -1,0 +1,116 @@
+"""Batches: which images a step sees is a function of (seed, step), how each looks of (seed, epoch, image)."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vitlab.dataset.augment import Transform
+from vitlab.dataset.examples import Examples, Pixels
+from vitlab.dataset.seeding import reseed, seed_of, seeded
+
+Key = tuple[int, int]  # (epoch, index)
+Batch = tuple[UInt8[Tensor, "b c y x"], Int[Tensor, " b"]]
+
+
+class View(Dataset):
+    """Examples as a loader's workers read them: a whole batch at a time, each image with its own seed."""
+
+    def __init__(self, examples: Examples, transform: Transform | None, seed: int):
+        self.examples = examples
+        self.transform = transform
+        self.seed = seed
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        indices = [index for _, index in keys]
+        labels = torch.from_numpy(self.examples.labels[indices])
+        if self.transform is None:
+            assert isinstance(self.examples, Pixels)
+            return self.examples.pixels[indices], labels
+        images = []
+        with seeded(self.seed):
+            for epoch, index in keys:
+                image = self.examples.image(index)
+                reseed(self.seed, epoch, index)
+                images.append(torch.as_tensor(self.transform(image)))
+        return torch.stack(images), labels
+
+
+class Stream(Sampler):
+    """An endless walk through shuffled epochs, cut into batches; every batch is full and none is dropped.
+
+    Place p of the walk is image `permutation(seed, p // n)[p % n]` of n, so a batch may reach into the next epoch, and
+    a run can go on from any step. Of each global batch a process takes its own part.
+
+    Args:
+        examples: number of training images n.
+        batch: images a step, over all processes.
+        start: first step.
+        stop: the step after the last.
+        seed: of the shuffles.
+        rank: which process this is of `world`.
+    """
+
+    def __init__(self, *, examples: int, batch: int, start: int, stop: int, seed: int, rank: int = 0, world: int = 1):
+        self.examples = examples
+        self.batch = batch
+        self.start = start
+        self.stop = stop
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        share = self.batch // self.world
+        known: tuple[int, list[int]] = (-1, [])
+        for step in range(self.start, self.stop):
+            first = step * self.batch + self.rank * share
+            keys = []
+            for place in range(first, first + share):
+                epoch, offset = divmod(place, self.examples)
+                if epoch != known[0]:
+                    order = np.random.default_rng(seed_of(self.seed, epoch)).permutation(self.examples)
+                    known = epoch, order.tolist()
+                keys.append((epoch, known[1][offset]))
+            yield keys
+
+
+class Once(Sampler):
+    """Every example once, in order; process `rank` of `world` takes every `world`-th."""
+
+    def __init__(self, *, examples: int, batch: int, rank: int = 0, world: int = 1):
+        self.indices = range(rank, examples, world)
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in range(0, len(self.indices), self.batch):
+            yield [(0, index) for index in self.indices[start : start + self.batch]]
+
+
+def loader(
+    examples: Examples,
+    transform: Transform | None,
+    batches: Stream | Once,
+    *,
+    seed: int = 0,
+    workers: int = 0,
+    pin: bool = False,
+) -> DataLoader:
+    """A DataLoader of (pixels 0 ... 255, labels); `seed` is that of the transform's draws."""
+    return DataLoader(
+        View(examples, transform, seed),
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin,
+        collate_fn=lambda batch: batch,
+        multiprocessing_context="fork" if workers else None,
+    )

@@ -1,0 +1,91 @@
+"""Attention: every token looks at every other (Vaswani et al. 2017; Dosovitskiy et al. 2021, App. A)."""
+
+from typing import Literal
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitlab.model.position import Position
+from vitlab.model.stem import divisors
+
+Heads = Float[Tensor, "b heads t k"]
+Weights = Float[Tensor, "b heads t t"]
+
+
+def explicit(q: Heads, k: Heads, v: Heads, bias: Weights | None, dropout: float) -> tuple[Heads, Weights]:
+    """softmax((Q K^T + bias) / sqrt(d_k)) V, written out; and the weights."""
+    scale = q.shape[-1] ** -0.5
+    logits = (q * scale) @ k.transpose(-2, -1)
+    if bias is not None:
+        logits = logits + bias * scale
+    weights = logits.softmax(dim=-1, dtype=logits.dtype)
+    return functional.dropout(weights, dropout) @ v if dropout else weights @ v, weights
+
+
+def fused(q: Heads, k: Heads, v: Heads, bias: Weights | None, dropout: float) -> Heads:
+    """The same by torch's fused kernels, which never hold the weights in memory."""
+    mask = None if bias is None else bias * q.shape[-1] ** -0.5
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; `attend` is what another kind of attention replaces.
+
+    Args:
+        width: channels of a token.
+        heads: parts that the width is cut into.
+        output_dropout: share of the output's channels dropped in training.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
+        qk_norm: layer normalisation of each head's queries and keys (Dehghani et al. 2023, ViT-22B).
+        dropout: share of the attention weights dropped in training.
+        kernel: explicit matrix products, torch's fused kernel, or auto: fused except on a CPU, where its backward pass
+            takes several times as long as the explicit one at a ViT's lengths.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        output_dropout: float = 0.0,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+        kernel: Literal["auto", "explicit", "fused"] = "auto",
+    ):
+        super().__init__()
+        if heads < 1 or width % heads:
+            fitting = ", ".join(str(d) for d in divisors(width))
+            raise ValueError(f"heads={heads} does not divide width={width}: use one of {fitting}")
+        self.heads = heads
+        self.dropout = dropout
+        self.kernel = kernel
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.q_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
+        self.output = nn.Linear(width, width)
+        self.output_dropout = nn.Dropout(output_dropout)
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], position: Position, weights: list[Tensor] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """Attends; a list given as `weights` gains this layer's attention weights (b heads t t), before dropout."""
+        q, k, v = rearrange(self.qkv(x), "b t (three heads k) -> three b heads t k", three=3, heads=self.heads)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        out = self.attend(position.rotate(q), position.rotate(k), v, position.bias(q), weights)
+        return self.output_dropout(self.output(rearrange(out, "b heads t k -> b t (heads k)")))
+
+    def attend(self, q: Heads, k: Heads, v: Heads, bias: Weights | None, weights: list[Tensor] | None) -> Heads:
+        dropout = self.dropout if self.training else 0.0
+        kernel = self.kernel if self.kernel != "auto" else "explicit" if q.device.type == "cpu" else "fused"
+        if kernel == "fused" and weights is None:
+            return fused(q, k, v, bias, dropout)
+        out, seen = explicit(q, k, v, bias, dropout)
+        if weights is not None:
+            weights.append(seen)
+        return out

@@ -1,0 +1,62 @@
+"""Pool: from all tokens to one vector an image."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitlab.model.attention import explicit
+from vitlab.model.mlp import Mlp
+
+
+class Pool(nn.Module):
+    """The contract: `prefix` learned tokens stand in front of the patches; `forward` makes one vector of them all.
+
+    Args:
+        width: channels of a token.
+        heads: heads of the encoder, for a pool that attends.
+    """
+
+    prefix = 0
+
+    def __init__(self, *, width: int, heads: int):
+        super().__init__()
+
+    def forward(self, prefix: Float[Tensor, "b p d"], patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+
+class Cls(Pool):
+    """The class token: a learned token in front, read at the end (Dosovitskiy et al. 2021, eq. 4)."""
+
+    prefix = 1
+
+    def forward(self, prefix: Float[Tensor, "b p d"], patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        return prefix[:, 0]
+
+
+class Gap(Pool):
+    """Global average of the patches, prefix tokens left out (Dosovitskiy et al. 2021, D.3)."""
+
+    def forward(self, prefix: Float[Tensor, "b p d"], patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        return patches.mean(dim=1)
+
+
+class Map(Pool):
+    """Multi-head attention pooling: a learned probe attends to the patches, then an MLP (Zhai et al. 2022)."""
+
+    def __init__(self, *, width: int, heads: int):
+        super().__init__(width=width, heads=heads)
+        self.heads = heads
+        self.probe = nn.Parameter(torch.zeros(1, 1, width))
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width=width)
+
+    def forward(self, prefix: Float[Tensor, "b p d"], patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        key, value = self.key_value(patches).chunk(2, dim=-1)
+        query = self.query(self.probe).expand(patches.shape[0], -1, -1)
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        x = self.output(explicit(q, k, v, None, 0.0)[0].transpose(1, 2).flatten(2))[:, 0]
+        return x + self.mlp(self.norm(x))

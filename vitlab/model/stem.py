@@ -1,0 +1,97 @@
+"""Stem: from an image to one token a patch."""
+
+from math import gcd
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitlab.model.grid import Grid
+
+
+def divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+class Stem(nn.Module):
+    """The contract: `grid` says how many patches come out, `forward` makes their tokens.
+
+    Args:
+        image_size: height and width in pixels.
+        channels: colour channels of an image.
+        width: channels of a token.
+        patch: side of a patch in pixels.
+
+    Raises:
+        ValueError: the patch does not divide the image.
+    """
+
+    def __init__(self, *, image_size: tuple[int, int], channels: int, width: int, patch: int):
+        super().__init__()
+        height, breadth = image_size
+        if patch < 1 or height % patch or breadth % patch:
+            fitting = ", ".join(str(d) for d in divisors(gcd(height, breadth)))
+            raise ValueError(f"patch={patch} does not divide image_size={height}x{breadth}: use one of {fitting}")
+        self.grid = Grid(height // patch, breadth // patch)
+
+    def forward(self, images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b n d"]:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+
+class Patches(Stem):
+    """Cuts the image into patches that do not overlap and projects each linearly (Dosovitskiy et al. 2021, eq. 1).
+
+    The same as a convolution whose stride is its kernel, with the weights flattened to (d, c p q).
+    """
+
+    def __init__(self, *, image_size: tuple[int, int], channels: int, width: int, patch: int):
+        super().__init__(image_size=image_size, channels=channels, width=width, patch=patch)
+        self.patch = patch
+        self.projection = nn.Linear(channels * patch * patch, width)
+
+    def forward(self, images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b n d"]:
+        pixels = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
+        return self.projection(pixels)
+
+
+class Convolutions(Stem):
+    """A few 3x3 convolutions of stride 2, then a 1x1 (Xiao et al. 2021, "Early convolutions help transformers see").
+
+    Channels double at each stride up to `width`. An odd factor of the patch (7 of 14) is one convolution whose stride
+    is its kernel. Layer normalisation over channels and pixels (`GroupNorm` of one group) stands where the paper has
+    batch normalisation, so that an image's logits never depend on the rest of its batch.
+
+    Raises:
+        ValueError: the width cannot be halved often enough.
+    """
+
+    def __init__(self, *, image_size: tuple[int, int], channels: int, width: int, patch: int):
+        super().__init__(image_size=image_size, channels=channels, width=width, patch=patch)
+        strides = []
+        rest = patch
+        while rest % 2 == 0:
+            strides.append(2)
+            rest //= 2
+        if rest > 1 or not strides:
+            strides.append(rest)
+        narrowing = 2 ** (len(strides) - 1)
+        if width % narrowing:
+            raise ValueError(
+                f"width={width} cannot be halved {len(strides) - 1} times, as the convolutional stem of patch={patch}"
+                f" needs: use a multiple of {narrowing}"
+            )
+        layers: list[nn.Module] = []
+        before = channels
+        for i, stride in enumerate(strides):
+            after = width // 2 ** (len(strides) - 1 - i)
+            kernel = stride if stride > 2 else 3
+            layers += [
+                nn.Conv2d(before, after, kernel, stride, padding=0 if stride > 2 else 1, bias=False),
+                nn.GroupNorm(1, after),
+                nn.ReLU(),
+            ]
+            before = after
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, width, 1))
+
+    def forward(self, images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b n d"]:
+        return rearrange(self.layers(images), "b d h w -> b (h w) d")

@@ -1,0 +1,145 @@
+"""The Vision Transformer: stem -> position -> blocks -> norm -> pool -> head."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitlab.model.attention import Attention
+from vitlab.model.block import Block, Residual
+from vitlab.model.grid import Grid
+from vitlab.model.head import Linear
+from vitlab.model.init import authors
+from vitlab.model.mlp import Mlp, SwiGlu
+from vitlab.model.pool import Cls, Pool
+from vitlab.model.position import Learned1d, Position
+from vitlab.model.stem import Patches, Stem
+
+
+class ViT(nn.Module):
+    """An image classifier made of parts ("An Image is Worth 16x16 Words", Dosovitskiy et al. 2021).
+
+    Every part arrives as a factory: a class, or a `functools.partial` of one that holds what the user chose. The ViT
+    adds what only it knows: the width, the heads, the grid of patches.
+
+    Args:
+        image_size: height and width of an image in pixels; one number for a square.
+        channels: colour channels of an image.
+        classes: number of classes.
+        patch: side of a patch in pixels.
+        width: channels of a token (the paper's hidden size D).
+        depth: number of blocks (layers L).
+        heads: attention heads a block (k).
+        registers: learned tokens that are read by nobody (Darcet et al. 2024).
+        dropout: share dropped after every dense layer except qkv, and after the positions (the paper's Table 3).
+        drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
+        layer_scale: what the scale of each residual branch starts at; None has no scale.
+        final_norm: whether the tokens are normalised before the pool.
+        epsilon: added to the variance in every layer normalisation.
+
+    Raises:
+        ValueError: values that make no sense together; each part names its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int],
+        channels: int,
+        classes: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        registers: int = 0,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        final_norm: bool = True,
+        epsilon: float = 1e-6,
+        stem: Callable[..., Stem] = Patches,
+        position: Callable[..., Position] = Learned1d,
+        attention: Callable[..., Attention] = Attention,
+        mlp: Callable[..., Mlp | SwiGlu] = Mlp,
+        pool: Callable[..., Pool] = Cls,
+        head: Callable[..., Linear] = Linear,
+        init: Callable[["ViT"], None] | None = None,
+    ):
+        super().__init__()
+        for name, value, least in (("width", width, 1), ("depth", depth, 1), ("registers", registers, 0)):
+            if value < least:
+                raise ValueError(f"model.{name}={value}: must be at least {least}")
+        for name, value in (("dropout", dropout), ("drop_path", drop_path)):
+            if not 0 <= value < 1:
+                raise ValueError(f"model.{name}={value}: a share that is dropped must be at least 0 and below 1")
+        if isinstance(image_size, int):
+            image_size = (image_size, image_size)
+
+        self.stem = stem(image_size=image_size, channels=channels, width=width, patch=patch)
+        self.pool = pool(width=width, heads=heads)
+        prefix = self.pool.prefix + registers
+        self.prefix = nn.Parameter(torch.zeros(prefix, width)) if prefix else None
+        self.grid = Grid(self.stem.grid.height, self.stem.grid.width, prefix)
+
+        def place() -> Position:
+            return position(width=width, head_width=width // heads, grid=self.grid)
+
+        def residual(branch: nn.Module, layer: int) -> Residual:
+            rate = drop_path * layer / max(1, depth - 1)
+            return Residual(branch, width=width, layer_scale=layer_scale, drop_rate=rate, epsilon=epsilon)
+
+        def block(layer: int) -> Block:
+            attend = attention(width=width, heads=heads, output_dropout=dropout)
+            return Block(residual(attend, layer), residual(mlp(width=width, dropout=dropout), layer))
+
+        self.blocks = nn.ModuleList(block(layer) for layer in range(depth))
+        first = place()
+        self.positions = nn.ModuleList([first])
+        if first.at == "every_block":
+            self.positions.extend(place() for _ in range(depth - 1))
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(width, eps=epsilon) if final_norm else nn.Identity()
+        self.head = head(width=width, classes=classes)
+        (init or authors())(self)
+
+    def forward(
+        self, images: Float[Tensor, "b c y x"], *, intermediates: bool = False, attention: bool = False
+    ) -> Float[Tensor, "b classes"] | tuple[Float[Tensor, "b classes"], dict[str, Tensor]]:
+        """Logits; with `intermediates` or `attention` also a dictionary of what stood on the way.
+
+        Args:
+            images: normalised pixels.
+            intermediates: asks for `stem` (b n d), `with_position`, `block_0` ..., `encoded` (b t d), `pooled` and
+                `pre_logits` (b d).
+            attention: asks for `attention_0` ..., the weights of each layer (b heads t t), rows summing to 1.
+        """
+        seen: dict[str, Tensor] = {}
+        weights: list[Tensor] | None = [] if attention else None
+
+        x = seen["stem"] = self.stem(images)
+        if self.prefix is not None:
+            x = torch.cat((self.prefix.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1)
+        if self.position(0).at == "stem":
+            x = self.position(0).add(x)
+        x = seen["with_position"] = self.dropout(x)
+        for layer, block in enumerate(self.blocks):
+            position = self.position(layer)
+            if position.at != "stem":
+                x = position.add(x)
+            x = seen[f"block_{layer}"] = block(x, position, weights)
+        x = seen["encoded"] = self.norm(x)
+        x = seen["pooled"] = self.pool(*x.split((self.grid.prefix, self.grid.patches), dim=1))
+        x = seen["pre_logits"] = self.head.represent(x)
+        logits = self.head(x)
+
+        if not intermediates and not attention:
+            return logits
+        kept = seen if intermediates else {}
+        return logits, kept | {f"attention_{layer}": w for layer, w in enumerate(weights or [])}
+
+    def position(self, layer: int) -> Position:
+        """The position module of a block: its own, or the one that all share."""
+        module = self.positions[layer if len(self.positions) > 1 else 0]
+        assert isinstance(module, Position)
+        return module
