@@ -49,8 +49,12 @@ def hydra_main(words: list[str], many: bool) -> int:
         if many and outcomes[-1] >= 128:
             raise SystemExit(outcomes[-1])  # a signal asked to leave: the jobs that follow leave too
 
-    sys.argv = [sys.argv[0], *words]
-    hydra.main(config_path=str(configuration.CONF), config_name="train", version_base="1.3")(app)()
+    typed = sys.argv
+    sys.argv = [typed[0], *words]
+    try:
+        hydra.main(config_path=str(configuration.CONF), config_name="train", version_base="1.3")(app)()
+    finally:
+        sys.argv = typed
     return max(outcomes, default=DONE)
 
 
@@ -175,10 +179,9 @@ def evaluate(words: list[str]) -> int:
     except (ValueError, OSError) as error:
         return refuse(error)
     for split, name in (("val", "validation"), ("test", "test")):
-        same = "as" if scores[f"{split}/accuracy"] == before.get(f"{split}/accuracy") else "not as"
-        print(
-            f"{name:<11} accuracy {scores[f'{split}/accuracy']:.6f}  loss {scores[f'{split}/loss']:.6f}  ({same} recorded)"
-        )
+        accuracy, loss = scores[f"{split}/accuracy"], scores[f"{split}/loss"]
+        same = "as" if accuracy == before.get(f"{split}/accuracy") else "not as"
+        print(f"{name:<11} accuracy {accuracy:.6f}  loss {loss:.6f}  ({same} recorded)")
     return DONE
 
 

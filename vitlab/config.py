@@ -87,7 +87,7 @@ def menu(root: Path = CONF) -> dict[str, dict[str, str]]:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """', did you mean ...?' where something is near."""
-    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f"; did you mean {found[0]}?" if found else ""
 
 
@@ -229,6 +229,10 @@ def check(config: Node, path: str = "", allowed: tuple[str, ...] = TRUSTED) -> N
     """
     checked: Node = {}
     at = f"{path}." if path else ""
+    if not path:
+        for name, value in (("seed", config["seed"]), ("patch.size", config["patch"]["size"])):
+            if not matches(value, int)[0]:
+                raise ConfigError(f"{name}={show(value)}: expected {spell(int, name)}")
     wanted: dict[str, inspect.Parameter] | None = None
     if "_target_" in config:
         wanted = dict(inspect.signature(locate(str(config["_target_"]), allowed)).parameters)
@@ -317,7 +321,7 @@ def build(node: Any, allowed: tuple[str, ...] = TRUSTED, **more: Any) -> Any:
     """The object that a node describes: the `_target_`'s, or with `_partial_` a factory of it.
 
     Args:
-        node: plain containers.
+        node: plain containers; lists become tuples.
         allowed: what a `_target_` may name.
         more: further arguments.
 
@@ -326,7 +330,7 @@ def build(node: Any, allowed: tuple[str, ...] = TRUSTED, **more: Any) -> Any:
         ValueError: what the constructor refuses.
     """
     if isinstance(node, list):
-        return [build(item, allowed) for item in node]
+        return tuple(build(item, allowed) for item in node)
     if not isinstance(node, dict):
         return node
     arguments = {key: build(value, allowed) for key, value in node.items() if key not in ("_target_", "_partial_")}

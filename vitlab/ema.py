@@ -14,16 +14,11 @@ class Ema:
         model: what is followed.
         decay: share of the average kept at each update, 0 for no average; in the first updates it is at most
             (1 + update) / (10 + update), so that the start is soon forgotten.
-
-    Raises:
-        ValueError: a decay outside 0 ... 1.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        if not 0 <= decay < 1:
-            raise ValueError(f"fit.ema_decay={decay}: must be at least 0 (off) and below 1; 0.9999 is usual")
         self.decay = decay
-        self.parameters = list(model.parameters())
+        self.parameters: list[Tensor] = list(model.parameters())
         self.average = [p.detach().clone() for p in self.parameters] if decay else []
 
     @torch.no_grad()
@@ -31,8 +26,7 @@ class Ema:
         """Follows the model after this optimizer update, counted from 0."""
         if self.average:
             weight = 1 - min(self.decay, (1 + update) / (10 + update))
-            for average, parameter in zip(self.average, self.parameters, strict=True):
-                average.lerp_(parameter, weight)
+            torch._foreach_lerp_(self.average, self.parameters, weight)
 
     @contextmanager
     def in_place(self) -> Generator[None]:
@@ -45,7 +39,7 @@ class Ema:
 
     @torch.no_grad()
     def swap(self) -> None:
-        for average, parameter in zip(self.average, self.parameters, strict=False):
+        for average, parameter in zip(self.average, self.parameters, strict=False):  # no average, no swap
             average.data, parameter.data = parameter.data, average.data
 
     def state_dict(self) -> dict[str, list[Tensor]]:

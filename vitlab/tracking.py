@@ -42,7 +42,7 @@ class Tracking:
     entity: str | None
     group: str | None
     name: str | None
-    tags: list[str]
+    tags: tuple[str, ...]
     notes: str | None
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class Mirror:
             "entity": self.tracking.entity,
             "group": self.tracking.group,
             "name": self.tracking.name or self.run.folder.name,
-            "tags": self.tracking.tags,
+            "tags": list(self.tracking.tags),
             "notes": self.tracking.notes,
             "id": identity.read_text().strip(),
             "resume": "allow",
@@ -139,33 +139,48 @@ class Mirror:
 
 
 class Tracker:
-    """Rows to metrics.jsonl and the mirror; progress to the terminal.
+    """Rows to metrics.jsonl and the mirror; progress to the terminal. Entered while the training runs.
 
     Args:
         run: whose metrics these are.
-        mirror: of W&B.
+        tracking: how W&B mirrors them.
+        config: what W&B is told about the run.
         steps: of the whole training.
         start: first step of this process.
+        on: whether this process writes; one that does not, does nothing.
     """
 
-    def __init__(self, run: Run, mirror: Mirror, *, steps: int, start: int, quiet: bool = False):
-        self.file = run.metrics.open("a", buffering=1)
-        self.mirror = mirror
+    def __init__(self, run: Run, tracking: Tracking, config: dict[str, Any], *, steps: int, start: int, on: bool):
+        self.file = run.metrics.open("a", buffering=1) if on else None
+        self.mirror = Mirror(tracking, run, config) if on else None
+        self.steps = steps
         self.bar = tqdm(
             total=steps,
             initial=start,
             unit="step",
-            disable=quiet or not sys.stderr.isatty(),
+            disable=not on or not sys.stderr.isatty(),
             dynamic_ncols=True,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {postfix} [{elapsed} < {remaining}]",
         )
         self.shown: dict[str, str] = {}
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+        if self.file:
+            self.file.close()
+        if self.mirror and any(error):
+            self.mirror.finish({"status": "interrupted"})
 
     def step(self) -> None:
         self.bar.update()
 
     def row(self, row: dict[str, Any]) -> None:
         """One logged step: `step`, `epoch`, `images`, `lr`, `train/loss` ... and what an evaluation adds."""
+        if not self.file or not self.mirror:
+            return
         self.file.write(json.dumps(row) + "\n")
         self.mirror.row(row)
         faces = {"images_per_second": ("{:,.0f} images/s", 1), "train/loss": ("loss {:.3f}", 1)}
@@ -173,11 +188,12 @@ class Tracker:
         self.shown |= {key: form.format(row[key] * by) for key, (form, by) in faces.items() if key in row}
         self.bar.set_postfix_str("  ".join(self.shown.values()), refresh=False)
         if "val/accuracy" in row and self.bar.disable:
-            log.info("step %d/%d  %s", row["step"], self.bar.total, "  ".join(self.shown.values()))
+            log.info("step %d/%d  %s", row["step"], self.steps, "  ".join(self.shown.values()))
 
-    def close(self) -> None:
-        self.bar.close()
-        self.file.close()
+    def finish(self, result: dict[str, Any]) -> None:
+        """Tells the mirror what came out."""
+        if self.mirror:
+            self.mirror.finish(result)
 
 
 class Console(logging.Handler):

@@ -41,7 +41,7 @@ from vitlab.parallel import (
 from vitlab.profile import Trace
 from vitlab.runs import Run
 from vitlab.schedule import Schedule, Started
-from vitlab.tracking import Mirror, Tracker, Tracking
+from vitlab.tracking import Tracker, Tracking
 
 log = logging.getLogger("vitlab")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -96,6 +96,9 @@ class Fit:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"fit.{key}={value}: must be above 0")
 
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"fit.ema_decay={self.ema_decay}: must be at least 0 (off) and below 1; 0.9999 is usual")
+
     def total(self, examples: int) -> int:
         """The training in optimizer updates."""
         if self.steps is not None:
@@ -106,7 +109,7 @@ class Fit:
     def evaluations(self, steps: int, steps_per_epoch: float) -> set[int]:
         """After which updates the model is evaluated: every so many epochs, and at the end."""
         gap = max(1.0, self.evaluate_every * steps_per_epoch)
-        return {round(gap * i) for i in range(1, math.floor(steps / gap) + 1)} | {steps}
+        return {round(gap * i) for i in range(1, math.floor(steps / gap + 0.5))} | {steps}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +172,6 @@ def prepare(
 
     torch.manual_seed(seed_of(seed))
     net = model(image_size=dataset.shape, channels=dataset.channels, classes=len(dataset.classes)).to(world.device)
-    Ema(net, fit.ema_decay)
     updates = optim.build(optimizer, net)
     return Ready(
         seed=seed,
@@ -231,15 +233,14 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
         write_json(run.environment, runs.environment(describe(device)))
         run.rewind(start)
         run.write_result({"status": "interrupted", "seed": ready.seed})  # true until something better is
-    mirror = Mirror(ready.tracking, run, config) if here.first else None
-    batches = iter(training_batches(ready, start))
-    tracker = Tracker(run, mirror, steps=total, start=start) if mirror else None
+    batches = iter(training_batches(ready, start))  # its workers start before any thread does
+    tracker = Tracker(run, ready.tracking, config, steps=total, start=start, on=here.first)
     trace = Trace(ready.system.profile_steps if here.first else 0, run.folder / "trace.json")
 
     meter = Meter(device)
     began = time.perf_counter()
     done, reason = start, ""
-    with Interrupt() as interrupt, trace:
+    with tracker, trace, Interrupt() as interrupt:
         for step in range(start, total):
             torch.manual_seed(seed_of(ready.seed, step, here.rank, 1))  # dropout and stochastic depth of this step
             ready.schedule.set(step)
@@ -263,8 +264,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
             ema.update(step)
             done = step + 1
             trace.step()
-            if tracker:
-                tracker.step()
+            tracker.step()
 
             leaving = here.agree(bool(interrupt.asked)) if here.size == 1 or done % 10 == 0 else False
             evaluating = done in evaluations
@@ -292,8 +292,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
                     if better and here.first:
                         checkpoint.save(run.best, {"step": done, "model": model.state_dict(), "facts": facts(ready)})
                 meter.skip()
-            if tracker:
-                tracker.row(row)
+            tracker.row(row)
             if (evaluating or leaving) and here.first:
                 seconds = before + time.perf_counter() - began
                 state = {"step": done, "best": best, "stale": stale, "seconds": seconds, "model": model.state_dict()}
@@ -310,8 +309,6 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
             if leaving and done < total:
                 raise Stopped(done, total, interrupt.asked or signal.SIGTERM)
     seconds = before + time.perf_counter() - began
-    if tracker:
-        tracker.close()
     if reason:
         log.info("stops at step %d of %d: %s", done, total, reason)
 
@@ -339,8 +336,8 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
         "device": describe(device),
         "seed": ready.seed,
     }
-    if here.first and mirror:
-        mirror.finish(result)
+    tracker.finish(result)
+    if here.first:
         curves.draw(run.rows(), run.curves, run.folder.name)
         run.write_result(result)
     here.wait()

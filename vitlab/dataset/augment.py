@@ -1,5 +1,6 @@
 """Augmentation, through timm: what happens to an image (or a batch) between the file and the model in training."""
 
+import re
 from collections.abc import Callable
 from typing import Literal
 
@@ -142,13 +143,17 @@ def evaluation(dataset: Dataset) -> Transform | None:
 
 
 def check_policy(policy: str) -> None:
-    """Raises ValueError where timm knows no such policy: it would fail in the first batch."""
+    """Raises ValueError where timm knows no such policy, or would leave out the words of it that it does not know."""
     (timm,) = modules("timm.data.auto_augment")
-    make = timm.rand_augment_transform if policy.startswith("rand") else timm.auto_augment_transform
+    kind, *words = policy.split("-")
+    make = timm.rand_augment_transform if kind == "rand" else timm.auto_augment_transform
+    odd = [word for word in words if not re.fullmatch(r"(m|n|p|w|inc|mstd|mmax|t)[0-9.]+|inc", word)]
     try:
         with seeded(0):
             make(policy, {"img_mean": (0,)})
-    except (AssertionError, KeyError, ValueError, IndexError) as error:
+    except (AssertionError, KeyError, ValueError, IndexError):
+        odd = odd or [kind]
+    if odd:
         raise ValueError(
-            f"augment.auto_augment={policy!r} is no policy that timm knows: use rand-m9-mstd0.5-inc1"
-        ) from error
+            f"augment.auto_augment={policy}: timm knows no {', '.join(odd)} in it; rand-m9-mstd0.5-inc1 is usual"
+        )

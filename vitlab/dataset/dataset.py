@@ -31,7 +31,7 @@ class Dataset:
 
     classes: tuple[str, ...] = field(init=False)
     channels: int = field(init=False)
-    size: tuple[int, int] | None = field(init=False)  # native height and width; None where images differ
+    size: tuple[int, int] | None = field(init=False)  # native height and width, if they are all alike
     mean: tuple[float, ...] = field(init=False)  # of the training pixels, each channel in 0 ... 1
     std: tuple[float, ...] = field(init=False)
     flip: bool = field(init=False)  # whether a mirrored image keeps its class
@@ -40,7 +40,7 @@ class Dataset:
     places: ClassVar[tuple[str, ...]] = (
         "root",
         "download",
-    )  # options that say where the files are, not what is in them
+    )  # options of where the files are
 
     image_size: Size | None
     validation_fraction: float
@@ -59,7 +59,8 @@ class Dataset:
             raise ValueError(f"dataset.train_fraction={self.train_fraction}: must be above 0 and at most 1")
         if self.train_examples is not None and self.train_fraction != 1:
             raise ValueError(
-                f"dataset.train_fraction={self.train_fraction} and dataset.train_examples={self.train_examples}: give one"
+                f"dataset.train_fraction={self.train_fraction} and dataset.train_examples={self.train_examples}:"
+                " give one"
             )
         if not 0 < self.evaluation_crop <= 1:
             raise ValueError(f"dataset.evaluation_crop={self.evaluation_crop}: must be above 0 and at most 1")

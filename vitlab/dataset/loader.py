@@ -111,6 +111,7 @@ def loader(
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin,
+        generator=torch.Generator().manual_seed(seed),  # the loader's own draw leaves the global one alone
         collate_fn=lambda batch: batch,
         multiprocessing_context="fork" if workers else None,
     )

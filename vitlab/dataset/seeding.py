@@ -17,7 +17,7 @@ def seed_of(*key: int) -> int:
 @contextmanager
 def seeded(*key: int) -> Generator[None]:
     """Seeds the global generators on the CPU for a while, and gives their states back afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002: timm draws from it
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm draws from it)
     reseed(*key)
     try:
         yield
@@ -31,5 +31,5 @@ def reseed(*key: int) -> None:
     """Seeds the global generators on the CPU."""
     seed = seed_of(*key)
     random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002: timm draws from it
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 (timm draws from it)
     torch.default_generator.manual_seed(seed)

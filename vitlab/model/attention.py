@@ -10,11 +10,12 @@ from torch.nn import functional
 from vitlab.model.position import Position
 from vitlab.model.stem import divisors
 
-Heads = Float[Tensor, "b heads t k"]
-Weights = Float[Tensor, "b heads t t"]
+Queries = Float[Tensor, "b heads q k"]
+Keys = Float[Tensor, "b heads t k"]
+Weights = Float[Tensor, "b heads q t"]
 
 
-def explicit(q: Heads, k: Heads, v: Heads, bias: Weights | None, dropout: float) -> tuple[Heads, Weights]:
+def explicit(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) -> tuple[Queries, Weights]:
     """softmax((Q K^T + bias) / sqrt(d_k)) V, written out; and the weights."""
     scale = q.shape[-1] ** -0.5
     logits = (q * scale) @ k.transpose(-2, -1)
@@ -24,7 +25,7 @@ def explicit(q: Heads, k: Heads, v: Heads, bias: Weights | None, dropout: float)
     return functional.dropout(weights, dropout) @ v if dropout else weights @ v, weights
 
 
-def fused(q: Heads, k: Heads, v: Heads, bias: Weights | None, dropout: float) -> Heads:
+def fused(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) -> Queries:
     """The same by torch's fused kernels, which never hold the weights in memory."""
     mask = None if bias is None else bias * q.shape[-1] ** -0.5
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -80,7 +81,7 @@ class Attention(nn.Module):
         out = self.attend(position.rotate(q), position.rotate(k), v, position.bias(q), weights)
         return self.output_dropout(self.output(rearrange(out, "b heads t k -> b t (heads k)")))
 
-    def attend(self, q: Heads, k: Heads, v: Heads, bias: Weights | None, weights: list[Tensor] | None) -> Heads:
+    def attend(self, q: Keys, k: Keys, v: Keys, bias: Weights | None, weights: list[Tensor] | None) -> Keys:
         dropout = self.dropout if self.training else 0.0
         kernel = self.kernel if self.kernel != "auto" else "explicit" if q.device.type == "cpu" else "fused"
         if kernel == "fused" and weights is None:

@@ -52,7 +52,7 @@ class Map(Pool):
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width=width)
+        self.mlp = Mlp(width=width, dropout=0.0)
 
     def forward(self, prefix: Float[Tensor, "b p d"], patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         key, value = self.key_value(patches).chunk(2, dim=-1)

@@ -1,0 +1,24 @@
+"""Shapes and types of vitlab's functions are checked at run time in every test."""
+
+import os
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["vitlab.model", "vitlab.dataset"], "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["WANDB_SILENT"] = "true"
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "cuda" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

@@ -1,0 +1,119 @@
+"""Attention against torch's own and against the formula."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vitlab.model.attention import Attention, explicit, fused
+from vitlab.model.grid import Grid
+from vitlab.model.mlp import Mlp
+from vitlab.model.position import Position, Relative, Rope
+
+GRID = Grid(3, 5, prefix=2)
+
+
+def none(width=12, heads=3):
+    return Position(width=width, head_width=width // heads, grid=GRID)
+
+
+@pytest.mark.parametrize("kernel", ["explicit", "fused", "auto"])
+def test_attention_equals_torchs_multihead_attention(kernel):
+    ours = Attention(width=12, heads=3, kernel=kernel)
+    theirs = nn.MultiheadAttention(12, 3, batch_first=True)
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": ours.qkv.weight,
+            "in_proj_bias": ours.qkv.bias,
+            "out_proj.weight": ours.output.weight,
+            "out_proj.bias": ours.output.bias,
+        }
+    )
+    x = torch.randn(4, GRID.tokens, 12)
+    torch.testing.assert_close(ours(x, none()), theirs(x, x, x)[0], atol=1e-6, rtol=1e-5)
+
+
+def test_weights_equal_torchs_and_are_those_before_dropout():
+    ours = Attention(width=12, heads=3, dropout=0.5).train()
+    theirs = nn.MultiheadAttention(12, 3, batch_first=True)
+    theirs.in_proj_weight.data, theirs.in_proj_bias.data = ours.qkv.weight.data, ours.qkv.bias.data
+    x = torch.randn(4, GRID.tokens, 12)
+    weights: list[torch.Tensor] = []
+    ours(x, none(), weights)
+    torch.testing.assert_close(weights[0], theirs(x, x, x, average_attn_weights=False)[1])
+
+
+def test_explicit_attention_is_the_formula():
+    q, k, v = torch.randn(3, 2, 3, 7, 5).unbind()
+    expected = torch.softmax(torch.einsum("bhnd,bhmd->bhnm", q, k) / math.sqrt(5), dim=-1)
+    out, weights = explicit(q, k, v, None, 0.0)
+    torch.testing.assert_close(weights, expected)
+    torch.testing.assert_close(out, torch.einsum("bhnm,bhmd->bhnd", expected, v))
+
+
+def test_fused_and_explicit_attention_agree_forward_and_backward():
+    for bias in (None, torch.randn(2, 3, 7, 7)):
+        inputs = [torch.randn(2, 3, 7, 4, requires_grad=True) for _ in range(3)]
+        one = explicit(*inputs, bias, 0.0)[0]
+        two = fused(*inputs, bias, 0.0)
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+        upstream = torch.randn_like(one)
+        for a, b in zip(
+            torch.autograd.grad(one, inputs, upstream), torch.autograd.grad(two, inputs, upstream), strict=True
+        ):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_acts_on_the_weights_in_training_only():
+    attention = Attention(width=12, heads=3, dropout=0.5)
+    x = torch.randn(2, GRID.tokens, 12)
+    attention.train()
+    assert not torch.allclose(attention(x, none()), attention(x, none()))
+    attention.eval()
+    torch.testing.assert_close(attention(x, none()), attention(x, none()))
+
+
+def test_qk_norm_makes_logits_blind_to_the_scale_of_queries_and_keys():
+    attention = Attention(width=12, heads=3, qk_norm=True, qkv_bias=False)
+    x = torch.randn(2, GRID.tokens, 12)
+    before: list[torch.Tensor] = []
+    attention(x, none(), before)
+    attention.qkv.weight.data[:24] *= 10
+    after: list[torch.Tensor] = []
+    attention(x, none(), after)
+    torch.testing.assert_close(before[0], after[0], atol=1e-3, rtol=1e-3)
+
+
+def test_qkv_bias_is_a_value():
+    assert Attention(width=12, heads=3, qkv_bias=False).qkv.bias is None
+    assert Attention(width=12, heads=3, qkv_bias=True).qkv.bias is not None
+
+
+def test_relative_position_biases_both_kernels_alike():
+    position = Relative(width=12, head_width=4, grid=GRID)
+    nn.init.normal_(position.table)
+    x = torch.randn(2, GRID.tokens, 12)
+    one, two = Attention(width=12, heads=3, kernel="explicit"), Attention(width=12, heads=3, kernel="fused")
+    two.load_state_dict(one.state_dict())
+    torch.testing.assert_close(one(x, position), two(x, position), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(one(x, position), one(x, none()))
+
+
+def test_values_are_not_rotated():
+    position = Rope(width=12, head_width=4, grid=GRID)
+    attention = Attention(width=12, heads=3)
+    attention.qkv.weight.data[:24] = 0  # all logits equal: the mean of the values
+    attention.qkv.bias.data[:24] = 0
+    x = torch.randn(2, GRID.tokens, 12)
+    torch.testing.assert_close(attention(x, position), attention(x, none()), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["exact", "tanh"])
+def test_gelu_is_its_formula(form):
+    x = torch.linspace(-5, 5, 101)
+    if form == "tanh":
+        expected = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    else:
+        expected = x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    torch.testing.assert_close(Mlp(width=4, dropout=0.0, gelu=form).activation(x), expected, atol=1e-6, rtol=1e-5)
