@@ -107,6 +107,20 @@ def test_bad_input_is_one_sentence_and_exit_status_2(tmp_path, capsys, words):
     assert not list(tmp_path.glob("runs/*"))
 
 
+def test_a_loss_that_is_no_number_is_a_failed_run_with_a_sentence(tmp_path, capsys):
+    words = ["optimizer=sgd", "optimizer.lr=1e20", "fit.clip=null", "fit.steps=20"]
+    assert train(tmp_path, *words) == 1
+    assert "vitlab: the loss was no finite number at step" in capsys.readouterr().out
+    (file,) = (tmp_path / "runs").glob("*/result.json")
+    assert json.loads(file.read_text())["status"] == "failed"
+
+
+def test_a_few_steps_show_that_everything_works(tmp_path):
+    assert main(["train", "fit=debug", "tracking=off", f"system.runs={tmp_path}/runs"]) == 0
+    (file,) = (tmp_path / "runs").glob("*/result.json")
+    assert json.loads(file.read_text())["steps"] == 6
+
+
 def test_a_folder_of_ones_own_images_trains(tmp_path):
     write_images(tmp_path / "images", n=30)
     words = ["dataset=image_folder", f"dataset.root={tmp_path}/images", "dataset.image_size=16", "patch=p4"]
@@ -173,7 +187,7 @@ def test_two_processes_train_as_one(tmp_path):
                 assert two[key] == pytest.approx(one[key], abs=1e-5), key
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def test_every_command_of_the_sweeps_page_composes():

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "-sc" in words and words[0] != "train":  # the shell asks for completions, Hydra's way
         from vitlab import commands
 
-        return commands.complete_line(words)
+        return commands.complete_line(words, COMMANDS)
     command, rest = (words[0], words[1:]) if words else ("--help", [])
     if command in ("--help", "-h", "help"):
         print(USAGE.format(commands="\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())))

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 from vitlab import config as configuration
@@ -188,15 +189,13 @@ def evaluate(words: list[str]) -> int:
 # --- completion ---------------------------------------------------------------------------------------------------
 
 
-def complete_line(words: list[str]) -> int:
+def complete_line(words: list[str], commands: Iterable[str]) -> int:
     """Answers the shell's question for completions; after `vitlab train` Hydra knows them."""
-    from vitlab.__main__ import COMMANDS
-
     line = os.environ.get("COMP_LINE", "")
     program, _, rest = line.partition(" ")
     command, space, overrides = rest.partition(" ")
     if "query" in "".join(words) and not (command == "train" and space):
-        print(" ".join(name for name in COMMANDS if name.startswith(command)))
+        print(" ".join(name for name in commands if name.startswith(command)))
         return DONE
     os.environ["COMP_LINE"] = f"{program} {overrides}"
     return hydra_main(words, many=False)

@@ -78,11 +78,18 @@ def complete(overrides: Iterable[str], many: bool = False) -> list[str]:
 def menu(root: Path = CONF) -> dict[str, dict[str, str]]:
     """Every group, its options, and the line that each option's file opens with."""
     groups: dict[str, dict[str, str]] = {}
-    for file in sorted(root.rglob("*.yaml")):
+    for file in sorted(root.rglob("*.yaml"), key=natural):
         if file.parent != root:
-            first = file.read_text().split("\n", 1)[0]
-            groups.setdefault(file.parent.relative_to(root).as_posix(), {})[file.stem] = first.lstrip("# ").strip()
+            lines = file.read_text().split("\n")
+            first = lines[1] if lines[0].startswith("# @package") else lines[0]
+            groups.setdefault(file.parent.relative_to(root).as_posix(), {})[file.stem] = first.removeprefix("# ")
     return groups
+
+
+def natural(file: Path) -> list[Any]:
+    """Sorts p4 before p16."""
+    words = re.split(r"(\d+)", str(file.with_suffix("")))
+    return [int(word) if word.isdigit() else word for word in words]
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
