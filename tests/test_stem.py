@@ -22,7 +22,7 @@ def test_the_convolutional_stem_gives_one_token_a_patch(patch):
     assert (stem.grid.height, stem.grid.width) == (3, 5)
 
 
-def test_the_convolutional_stem_judges_each_image_alone():
-    stem = Convolutions(image_size=(8, 8), channels=1, width=16, patch=4).train()
+def test_in_evaluation_the_convolutional_stem_judges_each_image_alone():
+    stem = Convolutions(image_size=(8, 8), channels=1, width=16, patch=4).eval()
     x = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(stem(x)[:1], stem(x[:1]), atol=1e-5, rtol=1e-5)

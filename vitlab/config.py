@@ -182,16 +182,28 @@ def is_known(key: str, known: Iterable[str]) -> bool:
     return any(k == key or k.startswith(f"{key}.") for k in known)
 
 
+def defaults(root: Path = CONF) -> dict[str, str]:
+    """The option of each group that is taken when nothing is said."""
+    found = {}
+    for file, prefix in ((root / "train.yaml", ""), (root / "model" / "vit.yaml", "model/")):
+        for group, option in re.findall(r'^  - (\w+): "?(\w+)', file.read_text(), flags=re.MULTILINE):
+            found[prefix + group] = option
+    return found
+
+
 def help_text() -> str:
     """The menu of groups and options, one line each."""
     lines = [
         "vitlab train [group=option] [key=value] ...   trains one Vision Transformer; with -m one for each combination",
         "",
     ]
-    for group, options in menu().items():
-        sign = "+" if group == "experiment" else ""
-        lines += [f"{sign}{group}=", *(f"    {option:<14} {line}" for option, line in options.items()), ""]
+    taken = defaults()
+    for group, options in sorted(menu().items(), key=lambda item: item[0].split("/")):
+        lines.append(f"{'+' if group == 'experiment' else ''}{group}=")
+        lines += [f"  {'*' if taken.get(group) == name else ' '} {name:<14} {line}" for name, line in options.items()]
+        lines.append("")
     lines += [
+        "* is taken when you say nothing.",
         "seed=0, and any key of the options: model.width=96 optimizer.lr=3e-4 fit.epochs=10 dataset.train_examples=500",
         "",
         "  vitlab train --cfg job            the whole configuration, not trained",

@@ -23,7 +23,7 @@ from vitlab.dataset.loader import Batch, Once, Stream, loader
 from vitlab.dataset.preprocess import Normalise
 from vitlab.dataset.seeding import seed_of
 from vitlab.ema import Ema
-from vitlab.files import write_json
+from vitlab.files import write_json, write_whole
 from vitlab.interrupt import Interrupt
 from vitlab.meter import Meter
 from vitlab.model import count
@@ -229,7 +229,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
     start, best, stale, before = state["step"], state["best"], state["stale"], state["seconds"]
 
     if here.first:
-        run.config.write_text(yaml.safe_dump(config, sort_keys=False))
+        write_whole(run.config, lambda part: part.write_text(yaml.safe_dump(config, sort_keys=False)))
         write_json(run.environment, runs.environment(describe(device)))
         run.rewind(start)
         run.write_result({"status": "interrupted", "seed": ready.seed})  # true until something better is
@@ -242,6 +242,9 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
     done, reason = start, ""
     with tracker, trace, Interrupt() as interrupt:
         for step in range(start, total):
+            if options.patience is not None and stale >= options.patience:
+                reason = f"no better validation for {stale} evaluations"
+                break
             torch.manual_seed(seed_of(ready.seed, step, here.rank, 1))  # dropout and stochastic depth of this step
             ready.schedule.set(step)
             pixels, labels = next(batches)
@@ -286,6 +289,8 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
             if evaluating:
                 with ema.in_place():
                     scores = evaluate(model, evaluation_batches(ready, "validation"), normalise, here, ready.precision)
+                    if not math.isfinite(scores["loss"]):
+                        raise NonFinite(step, total, learning_rate(ready.optimizer))
                     row |= {f"val/{key}": value for key, value in scores.items()}
                     better = best is None or (-scores["accuracy"], scores["loss"]) < (-best["accuracy"], best["loss"])
                     best, stale = ({"step": done, **scores}, 0) if better else (best, stale + 1)
@@ -303,9 +308,6 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
                 }
                 checkpoint.save(run.last, state)
                 meter.skip()
-            if evaluating and options.patience is not None and stale >= options.patience:
-                reason = f"no better validation for {stale} evaluations"
-                break
             if leaving and done < total:
                 raise Stopped(done, total, interrupt.asked or signal.SIGTERM)
     seconds = before + time.perf_counter() - began

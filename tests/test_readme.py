@@ -1,0 +1,65 @@
+"""The README says what is so."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from vitlab import config
+from vitlab.model.vit import ViT
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def block(language, opening):
+    return re.search(rf"```{language}\n({re.escape(opening)}.*?)```", TEXT, flags=re.DOTALL)[1]
+
+
+def test_it_is_short_and_its_figures_are_there():
+    assert len(TEXT.splitlines()) <= 200
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", TEXT, flags=re.DOTALL):
+        assert (ROOT / picture).is_file(), picture
+
+
+def test_every_module_is_on_the_map():
+    table = TEXT[TEXT.index("## The map") : TEXT.index("## How fast")]
+    for path in (ROOT / "vitlab").rglob("*.py"):
+        if path.name != "__init__.py":
+            assert path.name in table, path
+
+
+def test_the_position_embedding_of_two_files_works(monkeypatch):
+    module = types.ModuleType("vitlab.model.position_row")
+    exec(block("python", '"""A position'), vars(module))
+    monkeypatch.setitem(sys.modules, "vitlab.model.position_row", module)
+    node = config.check(yaml.safe_load(block("yaml", "# A learned vector a row")), "model.position")
+    sizes = {"image_size": (6, 10), "channels": 1, "classes": 3, "patch": 2, "width": 8, "depth": 1, "heads": 2}
+    model = ViT(**sizes, position=config.build(node))
+    assert model(torch.randn(2, 1, 6, 10)).shape == (2, 3)
+    added = model.positions[0].add(torch.zeros(1, 16, 8))[0, 1:].view(3, 5, 8)
+    torch.testing.assert_close(added, added[:, :1].expand(3, 5, 8))
+
+
+@pytest.mark.parametrize("line", re.findall(r"^vitlab train (.+)$", TEXT, flags=re.MULTILINE))
+def test_every_training_command_composes(line):
+    words = line.partition("#")[0].split()
+    many = "-m" in words
+    given = config.complete([word for word in words if word != "-m"], many=many)
+    config.check(config.compose([re.sub(r"=([^,\[]*),.*", r"=\1", word) for word in given])[0])
+
+
+def test_the_top_level_is_as_promised():
+    names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    made = {"runs", "data", "uv.lock", "dist", "outputs", "multirun"}
+    assert names - made == {"pyproject.toml", "README.md", "vitlab", "conf", "tests", "sweeps"}
+
+
+def test_no_registry_is_named():
+    for path in [*ROOT.glob("*.*"), *(ROOT / "vitlab").rglob("*.py"), *(ROOT / "conf").rglob("*.yaml")]:
+        if path.is_file() and path.name != "uv.lock":
+            assert "py" + "pi.org" not in path.read_text(errors="ignore")
