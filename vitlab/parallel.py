@@ -18,7 +18,8 @@ class System:
 
     Args:
         device: auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
-        workers: processes that read and augment images; auto is none for images held in memory as they are.
+        workers: processes that read and augment images; auto is none for images that are held in memory on a CPU, or
+            used as they are.
         threads: of torch on a CPU; None leaves torch's choice.
         compile: whether the model is compiled (torch.compile).
         parallel: auto spreads the batch over the processes that torchrun started (ddp); none refuses several.

@@ -415,11 +415,13 @@ def evaluation_batches(ready: Ready, split: str) -> Iterable[Batch]:
 
 
 def workers(ready: Ready, transform: object) -> int:
-    """Processes that read images: none where there is nothing to do to them, else one a core that is left over."""
+    """Processes that read images: a few a GPU, or where files are decoded; none where they would take a core from torch."""
     if ready.system.workers != "auto":
         return ready.system.workers
+    if transform is None or (ready.world.device.type == "cpu" and ready.dataset.size is not None):
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if transform is None else min(8, cores // ready.world.size)
+    return min(8, cores // ready.world.size)
 
 
 def facts(ready: Ready) -> dict[str, Any]:
