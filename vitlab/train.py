@@ -415,7 +415,7 @@ def evaluation_batches(ready: Ready, split: str) -> Iterable[Batch]:
 
 
 def workers(ready: Ready, transform: object) -> int:
-    """Processes that read images: a few a GPU, or where files are decoded; none where they would take a core from torch."""
+    """Processes that read images: some for a GPU or for files; none where they would take a core from the training."""
     if ready.system.workers != "auto":
         return ready.system.workers
     if transform is None or (ready.world.device.type == "cpu" and ready.dataset.size is not None):
