@@ -11,6 +11,7 @@ from einops import rearrange
 from vitlab.model import count
 from vitlab.model.attention import Attention
 from vitlab.model.block import Residual, drop_path
+from vitlab.model.dropout import Dropout, dropout
 from vitlab.model.head import Linear, TanhMlp
 from vitlab.model.init import Init
 from vitlab.model.mlp import Mlp, SwiGlu
@@ -275,9 +276,22 @@ def test_dropout_is_off_in_evaluation_and_on_in_training():
     assert not torch.allclose(model(x), model(x))
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_zeroes_its_share_and_scales_the_rest(rate, dtype):
+    x = torch.ones(301, 333, dtype=dtype)
+    out = dropout(x, rate)
+    assert set(out.unique().tolist()) == {0.0, torch.tensor(1 / (1 - rate)).to(dtype).item()}
+    assert (out == 0).double().mean().item() == pytest.approx(rate, abs=0.006)
+    for neighbour in (1, 2, 3, 4):  # draws that share 64 bits are independent of each other
+        both = ((out.flatten()[:-neighbour] == 0) & (out.flatten()[neighbour:] == 0)).double().mean().item()
+        assert both == pytest.approx(rate**2, abs=0.01)
+    assert dropout(x, rate, training=False) is x
+
+
 def test_dropout_sites_are_the_papers():
     model = vit(dropout=0.1)
-    rates = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p == 0.1]
+    rates = [name for name, m in model.named_modules() if isinstance(m, Dropout) and m.rate == 0.1]
     assert rates == [
         *(f"blocks.{i}.{site}" for i in range(3) for site in ("attention.branch.output_dropout", "mlp.branch.dropout")),
         "dropout",

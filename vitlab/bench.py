@@ -62,7 +62,7 @@ def torchvision(shape: Shape) -> nn.Module:
 
 
 def transformers(shape: Shape) -> nn.Module:
-    from transformers import ViTConfig, ViTForImageClassification  # ty: ignore[unresolved-import]
+    from transformers import ViTConfig, ViTForImageClassification  # ty: ignore[import-not-found]
 
     return ViTForImageClassification(
         ViTConfig(
@@ -78,7 +78,7 @@ def transformers(shape: Shape) -> nn.Module:
 
 
 def vit_pytorch(shape: Shape) -> nn.Module:
-    from vit_pytorch import ViT as Lucidrains  # ty: ignore[unresolved-import]
+    from vit_pytorch import ViT as Lucidrains  # ty: ignore[import-not-found]
 
     return Lucidrains(
         image_size=shape.size,

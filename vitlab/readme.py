@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -95,7 +96,7 @@ def learned(run: Run, path: Path) -> None:
         taken = model(images).argmax(dim=-1)
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = list(figure.subfigures(1, 2, width_ratios=[1, 1.25]))  # ty: ignore[not-iterable]
+    left, right = np.ravel(np.asarray(figure.subfigures(1, 2, width_ratios=[1, 1.25])))
     axes = left.subplots()
     for key, label in (("train/accuracy", "training"), ("val/accuracy", "validation")):
         points = [(row["epoch"], 100 * row[key]) for row in rows if key in row]

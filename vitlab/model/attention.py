@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitlab.model.dropout import Dropout
+from vitlab.model.dropout import dropout as drop
 from vitlab.model.position import Position
 from vitlab.model.stem import divisors
 
@@ -22,7 +24,7 @@ def explicit(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float)
     if bias is not None:
         logits = logits + bias * scale
     weights = logits.softmax(dim=-1, dtype=logits.dtype)
-    return functional.dropout(weights, dropout) @ v if dropout else weights @ v, weights
+    return drop(weights, dropout) @ v, weights
 
 
 def fused(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) -> Queries:
@@ -70,7 +72,7 @@ class Attention(nn.Module):
         self.q_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.output = nn.Linear(width, width)
-        self.output_dropout = nn.Dropout(output_dropout)
+        self.output_dropout = Dropout(output_dropout)
 
     def forward(
         self, x: Float[Tensor, "b t d"], position: Position, weights: list[Tensor] | None = None

@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitlab.model.dropout import Dropout
+
 
 class Mlp(nn.Module):
     """Two linear layers with a GELU between, dropout after each (Dosovitskiy et al. 2021, App. A).
@@ -25,7 +27,7 @@ class Mlp(nn.Module):
         self.expand = nn.Linear(width, hidden)
         self.activation = nn.GELU(approximate="none" if gelu == "exact" else "tanh")
         self.contract = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         return self.dropout(self.contract(self.dropout(self.activation(self.expand(x)))))
@@ -45,7 +47,7 @@ class SwiGlu(nn.Module):
         hidden = hidden_width(width, ratio)
         self.expand = nn.Linear(width, 2 * hidden)  # gate and value in one product
         self.contract = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         gate, value = self.expand(x).chunk(2, dim=-1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vitlab.model.attention import Attention
 from vitlab.model.block import Block, Residual
+from vitlab.model.dropout import Dropout
 from vitlab.model.grid import Grid
 from vitlab.model.head import Linear
 from vitlab.model.init import authors
@@ -98,7 +99,7 @@ class ViT(nn.Module):
         self.positions = nn.ModuleList([first])
         if first.at == "every_block":
             self.positions.extend(place() for _ in range(depth - 1))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(width, eps=epsilon) if final_norm else nn.Identity()
         self.head = head(width=width, classes=classes)
         (init or authors())(self)
