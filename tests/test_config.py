@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vitlab import commands, config
-from vitlab.config import CONF, ConfigError, build, check, compose, identity, locate, menu
+from vitlab.config import ConfigError, build, check, compose, identity, locate
+from vitlab.menu import CONF, help_text, menu
 
 OPTIONS = [(group, option) for group, options in menu().items() for option in options]
 NEEDS = {
@@ -201,7 +202,7 @@ def test_a_strangers_configuration_may_name_models_only():
 
 
 def test_the_help_has_every_option_and_its_line():
-    text = config.help_text()
+    text = help_text()
     for group, option in OPTIONS:
         assert option in text
         assert menu()[group][option] in text

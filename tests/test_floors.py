@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "vitlab"
 FLOORS = [
-    {"vitlab.lean", "vitlab.files"},
+    {"vitlab.lean", "vitlab.files", "vitlab.menu"},
     {"vitlab.model.*", "vitlab.dataset.*", "vitlab.interrupt", "vitlab.profile"},
     {"vitlab.config", "vitlab.checkpoint", "vitlab.parallel", "vitlab.runs", "vitlab.ema", "vitlab.optim"},
     {"vitlab.schedule", "vitlab.loss", "vitlab.meter", "vitlab.tracking", "vitlab.curves"},
     {"vitlab.train"},
-    {"vitlab.trained", "vitlab.bench"},
+    {"vitlab.trained"},
+    {"vitlab.bench", "vitlab.readme"},
     {"vitlab.commands"},
     {"vitlab.__main__", "vitlab.__init__"},
 ]

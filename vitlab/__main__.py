@@ -1,5 +1,6 @@
 """`vitlab COMMAND`: the doors. Nothing heavy is imported before it is known to be needed."""
 
+import os
 import sys
 
 COMMANDS = {
@@ -45,5 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
     return getattr(commands, command)(rest)
 
 
+def console() -> int:
+    """`main`, quiet where its reader has left (`vitlab train --help | head`)."""
+    try:
+        return main()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

@@ -11,6 +11,7 @@ from typing import Any
 
 from vitlab import config as configuration
 from vitlab.config import ConfigError, Node
+from vitlab.menu import CONF, help_text
 
 DONE, FAILED, REFUSED = 0, 1, 2
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc", "--shell-completion")
@@ -24,7 +25,7 @@ log = logging.getLogger("vitlab")
 def train(words: list[str]) -> int:
     """`vitlab train`: a Hydra application, with errors in one sentence."""
     if "--help" in words or "-h" in words:
-        print(configuration.help_text())
+        print(help_text())
         return DONE
     overrides = [word for word in words if not word.startswith("-")] if not set(HYDRA_FLAGS) & set(words) else []
     many = bool({"-m", "--multirun"} & set(words))
@@ -53,7 +54,7 @@ def hydra_main(words: list[str], many: bool) -> int:
     typed = sys.argv
     sys.argv = [typed[0], *words]
     try:
-        hydra.main(config_path=str(configuration.CONF), config_name="train", version_base="1.3")(app)()
+        hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")(app)()
     finally:
         sys.argv = typed
     return max(outcomes, default=DONE)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from vitlab import config, trained
+from vitlab.menu import menu as options_of
 from vitlab.runs import Run
 
 INK, SOFT, FILL, CHOSEN = "#1f2933", "#7b8794", "#e8f0fe", "#fff4e0"
@@ -17,7 +18,7 @@ INK, SOFT, FILL, CHOSEN = "#1f2933", "#7b8794", "#e8f0fe", "#fff4e0"
 
 def overview(path: Path) -> None:
     """The model as a row of slots, with the options of each from conf/."""
-    menu = config.menu()
+    menu = options_of()
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
