@@ -103,7 +103,7 @@ def test_sizes_are_the_published_ones(size, width, depth, heads):
     [
         (["model=tyni"], "model=tyni: there is no such option; model is one of .*tiny.*did you mean tiny"),
         (["patch=16"], "patch=16: .*did you mean patch=p16"),
-        (["patch=p5"], "patch is one of p1, p14, p16, p2"),
+        (["patch=p5"], "patch is one of p1, p2, p4, p7"),
         (["optimizer.lrr=1"], "there is no optimizer.lrr; did you mean optimizer.lr?"),
         (["optimzer=adamw"], "there is no optimzer; did you mean optimizer?"),
         (["+model.classes=5"], "there is no model.classes"),
