@@ -150,7 +150,7 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             f"test        {result['test/accuracy']:.2%}",
             f"time        {took}, {result['images_per_second']:,.0f} images/s, {result['parameters']:,} parameters",
             f"next        vitlab evaluate {folder.folder}",
-            "            vitlab train -m patch=p1,p2,p4      (the same with other patch sizes)",
+            "            vitlab train -m patch=p1,p2,p4      (the baseline with other patch sizes)",
         )
     )
 

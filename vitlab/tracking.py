@@ -160,7 +160,7 @@ class Tracker:
             unit="step",
             disable=not on or not sys.stderr.isatty(),
             dynamic_ncols=True,
-            bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {postfix} [{elapsed} < {remaining}]",
+            bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed} < {remaining}]",
         )
         self.shown: dict[str, str] = {}
 
