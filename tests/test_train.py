@@ -141,7 +141,13 @@ def test_a_signal_saves_and_leaves(tmp_path):
 
 def test_one_batch_can_be_learned_by_heart(tmp_path):
     run, _ = fit(
-        tmp_path, "fit=overfit", "fit.batch_size=8", "fit.precision=fp32", "model.dropout=0", "fit.evaluate_every=1000"
+        tmp_path,
+        "fit=overfit",
+        "fit.batch_size=8",
+        "fit.precision=fp32",
+        "model.dropout=0",
+        "fit.steps=120",
+        "fit.evaluate_every=1000",
     )
     rows = run.rows()
     assert rows[-1]["train/accuracy"] == 1.0
