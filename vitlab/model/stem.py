@@ -59,7 +59,7 @@ class Convolutions(Stem):
 
     Channels double at each stride up to `width`. An odd factor of the patch (7 of 14) is one convolution whose stride
     is its kernel. Batch normalisation as in that paper: in training an image's tokens depend on its batch (on each
-    process's own part of it), and group normalisation in its place learned much more slowly on Fashion-MNIST.
+    process's own part of it), and group normalisation in its place started more slowly in one try.
 
     Raises:
         ValueError: the width cannot be halved often enough.
