@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from vitlab import commands, config
+from vitlab import config
 from vitlab.config import ConfigError, build, check, compose, identity, locate
 from vitlab.menu import CONF, help_text, menu
 
@@ -63,7 +63,7 @@ def test_every_option_composes_checks_and_builds(group, option, monkeypatch, tmp
     node, choices = compose(overrides)
     assert choices[group] == option
     with torch.device("meta"):
-        parts = commands.assemble(check(node))
+        parts = config.assemble(check(node))
         data = parts["dataset"]
         parts["model"](image_size=data.shape, channels=data.channels, classes=len(data.classes))
 
@@ -76,7 +76,7 @@ def torch_image(path):
 
 def test_the_reference_model_has_exactly_its_parameters():
     node, _ = compose(["model=reference", "dataset=synthetic", "dataset.image_size=32", "patch=p4"])
-    model = commands.assemble(check(node))["model"](image_size=32, channels=3, classes=10)
+    model = config.assemble(check(node))["model"](image_size=32, channels=3, classes=10)
     assert sum(p.numel() for p in model.parameters()) == 207_946
     assert isinstance(model.norm, torch.nn.Identity)
     assert model.blocks[0].mlp.branch.activation.approximate == "tanh"
@@ -133,7 +133,7 @@ def test_sizes_are_the_published_ones(size, width, depth, heads):
 )
 def test_bad_input_is_refused_in_one_sentence(overrides, sentence):
     def build_all():
-        parts = commands.assemble(check(compose(overrides)[0]))
+        parts = config.assemble(check(compose(overrides)[0]))
         parts["model"](image_size=parts["dataset"].shape, channels=1, classes=10)
 
     with pytest.raises(ValueError, match=sentence) as caught:
@@ -183,7 +183,7 @@ def test_a_folder_of_images_is_identified_by_where_it_is(tmp_path):
         "vitlab.model.vit.torch.load",
         "torch.load",
         "torch.optim.swa_utils.copy.deepcopy",
-        "vitlab.commands.train",
+        "vitlab.commands.train.run",
         "vitlab.nothing.Here",
         "vitlabs.model.ViT",
         "",

@@ -16,7 +16,7 @@ FLOORS = [
     {"vitlab.train"},
     {"vitlab.trained"},
     {"vitlab.bench", "vitlab.readme"},
-    {"vitlab.commands"},
+    {"vitlab.commands.*", "vitlab.commands.__init__"},
     {"vitlab.__main__", "vitlab.__init__"},
 ]
 

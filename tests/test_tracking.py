@@ -6,7 +6,7 @@ import time
 import pytest
 from test_train import fit
 
-from vitlab import commands, tracking
+from vitlab import config, tracking
 from vitlab.config import check, compose
 from vitlab.tracking import Mirror
 
@@ -115,7 +115,7 @@ def test_auto_is_offline_without_a_key_and_online_with_one(tmp_path, monkeypatch
     monkeypatch.setattr(wandb, "init", init)
     from vitlab.runs import Run
 
-    auto = commands.assemble(check(compose(["tracking=auto"])[0]))["tracking"]
+    auto = config.assemble(check(compose(["tracking=auto"])[0]))["tracking"]
     for key in (False, True):
         monkeypatch.setattr(tracking, "logged_in", lambda key=key: key)
         mirror = Mirror.__new__(Mirror)
@@ -128,4 +128,4 @@ def test_auto_is_offline_without_a_key_and_online_with_one(tmp_path, monkeypatch
 def test_online_without_a_key_is_refused(monkeypatch):
     monkeypatch.setattr(tracking, "logged_in", lambda: False)
     with pytest.raises(ValueError, match="tracking=online needs a Weights & Biases key"):
-        commands.assemble(check(compose(["tracking=online"])[0]))
+        config.assemble(check(compose(["tracking=online"])[0]))

@@ -13,7 +13,7 @@ import yaml
 from test_config import check, compose
 
 import vitlab
-from vitlab import checkpoint, commands, train
+from vitlab import checkpoint, config, train
 from vitlab.parallel import World, resolve, world
 from vitlab.runs import Run, find
 
@@ -36,7 +36,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 def fit(tmp_path, *overrides, name="run", here=ALONE):
     node = check(compose([*SMALL, f"system.runs={tmp_path}", *overrides])[0])
-    ready = train.prepare(**commands.assemble(node), world=here)
+    ready = train.prepare(**config.assemble(node), world=here)
     run = Run(tmp_path / name)
     run.create()
     return run, train.fit(ready, run, node)
@@ -194,7 +194,7 @@ def test_automatic_precision_is_bf16_where_it_is_native(monkeypatch):
 
 def test_durations_are_epochs_steps_or_images():
     def total(*overrides):
-        return commands.assemble(check(compose(["fit.batch_size=16", *overrides])[0]))["fit"].total(100)
+        return config.assemble(check(compose(["fit.batch_size=16", *overrides])[0]))["fit"].total(100)
 
     assert total("fit.epochs=2") == 13
     assert total("fit.epochs=0.5") == 4
@@ -249,7 +249,7 @@ def test_a_loaded_run_has_its_classes_and_its_preprocessing(tmp_path):
     model = vitlab.load(run.folder)
     assert model.classes == tuple("0123456789")
     assert not model.training
-    data = commands.assemble(check(compose([])[0]))["dataset"]
+    data = config.assemble(check(compose([])[0]))["dataset"]
     test = data.splits()["test"]
     batch = torch.stack([model.preprocess(test.image(i)) for i in range(5)])
     assert batch.shape == (5, 1, 8, 8)
@@ -270,7 +270,7 @@ def test_loading_never_runs_code_from_the_run(tmp_path, monkeypatch):
     for text in (
         good.replace("vitlab.model.vit.ViT", "os.system"),
         good.replace("vitlab.model.mlp.Mlp", "subprocess.Popen"),
-        good.replace("_target_: vitlab.model.pool.Cls", "_target_: vitlab.commands.train"),
+        good.replace("_target_: vitlab.model.pool.Cls", "_target_: vitlab.commands.train.run"),
         "!!python/object/apply:os.system ['touch hacked']",
         "model: &x [*x]",
         "just words",
@@ -310,7 +310,7 @@ def test_a_checkpoint_is_whole_or_the_one_before(tmp_path, monkeypatch):
 
 
 def test_alone_the_world_is_one_process():
-    system = commands.assemble(check(compose([])[0]))["system"]
+    system = config.assemble(check(compose([])[0]))["system"]
     with world(system) as here:
         assert (here.rank, here.size) == (0, 1)
         assert here.sum(torch.ones(2)).tolist() == [1, 1]

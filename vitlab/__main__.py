@@ -20,9 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command and gives its exit status: 0 done, 1 failed, 2 refused before anything was written."""
     words = sys.argv[1:] if arguments is None else arguments
     if "-sc" in words and words[0] != "train":  # the shell asks for completions, Hydra's way
-        from vitlab import commands
+        from vitlab.commands.complete import complete_line
 
-        return commands.complete_line(words, COMMANDS)
+        return complete_line(words, COMMANDS)
     command, rest = (words[0], words[1:]) if words else ("--help", [])
     if command in ("--help", "-h", "help"):
         print(USAGE.format(commands="\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())))
@@ -41,9 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    from vitlab import commands
+    from importlib import import_module
 
-    return getattr(commands, command)(rest)
+    return import_module(f"vitlab.commands.{command}").main(rest)
 
 
 def console() -> int:

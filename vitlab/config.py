@@ -275,6 +275,18 @@ def build(node: Any, allowed: tuple[str, ...] = TRUSTED, **more: Any) -> Any:
     return partial(found, **arguments, **more) if node.get("_partial_") else found(**arguments, **more)
 
 
+def assemble(config: Node) -> dict[str, Any]:
+    """The objects of a checked configuration, as `train.prepare` takes them."""
+    parts = {key: build(value) for key, value in config.items() if key not in ("patch", "seed", "model")}
+    if config["seed"] < 0:
+        raise ValueError(f"seed={config['seed']}: must be 0 or more")
+    return {
+        **parts,
+        "model": build(config["model"], patch=config["patch"]["size"]),
+        "seed": config["seed"],
+    }
+
+
 # --- identity -----------------------------------------------------------------------------------------------------
 
 

@@ -1,29 +1,24 @@
-"""The commands: what each word after `vitlab` does, and its exit status."""
+"""`vitlab train`: a Hydra application, with errors in one sentence."""
 
-import argparse
 import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable
 from typing import Any
 
 from vitlab import config as configuration
-from vitlab.config import ConfigError, Node
+from vitlab.commands import DONE, FAILED, refuse
+from vitlab.config import ConfigError, Node, assemble
 from vitlab.menu import CONF, help_text
 
-DONE, FAILED, REFUSED = 0, 1, 2
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc", "--shell-completion")
 
 log = logging.getLogger("vitlab")
 
 
-# --- vitlab train -------------------------------------------------------------------------------------------------
-
-
-def train(words: list[str]) -> int:
-    """`vitlab train`: a Hydra application, with errors in one sentence."""
+def main(words: list[str]) -> int:
+    """Trains what the words ask for: one run, or with -m one for each combination."""
     if "--help" in words or "-h" in words:
         print(help_text())
         return DONE
@@ -77,18 +72,6 @@ def rehearse(overrides: list[str]) -> None:
                     parts["model"](image_size=data.shape, channels=data.channels, classes=len(data.classes))
             except (ValueError, OSError) as error:
                 raise ConfigError(f"[{' '.join(cell)}] {error}") from error
-
-
-def assemble(config: Node) -> dict[str, Any]:
-    """The objects of a checked configuration, as `train.prepare` takes them."""
-    parts = {key: configuration.build(value) for key, value in config.items() if key not in ("patch", "seed", "model")}
-    if config["seed"] < 0:
-        raise ValueError(f"seed={config['seed']}: must be 0 or more")
-    return {
-        **parts,
-        "model": configuration.build(config["model"], patch=config["patch"]["size"]),
-        "seed": config["seed"],
-    }
 
 
 def run(node: Node, choices: dict[str, str]) -> int:
@@ -153,50 +136,3 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             "            vitlab train -m patch=p1,p2,p4      (the baseline with other patch sizes)",
         )
     )
-
-
-def refuse(error: Exception) -> int:
-    """One sentence for a user's mistake; anything else is ours, and goes on as a traceback."""
-    if not isinstance(error, ValueError | OSError):
-        raise error
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"vitlab: {error}", file=sys.stderr)
-    return REFUSED
-
-
-# --- vitlab evaluate ----------------------------------------------------------------------------------------------
-
-
-def evaluate(words: list[str]) -> int:
-    """`vitlab evaluate RUN`: the accuracy of a trained run, measured again."""
-    parser = argparse.ArgumentParser(prog="vitlab evaluate", description="Measures a trained run again.")
-    parser.add_argument("run", help="the run's folder")
-    parser.add_argument("--root", help="where the dataset's files lie now, if they have moved")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    options = parser.parse_args(words)
-    from vitlab import trained
-
-    try:
-        scores, before = trained.evaluate(options.run, root=options.root, device=options.device)
-    except (ValueError, OSError) as error:
-        return refuse(error)
-    for split, name in (("val", "validation"), ("test", "test")):
-        accuracy, loss = scores[f"{split}/accuracy"], scores[f"{split}/loss"]
-        same = "as" if accuracy == before.get(f"{split}/accuracy") else "not as"
-        print(f"{name:<11} accuracy {accuracy:.6f}  loss {loss:.6f}  ({same} recorded)")
-    return DONE
-
-
-# --- completion ---------------------------------------------------------------------------------------------------
-
-
-def complete_line(words: list[str], commands: Iterable[str]) -> int:
-    """Answers the shell's question for completions; after `vitlab train` Hydra knows them."""
-    line = os.environ.get("COMP_LINE", "")
-    program, _, rest = line.partition(" ")
-    command, space, overrides = rest.partition(" ")
-    if "query" in "".join(words) and not (command == "train" and space):
-        print(" ".join(name for name in commands if name.startswith(command)))
-        return DONE
-    os.environ["COMP_LINE"] = f"{program} {overrides}"
-    return hydra_main(words, many=False)
