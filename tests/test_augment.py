@@ -20,6 +20,8 @@ OFF = {
     "flip": 0.0,
     "color_jitter": 0.0,
     "auto_augment": None,
+    "erase": 0.0,
+    "repeats": 1,
     "mixup": 0.0,
     "cutmix": 0.0,
     "mix_probability": 1.0,
@@ -39,14 +41,15 @@ def colours(size=16, **values):
     return Synthetic(**(COMMON | {"image_size": size}), examples=40, classes_count=4, channels=3, **values)
 
 
-def first_batches(dataset, augmentation, workers, steps=3, seed=0):
+def first_batches(dataset, augmentation, workers, steps=3, seed=0, **more):
     train = dataset.splits()["train"]
-    order = Stream(examples=len(train), batch=8, start=0, stop=steps, seed=seed)
+    order = Stream(examples=len(train), batch=8, start=0, stop=steps, seed=seed, **more)
     batches = list(loader(train, augmentation.transform(dataset), order, seed=seed, workers=workers))
     return torch.cat([pixels for pixels, _ in batches]), torch.cat([labels for _, labels in batches])
 
 
-STRONG = {"crop": "pad", "flip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.2}
+CPU = torch.device("cpu")
+STRONG = {"crop": "pad", "flip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1"}
 
 
 @pytest.mark.parametrize("dataset", [digits, colours])
@@ -132,7 +135,7 @@ def test_files_of_any_size_become_batches(tmp_path):
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
 @pytest.mark.parametrize("kind", [{"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}])
 def test_mixing_works_with_odd_batches_and_keeps_the_labels_mass(n, kind):
-    mix = augment(**kind).mixer(10)
+    mix = augment(**kind).batchwise(10, CPU)
     images, labels = torch.randn(n, 1, 8, 8), torch.arange(n)
     mixed, targets = mix(images.clone(), labels, 3, 4)
     assert mixed.shape == images.shape
@@ -143,15 +146,29 @@ def test_mixing_works_with_odd_batches_and_keeps_the_labels_mass(n, kind):
 
 
 def test_mixup_mixes_images_as_their_labels():
-    mix = augment(mixup=1.0).mixer(3)
+    mix = augment(mixup=1.0).batchwise(3, CPU)
     images = torch.stack([torch.full((1, 4, 4), float(i)) for i in range(3)])
     mixed, targets = mix(images.clone(), torch.arange(3), 1)
     torch.testing.assert_close(mixed[:, 0, 0, 0], targets @ torch.arange(3.0))
 
 
 def test_without_alphas_nothing_is_mixed():
-    assert augment().mixer(10) is None
-    assert augment(mixup=0.5, mix_probability=0.0).mixer(10) is None
+    assert augment().batchwise(10, CPU) is None
+    assert augment(mixup=0.5, mix_probability=0.0).batchwise(10, CPU) is None
+
+
+def test_erasing_puts_noise_in_a_rectangle_of_some_images_and_keeps_the_labels():
+    erase = augment(erase=0.5).batchwise(10, CPU)
+    images, labels = torch.zeros(40, 3, 16, 16), torch.arange(40) % 10
+    erased, targets = erase(images.clone(), labels, 3, 4)
+    assert torch.equal(targets, labels)
+    touched = (erased != 0).all(dim=1)
+    assert 8 < touched.flatten(1).any(dim=1).sum() < 32
+    for mask in touched[touched.flatten(1).any(dim=1)]:
+        rows, columns = mask.any(dim=1), mask.any(dim=0)
+        assert torch.equal(mask, rows[:, None] & columns)
+    again, _ = erase(images.clone(), labels, 3, 4)
+    assert torch.equal(erased, again)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +176,8 @@ def test_without_alphas_nothing_is_mixed():
     [
         ({"flip": 1.5}, "augment.flip=1.5"),
         ({"mixup": -1.0}, "augment.mixup=-1.0"),
+        ({"repeats": 0}, "augment.repeats=0"),
+        ({"color_jitter": 0.2, "auto_augment": "rand-m9"}, "set one of them to 0 or null"),
         ({"area": (0.9, 0.1)}, "augment.area"),
         ({"auto_augment": "rand-m9-nonsense"}, "timm knows no .*nonsense"),
         ({"auto_augment": "nonsense"}, "timm knows no .*nonsense"),
@@ -177,14 +196,58 @@ def test_a_stream_shows_every_image_once_an_epoch_and_drops_none():
     assert [i for _, i in keys[:10]] != [i for _, i in keys[10:]]
 
 
-def test_a_stream_goes_on_from_any_step():
-    whole = list(Stream(examples=10, batch=4, start=0, stop=9, seed=7))
-    assert list(Stream(examples=10, batch=4, start=5, stop=9, seed=7)) == whole[5:]
+def test_an_epoch_has_the_order_that_the_examples_ask_for():
+    seen = []
+
+    def backwards(draw, batch):
+        seen.append((batch, draw.random()))
+        return np.arange(10)[::-1]
+
+    keys = list(Stream(examples=10, shuffle=backwards, batch=5, start=0, stop=4, seed=0))
+    assert keys[:2] == [[(0, i) for i in (9, 8, 7, 6, 5)], [(0, i) for i in (4, 3, 2, 1, 0)]]
+    assert [batch for batch, _ in seen] == [5, 5]
+    assert seen[0] != seen[1]
+    train = digits().splits()["train"]
+    plain, asked = (
+        list(Stream(examples=len(train), batch=8, start=0, stop=9, seed=3, shuffle=shuffle))
+        for shuffle in (None, train.shuffle)
+    )
+    assert plain == asked
 
 
-def test_processes_share_each_batch_and_evaluate_every_image_once():
-    whole = list(Stream(examples=10, batch=4, start=0, stop=6, seed=7))
-    parts = [list(Stream(examples=10, batch=4, start=0, stop=6, seed=7, rank=r, world=2)) for r in range(2)]
+@pytest.mark.parametrize("repeats", [2, 3, 4])
+def test_repeated_augmentation_shows_each_image_several_times_in_a_row_and_each_time_anew(repeats):
+    keys = [k for batch in Stream(examples=12, batch=4, start=0, stop=6, seed=0, repeats=repeats) for k in batch]
+    once = [k for batch in Stream(examples=12, batch=4, start=0, stop=6, seed=0) for k in batch]
+    assert len(set(keys)) == 24
+    for epoch in (0, 1):
+        shown = keys[12 * epoch : 12 * epoch + 12]
+        images = [index for _, index in shown[::repeats]]
+        assert [index for _, index in shown] == np.repeat(images, repeats).tolist()
+        assert images == [index for _, index in once[12 * epoch :][: 12 // repeats]]
+        assert [key for key, _ in shown] == [epoch * repeats + copy for copy in range(repeats)] * (12 // repeats)
+
+
+def test_copies_of_an_image_differ_and_depend_on_no_worker():
+    runs = [first_batches(colours(), augment(**STRONG), workers, repeats=2) for workers in (0, 2)]
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])
+    pixels, labels = runs[0]
+    assert torch.equal(labels[::2], labels[1::2])
+    assert all(not torch.equal(a, b) for a, b in zip(pixels[::2], pixels[1::2], strict=True))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_stream_goes_on_from_any_step(repeats):
+    whole = list(Stream(examples=10, batch=4, start=0, stop=9, seed=7, repeats=repeats))
+    assert list(Stream(examples=10, batch=4, start=5, stop=9, seed=7, repeats=repeats)) == whole[5:]
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_processes_share_each_batch_and_evaluate_every_image_once(repeats):
+    walk = {"examples": 10, "batch": 4, "start": 0, "stop": 6, "seed": 7, "repeats": repeats}
+    whole = list(Stream(**walk))
+    parts = [list(Stream(**walk, rank=r, world=2)) for r in range(2)]
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
     seen = [i for r in range(3) for batch in Once(examples=10, batch=3, rank=r, world=3) for _, i in batch]
     assert sorted(seen) == list(range(10))

@@ -1,11 +1,9 @@
 """The datasets, read from files in their true formats, and their splits."""
 
-import gzip
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from disk import write_idx, write_images, write_mnist
 
 from vitlab.dataset.dataset import DatasetMissing
 from vitlab.dataset.digits import Digits
@@ -37,30 +35,6 @@ FOLDER = COMMON | {
 
 def digits(**values):
     return Digits(**(COMMON | {"test_fraction": 0.2} | values))
-
-
-def write_idx(path, array, compress=True):
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
-    data = header + array.astype(np.uint8).tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(data) if compress else data)
-
-
-def write_mnist(folder, suffix=".gz", train=60, test=20):
-    draw = np.random.default_rng(0)
-    for prefix, n in (("train", train), ("t10k", test)):
-        pixels = draw.integers(0, 256, (n, 28, 28))
-        write_idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", pixels, suffix == ".gz")
-        write_idx(folder / f"{prefix}-labels-idx1-ubyte{suffix}", np.sort(np.arange(n) % 10), suffix == ".gz")
-
-
-def write_images(folder, classes=("cat", "dog"), n=10, size=(20, 24)):
-    draw = np.random.default_rng(1)
-    for name in classes:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(n):
-            pixels = draw.integers(0, 256, (*size, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.{'jpg' if i % 2 else 'png'}")
 
 
 def test_stratified_slices_keep_the_class_balance_of_a_class_ordered_set():

@@ -7,6 +7,8 @@ import pytest
 from test_train import fit
 
 from vitlab import config, tracking
+from vitlab.__main__ import main
+from vitlab.commands import train as train_command
 from vitlab.config import check, compose
 from vitlab.tracking import Mirror
 
@@ -42,7 +44,14 @@ def history(records):
     rows = []
     for record in records:
         if record.WhichOneof("record_type") == "history":
-            rows.append({(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item})
+            row = {}
+            for item in record.history.item:
+                *path, last = item.nested_key or [item.key]
+                place = row
+                for key in path:
+                    place = place.setdefault(key, {})
+                place[last] = json.loads(item.value_json)
+            rows.append(row)
     return rows
 
 
@@ -74,6 +83,84 @@ def test_the_mirror_has_every_row_and_several_runs_stay_several(tmp_path):
     assert len(names) == 2
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_the_mirror_is_shown_mistakes_confusions_histograms_and_the_best_weights(tmp_path):
+    run, result = fit(tmp_path, "tracking=offline", "tracking.histograms=true", "tracking.mistakes=5")
+    records = offline_records(run.folder)
+    rows = history(records)
+    told = {key: row[key] for row in rows for key in row}
+    table = told["validation/mistakes"]
+    assert table["_type"] == "table-file"
+    media = next(run.folder.glob("wandb/offline-run-*/files"))
+    content = json.loads((media / table["path"]).read_text())
+    assert content["columns"] == ["image", "true class", "predicted class", "probability", "index"]
+    wrong = round(144 * (1 - result["val/accuracy"]))
+    assert len(content["data"]) == min(5, wrong) > 0
+    for image, true, predicted, probability, _ in content["data"]:
+        assert (media / image["path"]).is_file()
+        assert true != predicted
+        assert 0.1 <= probability <= 1
+    assert [row[3] for row in content["data"]] == sorted((row[3] for row in content["data"]), reverse=True)
+    confusion = json.loads((media / told["validation/confusion_table"]["path"]).read_text())
+    assert sum(row[2] for row in confusion["data"]) == 144
+    assert sum(row[2] for row in confusion["data"] if row[0] == row[1]) == 144 - wrong
+    evaluated = [row for row in rows if "val/accuracy" in row]
+    for kind in ("weights", "gradients"):
+        drawn = [row[f"{kind}/head.output.weight"] for row in evaluated]
+        assert [sum(d["values"]) for d in drawn] == [160] * len(evaluated)
+    assert not any(key.startswith(("weights/", "gradients/")) for row in run.rows() for key in row)
+    (kept,) = [r.artifact for r in records if r.WhichOneof("record_type") == "artifact" and r.artifact.type == "model"]
+    assert {entry.path for entry in kept.manifest.contents} == {"best.pt", "config.yaml"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_the_mirrors_views_can_be_left_out(tmp_path):
+    off = ["tracking.mistakes=0", "tracking.confusion=false", "tracking.checkpoint=false", "tracking.system=false"]
+    run, _ = fit(tmp_path, "tracking=offline", *off)
+    records = offline_records(run.folder)
+    assert not [r for r in records if r.WhichOneof("record_type") in ("artifact", "stats")]
+    assert not [key for row in history(records) for key in row if key.startswith("validation/")]
+
+
+def test_runs_are_called_by_what_they_are_and_seeds_are_a_group():
+    def called(*overrides):
+        node, choices = compose(["tracking=offline", *overrides])
+        node = check(node)
+        return train_command.called(config.assemble(node)["tracking"], config.slug(node, choices), node, choices)
+
+    one, two, other = called("seed=0"), called("seed=1"), called("model/position=rope")
+    assert (one.name, two.name) == ("digits-micro-p2-s0", "digits-micro-p2-s1")
+    assert one.group == two.group != other.group
+    assert one.group.startswith("digits-micro-p2-")
+    assert {"dataset=digits", "model=micro", "optimizer=adamw"} <= set(one.tags)
+    assert "model/position=rope" in other.tags
+    assert not any(tag.startswith("model/") for tag in one.tags)
+    named = called("tracking.name=mine", "tracking.group=ours", "tracking.tags=[a]")
+    assert (named.name, named.group, tuple(named.tags)) == ("mine", "ours", ("a",))
+    assert called("experiment=fashion_mnist").name == "fashion-mnist-s0"
+
+
+def test_sync_hands_over_what_was_not_uploaded_yet(tmp_path, capsys, monkeypatch):
+    folders = []
+    for name, uploaded in (("a", False), ("b", True), ("c", False)):
+        folder = tmp_path / name / "wandb" / f"offline-run-20260101_000000-{name}"
+        folder.mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("")
+        (folder / f"run-{name}.wandb").write_bytes(b"")
+        folders.append(folder)
+        if uploaded:
+            (folder / f"run-{name}.wandb.synced").write_bytes(b"")
+    assert main(["sync", "--runs", str(tmp_path), "--dry-run"]) == 0
+    assert capsys.readouterr().out == f"wandb sync {folders[0]} {folders[2]}\n"
+    assert main(["sync", str(tmp_path / "b")]) == 0
+    assert "Nothing to upload" in capsys.readouterr().out
+    monkeypatch.setattr(tracking, "logged_in", lambda: False)
+    assert main(["sync", str(tmp_path / "a")]) == 2
+    assert "run `wandb login`" in capsys.readouterr().err
+    assert main(["sync", str(tmp_path / "nothing")]) == 2
+    assert "is not a run" in capsys.readouterr().err
+
+
 def test_training_does_not_fall_with_its_tracking(tmp_path, monkeypatch, caplog):
     def broken(self):
         raise RuntimeError("wandb fell over")
@@ -88,7 +175,7 @@ def test_training_does_not_fall_with_its_tracking(tmp_path, monkeypatch, caplog)
 
 def test_training_does_not_wait_for_a_mirror_that_hangs(tmp_path, monkeypatch):
     monkeypatch.setattr(Mirror, "start", lambda self: time.sleep(3600))
-    monkeypatch.setattr(Mirror.finish, "__defaults__", (0.2,))
+    monkeypatch.setattr(Mirror.finish, "__defaults__", (None, 0.2))
     began = time.perf_counter()
     _, result = fit(tmp_path, "tracking=offline")
     assert result["status"] == "finished"

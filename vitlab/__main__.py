@@ -5,7 +5,11 @@ import sys
 
 COMMANDS = {
     "train": "train a Vision Transformer: vitlab train [group=option] [key=value] ...",
+    "data": "look at what a composition feeds the model: vitlab data [group=option] [key=value] ...",
+    "schedule": "draw a composition's learning rates: vitlab schedule [group=option] [key=value] ...",
     "evaluate": "read a trained run again: vitlab evaluate RUN",
+    "predict": "say what a trained run takes images for: vitlab predict RUN IMAGE...",
+    "sync": "upload runs that were tracked offline to Weights & Biases: vitlab sync [RUN...]",
 }
 USAGE = """vitlab: train Vision Transformers and answer questions about them
 

@@ -16,7 +16,7 @@ from vitlab.menu import CONF, is_known, known_keys, menu, nearest, unknown_optio
 Node = dict[str, Any]
 
 
-TRUSTED = ("vitlab.", "torch.optim.")  # what a config of one's own may name
+TRUSTED = ("vitlab.", "torch.optim.", "lion_pytorch.", "schedulefree.")  # what a config of one's own may name
 MODELS = ("vitlab.model.",)  # what a stranger's may
 
 
@@ -125,7 +125,8 @@ def explain(error: Exception, overrides: Iterable[str]) -> Exception:
     if found := re.match(r"Could not override '([^']+)'", text):
         key = found[1]
         owners = [f"{group}={option}" for group, option in known_keys().get(key, [])]
-        has = f"; {', '.join(owners)} has it" if owners else nearest(key, known_keys())
+        verb = "have" if len(owners) > 1 else "has"
+        has = f"; {', '.join(owners)} {verb} it" if owners else nearest(key, known_keys())
         return ConfigError(f"{key}: the chosen options have no such key{has}")
     return ConfigError(text.split(" To append")[0])
 
@@ -148,6 +149,11 @@ def locate(target: str, allowed: tuple[str, ...] = TRUSTED) -> Any:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
+        extra = target.partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and error.name == extra != "vitlab":
+            raise ConfigError(
+                f"{target} needs a package of its own: uv sync --extra {extra}, or pip install {extra}"
+            ) from error
         raise ConfigError(f"_target_: {target} does not exist: {error}") from error
     if not (inspect.isclass(found) and f"{found.__module__}.".startswith(allowed)):
         raise refused
@@ -170,7 +176,7 @@ def check(config: Node, path: str = "", allowed: tuple[str, ...] = TRUSTED) -> N
                 raise ConfigError(f"{name}={show(value)}: expected {spell(int, name)}")
     wanted: dict[str, inspect.Parameter] | None = None
     if "_target_" in config:
-        wanted = dict(inspect.signature(locate(str(config["_target_"]), allowed)).parameters)
+        wanted = dict(inspect.signature(locate(str(config["_target_"]), allowed), eval_str=True).parameters)
         missing = [
             n for n, p in wanted.items() if p.default is p.empty and n not in config and p.kind is not p.VAR_KEYWORD
         ]

@@ -9,7 +9,8 @@ from types import MethodType, ModuleType
 
 import torch
 
-SHELLS = ("torchvision", "timm", "timm.data")  # packages whose __init__ imports every model there is
+# Packages whose __init__ imports every model or every dataset there is.
+SHELLS = ("torchvision", "torchvision.datasets", "torchvision.models", "timm", "timm.data")
 
 
 @cache

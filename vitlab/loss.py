@@ -1,12 +1,26 @@
 """Losses, for hard labels and for the soft ones that mixup and CutMix make."""
 
+import math
+
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+Targets = Int[Tensor, " b"] | Float[Tensor, "b classes"]
 
-class CrossEntropy(nn.Module):
-    """Softmax cross-entropy, the mean over a batch.
+
+class Loss(nn.Module):
+    """The contract: the mean over a batch, from logits and labels; and what the model's head starts at for it."""
+
+    def start(self, head: nn.Linear) -> None:
+        """Sets the head's bias where the loss wants one of its own."""
+
+    def forward(self, logits: Float[Tensor, "b classes"], targets: Targets) -> Float[Tensor, ""]:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+
+class CrossEntropy(Loss):
+    """Softmax cross-entropy.
 
     Args:
         label_smoothing: share of each label that is spread over all classes (Szegedy et al. 2016); mixed labels are
@@ -22,7 +36,29 @@ class CrossEntropy(nn.Module):
             raise ValueError(f"loss.label_smoothing={label_smoothing}: must be at least 0 and below 1; 0.1 is usual")
         self.label_smoothing = label_smoothing
 
-    def forward(
-        self, logits: Float[Tensor, "b classes"], targets: Int[Tensor, " b"] | Float[Tensor, "b classes"]
-    ) -> Float[Tensor, ""]:
+    def forward(self, logits: Float[Tensor, "b classes"], targets: Targets) -> Float[Tensor, ""]:
         return functional.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+
+
+class SigmoidCrossEntropy(CrossEntropy):
+    """A yes-or-no question a class, summed over the classes (Beyer et al. 2020; the authors' pre-training loss).
+
+    Args:
+        label_smoothing: as for softmax cross-entropy.
+        head_bias: what the bias of each class starts at; None is -log(classes), so that the first answers are as rare
+            as each class is: -6.9 for ImageNet's 1000, as in the authors' code.
+    """
+
+    def __init__(self, *, label_smoothing: float, head_bias: float | None):
+        super().__init__(label_smoothing=label_smoothing)
+        self.head_bias = head_bias
+
+    def start(self, head: nn.Linear) -> None:
+        nn.init.constant_(head.bias, -math.log(head.out_features) if self.head_bias is None else self.head_bias)
+
+    def forward(self, logits: Float[Tensor, "b classes"], targets: Targets) -> Float[Tensor, ""]:
+        classes = logits.shape[-1]
+        wanted = functional.one_hot(targets, classes).float() if targets.ndim == 1 else targets
+        wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / classes
+        each = functional.binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none")
+        return each.sum(dim=-1).mean()

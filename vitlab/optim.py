@@ -1,12 +1,20 @@
-"""Optimizers: torch's own, over parameter groups that decay or do not."""
+"""Optimizers: parameter groups (what decays, how fast each layer learns), clipping, and Muon."""
 
-from collections.abc import Callable
+import inspect
+import math
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from vitlab.lean import spare_dynamo
+from vitlab.model.attention import Attention
+from vitlab.model.vit import ViT
 
 
 def decays(model: nn.Module) -> dict[str, bool]:
@@ -18,23 +26,71 @@ def decays(model: nn.Module) -> dict[str, bool]:
     return {name: id(p) in weights for name, p in model.named_parameters()}
 
 
-def build(make: Callable[..., Optimizer], model: nn.Module) -> Optimizer:
-    """The optimizer over the model's parameters, with torch's fused kernel where the device has it.
+def layers(model: nn.Module) -> dict[str, int]:
+    """The layer of each parameter, by name: 0 up to the first block, a number a block, then norm, pool and head."""
+    depth = len(model.blocks) if isinstance(model, ViT) else 0
+    ends = {"blocks": 1, "norm": depth + 1, "pool": depth + 1, "head": depth + 1}
+    found = {}
+    for name, _ in model.named_parameters():
+        part, _, rest = name.partition(".")
+        found[name] = ends.get(part, 0) + (int(rest.partition(".")[0]) if part == "blocks" else 0)
+    return found
+
+
+def matrices(model: nn.Module) -> dict[str, int]:
+    """How many hidden matrices each parameter holds, by name: 3 in a joint qkv, 1 in other layers of the blocks."""
+    held = {}
+    for module in model.blocks.modules() if isinstance(model, ViT) else ():
+        if isinstance(module, nn.Linear):
+            held.setdefault(id(module.weight), 1)
+        elif isinstance(module, Attention):
+            held[id(module.qkv.weight)] = 3
+    return {name: held.get(id(p), 0) for name, p in model.named_parameters()}
+
+
+def build(
+    make: Callable[..., Optimizer], model: nn.Module, *, layer_decay: float = 1.0, scale: float = 1.0
+) -> Optimizer:
+    """The optimizer over the model's parameters, with torch's fused kernel where optimizer and device have it.
+
+    Args:
+        make: an optimizer without its parameters.
+        model: whose parameters are grouped.
+        layer_decay: each layer learns at this share of the rate of the one after it (Clark et al. 2020, ELECTRA).
+        scale: what the learning rate is multiplied by.
 
     Raises:
-        ValueError: what torch refuses, such as a negative learning rate.
+        ValueError: what the optimizer refuses, such as a negative learning rate.
     """
-    decay = decays(model)
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for name, p in named if decay[name]]},
-        {"params": [p for name, p in named if not decay[name]], "weight_decay": 0.0},
-    ]
-    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    decay, layer = decays(model), layers(model)
+    held = matrices(model) if getattr(make, "func", make) is Muon else dict.fromkeys(layer, 0)
+    last = max(layer.values(), default=0)
+    groups: dict[tuple[bool, int, int], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        key = decay[name], held[name], layer[name] if layer_decay != 1 else last
+        group = {"params": [], "matrices": key[1], "lr_scale": layer_decay ** (last - key[2])}
+        groups.setdefault(key, group if key[0] else group | {"weight_decay": 0.0})["params"].append(parameter)
+    devices = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    fused = {"fused": True} if devices and "fused" in inspect.signature(make).parameters else {}
     try:
-        return spare_dynamo(make([g for g in groups if g["params"]], fused=fused))
-    except ValueError as error:
-        raise ValueError(f"optimizer: {error}") from error
+        optimizer = make([groups[key] for key in sorted(groups, reverse=True)], **fused)
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"optimizer: {error or 'a value that it refuses'}") from error
+    for group in optimizer.param_groups:
+        group["lr"] *= scale
+    getattr(optimizer, "train", lambda: None)()  # schedule-free ones start in evaluation
+    return spare_dynamo(optimizer)
+
+
+@contextmanager
+def evaluating(optimizer: Optimizer) -> Generator[None]:
+    """The weights as they are judged and kept: schedule-free optimizers train at one point and answer from another."""
+    turn = {name: getattr(optimizer, name, lambda: None) for name in ("eval", "train")}
+    turn["eval"]()
+    try:
+        yield
+    finally:
+        turn["train"]()
 
 
 def clip(model: nn.Module, norm: float | None) -> torch.Tensor:
@@ -44,3 +100,89 @@ def clip(model: nn.Module, norm: float | None) -> torch.Tensor:
     if norm is not None:
         nn.utils.clip_grads_with_norm_(list(model.parameters()), norm, total)
     return total
+
+
+class Muon(Optimizer):
+    """Muon for the matrices inside the blocks, AdamW for everything else (Jordan 2024; Liu et al. 2025).
+
+    Each matrix moves along its momentum made orthogonal, scaled to the size of AdamW's steps (Liu et al.), so that one
+    learning rate and weight decay serve both. torch.optim.Muon is the same for one matrix after the other, in bf16;
+    here all matrices of one shape are made orthogonal together, in fp32 on a CPU, and queries, keys and values apart.
+
+    Args:
+        params: groups; `matrices` of a group says how many matrices each of its parameters holds, 0 for AdamW.
+        lr: learning rate.
+        weight_decay: decoupled, as AdamW's.
+        momentum: of Muon.
+        iterations: of Newton-Schulz.
+        betas: of AdamW.
+        eps: of AdamW.
+        fused: torch's fused kernel for AdamW.
+
+    Raises:
+        ValueError: a negative rate or decay, a momentum outside 0 ... 1.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        iterations: int,
+        betas: tuple[float, float],
+        eps: float,
+        fused: bool = False,
+    ):
+        if not (lr >= 0 and weight_decay >= 0 and 0 <= momentum < 1 and iterations >= 1):
+            raise ValueError(f"Invalid lr={lr}, weight_decay={weight_decay}, momentum={momentum} or {iterations=}")
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.iterations = iterations
+        rest = [group for group in self.param_groups if not group["matrices"]]
+        self.rest = spare_dynamo(AdamW(rest, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused))
+        self.share()
+
+    def share(self) -> None:
+        """AdamW works on this optimizer's own groups and state, so that both are set, saved and loaded as one."""
+        self.rest.param_groups = [group for group in self.param_groups if not group["matrices"]]
+        self.rest.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.share()
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        stacks: dict[torch.Size, list[tuple[dict[str, Any], Tensor, Tensor]]] = defaultdict(list)
+        for group in self.param_groups:
+            for parameter in group["params"] if group["matrices"] else ():
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
+                pieces = update.unflatten(0, (group["matrices"], -1))
+                stacks[pieces.shape[1:]].append((group, parameter, pieces))
+        for shape, members in stacks.items():
+            turned = orthogonal(torch.cat([pieces for _, _, pieces in members]), self.iterations)
+            sizes = [len(pieces) for _, _, pieces in members]
+            for (group, parameter, _), direction in zip(members, turned.split(sizes), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                length = 0.2 * math.sqrt(max(shape))
+                parameter.add_(direction.reshape(parameter.shape).to(parameter.dtype), alpha=-group["lr"] * length)
+        self.rest.step()
+
+
+def orthogonal(stack: Float[Tensor, "n r c"], iterations: int) -> Float[Tensor, "n r c"]:
+    """Each matrix with its singular values brought near 1, by Newton-Schulz iterations (Jordan 2024's coefficients)."""
+    x = stack.bfloat16() if stack.device.type == "cuda" else stack.float()
+    wide = x.shape[1] <= x.shape[2]
+    x = x if wide else x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x if wide else x.mT

@@ -101,6 +101,11 @@ class World:
             distributed.barrier()
 
 
+def alone(device: str | torch.device = "cpu") -> World:
+    """One process, on one device."""
+    return World(0, 1, torch.device(device))
+
+
 @contextmanager
 def world(system: System) -> Generator[World]:
     """Joins the processes that torchrun started, or stands alone."""
@@ -113,7 +118,7 @@ def world(system: System) -> Generator[World]:
     if system.threads is not None:
         torch.set_num_threads(system.threads)
     if size == 1:
-        yield World(0, 1, device)
+        yield alone(device)
         return
     joined = not distributed.is_initialized()
     if joined:

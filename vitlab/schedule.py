@@ -5,7 +5,7 @@ update is not lost to a rate of 0: update w - 1 has the peak exactly, and the la
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 
@@ -84,12 +84,33 @@ class Falling(Schedule):
             raise ValueError(f"schedule.min_lr={self.min_lr}: must be 0 or more")
 
 
+@dataclass(kw_only=True)
 class Cosine(Falling):
-    """Half a cosine (Loshchilov and Hutter 2017)."""
+    """Half a cosine, or several with warm restarts (Loshchilov and Hutter 2017).
+
+    Args:
+        cycles: number of half cosines, of one length.
+        cycle_decay: each restart begins at this share of the peak before it.
+    """
+
+    cycles: int
+    cycle_decay: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cycles < 1:
+            raise ValueError(f"schedule.cycles={self.cycles}: must be at least 1")
+        if not 0 < self.cycle_decay <= 1:
+            raise ValueError(f"schedule.cycle_decay={self.cycle_decay}: must be above 0 and at most 1")
 
     def fall(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
+        if self.cycles > updates:
+            raise ValueError(f"schedule.cycles={self.cycles}: there are {updates} steps after the warm-up")
         (timm,) = modules("timm.scheduler")
-        return timm.CosineLRScheduler(optimizer, t_initial=updates, lr_min=self.min_lr, **common)
+        cycles = {"cycle_limit": self.cycles, "cycle_decay": self.cycle_decay}
+        return timm.CosineLRScheduler(
+            optimizer, t_initial=updates / self.cycles, lr_min=self.min_lr, **cycles, **common
+        )
 
 
 class Linear(Falling):
@@ -106,3 +127,95 @@ class Constant(Schedule):
     def fall(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
         (timm,) = modules("timm.scheduler")
         return timm.StepLRScheduler(optimizer, decay_t=updates, decay_rate=1.0, **common)
+
+
+@dataclass(kw_only=True)
+class Step(Schedule):
+    """The peak, multiplied by a factor at each of some milestones (He et al. 2016).
+
+    Args:
+        milestones: shares of the training, rising.
+        factor: what the learning rate is multiplied by at each.
+    """
+
+    milestones: tuple[float, ...]
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not all(0 < m < 1 for m in self.milestones) or sorted(set(self.milestones)) != list(self.milestones):
+            raise ValueError(
+                f"schedule.milestones={list(self.milestones)}: must be rising shares of the training, such as"
+                " [0.5, 0.75]"
+            )
+        if not 0 < self.factor < 1:
+            raise ValueError(f"schedule.factor={self.factor}: must lie between 0 and 1; 0.1 is usual")
+
+    def fall(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
+        (timm,) = modules("timm.scheduler")
+        warmup = common["warmup_t"]
+        ahead = min(1, warmup)
+        steps = updates + 1 - ahead + warmup
+        places = [round(share * steps) + ahead - warmup + 1 for share in self.milestones]  # timm falls one before
+        if places and places[0] <= ahead:
+            raise ValueError(
+                f"schedule.milestones={list(self.milestones)}: the first falls into the warm-up: raise it, or shorten"
+                " schedule.warmup_fraction"
+            )
+        return timm.MultiStepLRScheduler(optimizer, decay_t=places, decay_rate=self.factor, **common)
+
+
+@dataclass(kw_only=True)
+class Wsd(Falling):
+    """Warm-up, stable, decay: the peak, and a fall at the end that can begin whenever one likes (Hu et al. 2024).
+
+    Args:
+        decay_fraction: the fall as a share of the training.
+        decay: shape of the fall; `1-sqrt` did best in Haegele et al. 2024.
+    """
+
+    decay_fraction: float
+    decay: Literal["linear", "1-sqrt", "cosine"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.decay_fraction <= 1:
+            raise ValueError(f"schedule.decay_fraction={self.decay_fraction}: must be above 0 and at most 1")
+
+    def fall(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
+        (timm,) = modules("timm.scheduler")
+        del common["warmup_prefix"]  # always so in this one
+        length = max(1, round(self.decay_fraction * (updates + common["warmup_t"])))
+        return timm.WSDLRScheduler(
+            optimizer,
+            t_initial=updates,
+            decay_t=min(updates, length),
+            lr_min=self.min_lr,
+            decay_fn=self.decay,
+            **self.stable(common["warmup_t"]),
+            **common,
+        )
+
+    def stable(self, warmup: int) -> dict[str, Any]:
+        """What happens between warm-up and fall, as timm takes it."""
+        return {"stable_fn": "constant"}
+
+
+@dataclass(kw_only=True)
+class Rsqrt(Wsd):
+    """The reciprocal square root of the step, then a fall: trainings of open length (Zhai et al. 2022).
+
+    Args:
+        timescale: steps after which the learning rate has fallen to 1 / sqrt(2) of the peak; None is the warm-up's
+            length.
+    """
+
+    timescale: int | None
+
+    def stable(self, warmup: int) -> dict[str, Any]:
+        timescale = self.timescale if self.timescale is not None else warmup
+        if timescale < 1:
+            raise ValueError(
+                f"schedule.timescale={timescale}: must be at least 1 step; null takes the warm-up's length, which is"
+                f" {warmup} here"
+            )
+        return {"stable_fn": "rsqrt", "stable_timescale": float(timescale)}

@@ -13,8 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from vitlab import pictures
+from vitlab.dataset.examples import Examples
+from vitlab.judge import Judgement
 from vitlab.runs import Run
 
 log = logging.getLogger("vitlab")
@@ -30,8 +35,13 @@ class Tracking:
         entity: user or team; None is the user's default.
         group: runs that belong together.
         name: None is the folder's name.
-        tags: words to filter by.
+        tags: words to filter by; none is one for each option chosen.
         notes: a sentence about the run.
+        mistakes: validation images in the table of the worst mistakes; 0 for no table.
+        confusion: whether the validation images' confusion matrix is sent.
+        histograms: whether weights and gradients are sent as histograms at each evaluation.
+        system: whether W&B watches the machine.
+        checkpoint: whether the best weights are kept as an artifact, with the run's configuration.
 
     Raises:
         ValueError: online without a key.
@@ -44,8 +54,15 @@ class Tracking:
     name: str | None
     tags: tuple[str, ...]
     notes: str | None
+    mistakes: int
+    confusion: bool
+    histograms: bool
+    system: bool
+    checkpoint: bool
 
     def __post_init__(self) -> None:
+        if self.mistakes < 0:
+            raise ValueError(f"tracking.mistakes={self.mistakes}: must be 0 (off) or more")
         if self.mode == "online" and not logged_in():
             raise ValueError(
                 "tracking=online needs a Weights & Biases key, and there is none here: run `wandb login`, or take"
@@ -66,6 +83,19 @@ def logged_in() -> bool:
         return True
 
 
+@dataclass(frozen=True)
+class Views:
+    """What the best weights do on the validation images.
+
+    Args:
+        judgement: of all of them.
+        examples: the images, in the judgement's order.
+    """
+
+    judgement: Judgement
+    examples: Examples
+
+
 class Mirror:
     """A W&B run fed from a thread: training waits for it neither at the start nor at a row, and never falls with it."""
 
@@ -75,6 +105,7 @@ class Mirror:
         self.config = config
         self.rows: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.summary: dict[str, Any] = {}
+        self.views: Views | None = None
         self.thread = threading.Thread(target=self.work, name="wandb", daemon=True)
         if tracking.mode != "off":
             self.thread.start()
@@ -83,10 +114,10 @@ class Mirror:
         if self.thread.is_alive():
             self.rows.put(row)
 
-    def finish(self, summary: dict[str, Any], patience: float = 60.0) -> None:
+    def finish(self, summary: dict[str, Any], views: Views | None = None, patience: float = 60.0) -> None:
         """Waits until everything is written, at most `patience` seconds."""
         if self.thread.is_alive():
-            self.summary = summary
+            self.summary, self.views = summary, views
             self.rows.put(None)
             self.thread.join(patience)
             if self.thread.is_alive():
@@ -96,18 +127,58 @@ class Mirror:
         try:
             with self.start() as remote:
                 while (row := self.rows.get()) is not None:
-                    remote.log(row, step=row["step"])
+                    remote.log({key: drawn(value) for key, value in row.items()}, step=row["step"])
+                if self.views is not None:
+                    remote.log(self.shown(self.views))
+                if self.tracking.checkpoint and self.summary.get("status") == "finished":
+                    remote.log_artifact(self.artifact())
                 remote.summary.update(self.summary)
         except Exception as error:  # tracking must never end a training
             log.warning("Weights & Biases failed (%s); training goes on, metrics.jsonl has everything", error)
+
+    def shown(self, views: Views) -> dict[str, Any]:
+        """The worst mistakes as a table with images, and the confusion matrix, as W&B has them."""
+        import wandb
+
+        judgement, found = views.judgement, {}
+        if self.tracking.mistakes:
+            table = wandb.Table(columns=["image", "true class", "predicted class", "probability", "index"])
+            for m in judgement.mistakes(self.tracking.mistakes):
+                image = wandb.Image(views.examples.image(m.index))
+                table.add_data(image, m.true, m.predicted, m.probability, m.index)
+            found["validation/mistakes"] = table
+        if self.tracking.confusion and len(judgement.classes) <= 100:  # W&B draws no more than 10,000 cells
+            found["validation/confusion"] = wandb.plot.confusion_matrix(
+                y_true=judgement.labels.tolist(),
+                preds=judgement.predicted.tolist(),
+                class_names=list(judgement.classes),
+                title="validation images",
+            )
+        elif self.tracking.confusion:
+            figure = pictures.confusion(judgement, "validation")
+            found["validation/confusion"] = wandb.Image(figure)
+        return found
+
+    def artifact(self) -> Any:
+        """The best weights and the configuration, which together are a model; sent from where they lie."""
+        import wandb
+
+        kept = wandb.Artifact(f"vit-{self.identity()}", type="model", metadata=self.summary)
+        for file in (self.run.best, self.run.config):
+            kept.add_file(str(file), policy="immutable")
+        return kept
+
+    def identity(self) -> str:
+        """W&B's name of this run, the same after a resume."""
+        file = self.run.folder / "wandb-id.txt"
+        if not file.exists():
+            file.write_text(secrets.token_hex(4))
+        return file.read_text().strip()
 
     def start(self) -> Any:
         import wandb
 
         offline = self.tracking.mode == "offline" or (self.tracking.mode == "auto" and not logged_in())
-        identity = self.run.folder / "wandb-id.txt"
-        if not identity.exists():
-            identity.write_text(secrets.token_hex(4))
         known: dict[str, Any] = {
             "project": self.tracking.project,
             "entity": self.tracking.entity,
@@ -115,7 +186,7 @@ class Mirror:
             "name": self.tracking.name or self.run.folder.name,
             "tags": list(self.tracking.tags),
             "notes": self.tracking.notes,
-            "id": identity.read_text().strip(),
+            "id": self.identity(),
             "resume": "allow",
             "dir": str(self.run.folder),
             "config": self.config,
@@ -125,6 +196,7 @@ class Mirror:
                 console="off",
                 disable_git=True,
                 x_save_requirements=False,
+                x_disable_stats=not self.tracking.system,
                 init_timeout=20,
                 finish_timeout=30,
             ),
@@ -136,6 +208,20 @@ class Mirror:
                 raise
             log.warning("Weights & Biases is out of reach (%s): this run is tracked offline", str(error).split("\n")[0])
             return wandb.init(mode="offline", **known)
+
+
+def drawn(value: Any) -> Any:
+    """Counts and edges as W&B's histogram; anything else as it is."""
+    if not isinstance(value, tuple):
+        return value
+    import wandb
+
+    return wandb.Histogram(np_histogram=value)
+
+
+def histogram(values: Tensor, bins: int = 64) -> tuple[Any, Any]:
+    """Counts, and the edges of as many equal widths from the least to the greatest value."""
+    return np.histogram(values.detach().float().cpu().numpy(), bins=bins)
 
 
 class Tracker:
@@ -163,6 +249,7 @@ class Tracker:
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed} < {remaining}]",
         )
         self.shown: dict[str, str] = {}
+        self.histograms: dict[str, tuple[Any, Any]] = {}
 
     def __enter__(self) -> "Tracker":
         return self
@@ -177,12 +264,21 @@ class Tracker:
     def step(self) -> None:
         self.bar.update()
 
+    def watch(self, model: nn.Module) -> None:
+        """Takes the weights and gradients of this step for the mirror's next row, where they are asked for."""
+        if self.mirror and self.mirror.tracking.histograms:
+            for name, parameter in model.named_parameters():
+                self.histograms[f"weights/{name}"] = histogram(parameter)
+                if parameter.grad is not None:
+                    self.histograms[f"gradients/{name}"] = histogram(parameter.grad)
+
     def row(self, row: dict[str, Any]) -> None:
         """One logged step: `step`, `epoch`, `images`, `lr`, `train/loss` ... and what an evaluation adds."""
         if not self.file or not self.mirror:
             return
         self.file.write(json.dumps(row) + "\n")
-        self.mirror.row(row)
+        self.mirror.row(row | self.histograms)
+        self.histograms = {}
         faces = {"images_per_second": ("{:,.0f} images/s", 1), "train/loss": ("loss {:.3f}", 1)}
         faces |= {"train/accuracy": ("accuracy {:.1f} %", 100), "val/accuracy": ("validation {:.1f} %", 100)}
         self.shown |= {key: form.format(row[key] * by) for key, (form, by) in faces.items() if key in row}
@@ -190,10 +286,17 @@ class Tracker:
         if "val/accuracy" in row and self.bar.disable:
             log.info("step %d/%d  %s", row["step"], self.steps, "  ".join(self.shown.values()))
 
-    def finish(self, result: dict[str, Any]) -> None:
+    @property
+    def curious(self) -> bool:
+        """Whether the mirror wants to see what the best weights do on the validation images."""
+        if self.mirror is None or not self.mirror.thread.is_alive():
+            return False
+        return bool(self.mirror.tracking.mistakes or self.mirror.tracking.confusion)
+
+    def finish(self, result: dict[str, Any], views: Views | None) -> None:
         """Tells the mirror what came out."""
         if self.mirror:
-            self.mirror.finish(result)
+            self.mirror.finish(result, views)
 
 
 class Console(logging.Handler):

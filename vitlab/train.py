@@ -6,8 +6,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from vitlab import checkpoint, curves, optim, runs
+from vitlab import checkpoint, curves, judge, optim, runs
 from vitlab.dataset.augment import Augment, evaluation
 from vitlab.dataset.dataset import Dataset
 from vitlab.dataset.examples import Examples
@@ -25,6 +25,7 @@ from vitlab.dataset.seeding import seed_of
 from vitlab.ema import Ema
 from vitlab.files import write_json, write_whole
 from vitlab.interrupt import Interrupt
+from vitlab.loss import Loss
 from vitlab.meter import Meter
 from vitlab.model import count
 from vitlab.model.vit import ViT
@@ -41,7 +42,7 @@ from vitlab.parallel import (
 from vitlab.profile import Trace
 from vitlab.runs import Run
 from vitlab.schedule import Schedule, Started
-from vitlab.tracking import Tracker, Tracking
+from vitlab.tracking import Tracker, Tracking, Views
 
 log = logging.getLogger("vitlab")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,6 +59,10 @@ class Fit:
         batch_size: images an update, over all processes and accumulated parts.
         accumulate: parts that a process's share of the batch is computed in, one after the other.
         clip: largest norm of the gradient; None for none.
+        layer_decay: each layer learns at this share of the rate of the one after it; 1 for one rate.
+        lr_scaling: how optimizer.lr grows with the batch, `linear` (Goyal et al. 2017) or `sqrt` of batch_size /
+            lr_batch_size; `none` takes it as it is.
+        lr_batch_size: the batch that optimizer.lr is meant for.
         precision: of the matrix products; auto is bf16 where the hardware has it, else fp32.
         ema_decay: of the moving average of the weights, which is then what is evaluated and kept; 0 for none.
         evaluate_every: epochs between two evaluations on the validation images.
@@ -75,6 +80,9 @@ class Fit:
     batch_size: int
     accumulate: int
     clip: float | None
+    layer_decay: float
+    lr_scaling: Literal["none", "linear", "sqrt"]
+    lr_batch_size: int
     precision: Precision
     ema_decay: float
     evaluate_every: float
@@ -87,7 +95,9 @@ class Fit:
         said = [f"{key}={value}" for key, value in durations.items() if value is not None]
         if len(said) != 1:
             raise ValueError(f"{' and '.join(said) or 'no duration'}: give one of {', '.join(durations)}")
-        counts = {name: getattr(self, name) for name in ("batch_size", "accumulate", "evaluation_batch_size")}
+        counts = {
+            name: getattr(self, name) for name in ("batch_size", "accumulate", "evaluation_batch_size", "lr_batch_size")
+        }
         for key, value in {**counts, "patience": self.patience}.items():
             if value is not None and value < 1:
                 raise ValueError(f"fit.{key}={value}: must be at least 1")
@@ -95,7 +105,8 @@ class Fit:
         for key, value in {**amounts, **{k.removeprefix("fit."): v for k, v in durations.items()}}.items():
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"fit.{key}={value}: must be above 0")
-
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"fit.layer_decay={self.layer_decay}: must be above 0 and at most 1 (off); 0.75 is usual")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"fit.ema_decay={self.ema_decay}: must be at least 0 (off) and below 1; 0.9999 is usual")
 
@@ -105,6 +116,11 @@ class Fit:
             return self.steps
         images = self.images if self.images is not None else (self.epochs or 0) * examples
         return max(1, math.ceil(images / self.batch_size))
+
+    def lr_factor(self) -> float:
+        """What the learning rate is multiplied by for this batch."""
+        ratio = self.batch_size / self.lr_batch_size
+        return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.lr_scaling]
 
     def evaluations(self, steps: int, steps_per_epoch: float) -> set[int]:
         """After which updates the model is evaluated: every so many epochs, and at the end."""
@@ -125,7 +141,7 @@ class Ready:
     splits: dict[str, Examples]
     augment: Augment
     model: ViT
-    loss: nn.Module
+    loss: Loss
     optimizer: Optimizer
     schedule: Started
     steps: int
@@ -138,7 +154,7 @@ def prepare(
     model: Callable[..., ViT],
     dataset: Dataset,
     augment: Augment,
-    loss: nn.Module,
+    loss: Loss,
     optimizer: Callable[..., Optimizer],
     schedule: Schedule,
     fit: Fit,
@@ -172,7 +188,8 @@ def prepare(
 
     torch.manual_seed(seed_of(seed))
     net = model(image_size=dataset.shape, channels=dataset.channels, classes=len(dataset.classes)).to(world.device)
-    updates = optim.build(optimizer, net)
+    loss.start(net.head.output)
+    updates = optim.build(optimizer, net, layer_decay=fit.layer_decay, scale=fit.lr_factor())
     return Ready(
         seed=seed,
         fit=fit,
@@ -209,7 +226,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
     options, here, device, model = ready.fit, ready.world, ready.world.device, ready.model
     total, parts = ready.steps, options.accumulate
     normalise = Normalise(ready.dataset.mean, ready.dataset.std).to(device)
-    mixer = ready.augment.mixer(len(ready.dataset.classes))
+    batchwise = ready.augment.batchwise(len(ready.dataset.classes), device)
     ema = Ema(model, options.ema_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=ready.precision == "fp16")
     if ready.system.compile:
@@ -226,6 +243,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
         scaler.load_state_dict(state["scaler"])
         ema.load_state_dict(state["ema"])
         log.info("continues from step %d of %d", state["step"], total)
+    log.info("%s", rates(ready))
     start, best, stale, before = state["step"], state["best"], state["stale"], state["seconds"]
 
     if here.first:
@@ -250,8 +268,8 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
             pixels, labels = next(batches)
             images = normalise(pixels.to(device, non_blocking=True))
             targets = labels = labels.to(device, non_blocking=True)
-            if mixer is not None:
-                images, targets = mixer(images, labels, ready.seed, step, here.rank)
+            if batchwise is not None:
+                images, targets = batchwise(images, labels, ready.seed, step, here.rank)
 
             for part, (x, y) in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True)):
                 with gradient_sync(net, on=part == parts - 1), autocast(device, ready.precision):
@@ -261,6 +279,8 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
                 meter.add(step, loss, logits, y)
             scaler.unscale_(ready.optimizer)
             gradient = optim.clip(model, options.clip)
+            if step + 1 in evaluations:
+                tracker.watch(model)
             scaler.step(ready.optimizer)
             scaler.update()
             ready.optimizer.zero_grad()
@@ -287,7 +307,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
                 **means,
             }
             if evaluating:
-                with ema.in_place():
+                with optim.evaluating(ready.optimizer), ema.in_place():
                     scores = evaluate(model, evaluation_batches(ready, "validation"), normalise, here, ready.precision)
                     if not math.isfinite(scores["loss"]):
                         raise NonFinite(step, total, learning_rate(ready.optimizer))
@@ -338,7 +358,12 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
         "device": describe(device),
         "seed": ready.seed,
     }
-    tracker.finish(result)
+    views = None
+    if tracker.curious:  # one process sees all of them
+        batches = evaluation_batches(replace(ready, world=World(0, 1, device)), "validation")
+        judged = judge.predictions(model, batches, normalise, here, ready.precision)
+        views = Views(judge.Judgement.of(*judged, ready.dataset.classes), ready.splits["validation"])
+    tracker.finish(result, views)
     if here.first:
         curves.draw(run.rows(), run.curves, run.folder.name)
         run.write_result(result)
@@ -383,6 +408,22 @@ def evaluate(
     return {"loss": loss / images, "accuracy": right / images}
 
 
+def rates(ready: Ready) -> str:
+    """The learning rate at its peak, and where it comes from."""
+    options, groups = ready.fit, ready.optimizer.param_groups
+    peak = max(group["initial_lr"] * group["lr_scale"] for group in groups)
+    said = f"learning rate {peak:.3g} at its peak"
+    if options.lr_scaling != "none":
+        said += (
+            f": {peak / options.lr_factor():.3g} x {options.lr_factor():.3g}, {options.lr_scaling} in the batch,"
+            f" {options.batch_size} / {options.lr_batch_size}"
+        )
+    if options.layer_decay != 1:
+        least = min(group["initial_lr"] * group["lr_scale"] for group in groups)
+        said += f"; {least:.3g} in the first layer (fit.layer_decay={options.layer_decay})"
+    return said
+
+
 def learning_rate(optimizer: Optimizer) -> float:
     return max(group["lr"] for group in optimizer.param_groups)
 
@@ -391,20 +432,31 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
-def training_batches(ready: Ready, start: int) -> Iterable[Batch]:
+def training_order(ready: Ready, start: int) -> Stream:
+    """Which images each step from `start` on sees."""
     here, train = ready.world, ready.splits["train"]
-    transform = ready.augment.transform(ready.dataset)
-    order = Stream(
+    return Stream(
         examples=len(train),
         batch=ready.fit.batch_size,
         start=start,
         stop=ready.steps,
         seed=ready.seed,
+        shuffle=train.shuffle,
+        repeats=ready.augment.repeats,
         rank=here.rank,
         world=here.size,
     )
+
+
+def training_batches(ready: Ready, start: int) -> Iterable[Batch]:
+    transform = ready.augment.transform(ready.dataset)
     return loader(
-        train, transform, order, seed=ready.seed, workers=workers(ready, transform), pin=here.device.type == "cuda"
+        ready.splits["train"],
+        transform,
+        training_order(ready, start),
+        seed=ready.seed,
+        workers=workers(ready, transform),
+        pin=ready.world.device.type == "cuda",
     )
 
 

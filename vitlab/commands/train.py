@@ -5,14 +5,17 @@ import os
 import sys
 import time
 import traceback
+from dataclasses import replace
 from typing import Any
 
 from vitlab import config as configuration
 from vitlab.commands import DONE, FAILED, refuse
 from vitlab.config import ConfigError, Node, assemble
-from vitlab.menu import CONF, help_text
+from vitlab.menu import CONF, defaults, help_text
 
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc", "--shell-completion")
+
+TAGGED = ("experiment", "dataset", "model", "patch", "augment", "loss", "optimizer", "schedule")
 
 log = logging.getLogger("vitlab")
 
@@ -87,7 +90,8 @@ def run(node: Node, choices: dict[str, str]) -> int:
         return refuse(error)
     system = parts["system"]
     with world(system) as here:
-        name = f"{configuration.slug(config, choices)}-{configuration.identity(config)}"
+        slug = configuration.slug(config, choices)
+        name = f"{slug}-{configuration.identity(config)}"
         folder = runs.find(system.runs, name)
         result = folder.result()
         here.wait()
@@ -96,6 +100,7 @@ def run(node: Node, choices: dict[str, str]) -> int:
                 print(f"This run is finished already; system.retrain=true trains it anew.\n\n{summary(folder, result)}")
             return DONE
         try:
+            parts["tracking"] = called(parts["tracking"], slug, config, choices)
             ready = train.prepare(**parts, world=here)
             if here.first:
                 if result["status"] == "finished":
@@ -123,8 +128,26 @@ def run(node: Node, choices: dict[str, str]) -> int:
     return DONE
 
 
+def called(tracking: Any, slug: str, config: Node, choices: dict[str, str]) -> Any:
+    """The tracking with names where the user gave none: seeds of one configuration are a group, options are tags."""
+    taken = defaults()
+    tags = [
+        f"{group}={option}"
+        for group, option in choices.items()
+        if group in TAGGED or (group.startswith("model/") and taken.get(group) != option)
+    ]
+    seedless = configuration.identity({**config, "seed": 0})
+    return replace(
+        tracking,
+        name=tracking.name or slug,
+        group=tracking.group or f"{slug.rpartition('-')[0]}-{seedless}",
+        tags=tracking.tags or tuple(tag[:64] for tag in tags),  # W&B takes no longer ones
+    )
+
+
 def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -> str:
     """What came out of a run, and what to type next."""
+    offline = any(folder.folder.glob("wandb/offline-run-*"))
     took = f"{result['seconds']:.0f} s of training" + (f", {seconds:.0f} s in all" if seconds else "")
     return "\n".join(
         (
@@ -133,6 +156,7 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             f"test        {result['test/accuracy']:.2%}",
             f"time        {took}, {result['images_per_second']:,.0f} images/s, {result['parameters']:,} parameters",
             f"next        vitlab evaluate {folder.folder}",
-            "            vitlab train -m patch=p1,p2,p4      (the baseline with other patch sizes)",
+            f"            vitlab predict {folder.folder} IMAGE...",
+            *([f"            vitlab sync {folder.folder}      (to Weights & Biases)"] if offline else []),
         )
     )

@@ -27,7 +27,12 @@ class Augment:
         area: smallest and largest share of the area that `resized` keeps.
         flip: chance of a horizontal mirror; only where the dataset says that it keeps the class.
         color_jitter: strength of brightness, contrast and saturation changes.
-        auto_augment: timm's name of a policy, such as `rand-m9-mstd0.5-inc1` (RandAugment, magnitude 9).
+        auto_augment: timm's name of a policy, such as `rand-m9-mstd0.5-inc1` (RandAugment, magnitude 9), `original`
+            (AutoAugment), `augmix-m3-w3` or `3a` (one of grey, solarised and blurred; only this one goes together with
+            color_jitter).
+        erase: chance that a rectangle of an image becomes noise, on the device (random erasing, Zhong et al. 2020).
+        repeats: copies of an image that come one after the other, each augmented anew (Hoffer et al. 2020); an epoch
+            keeps its length and sees 1 / repeats of the images.
         mixup: alpha of mixup's Beta distribution (Zhang et al. 2018).
         cutmix: alpha of CutMix's (Yun et al. 2019).
         mix_probability: share of batches that are mixed.
@@ -46,18 +51,33 @@ class Augment:
         flip: float,
         color_jitter: float,
         auto_augment: str | None,
+        erase: float,
+        repeats: int,
         mixup: float,
         cutmix: float,
         mix_probability: float,
         cutmix_share: float,
     ):
-        chances = {"flip": flip, "pad": pad, "mix_probability": mix_probability, "cutmix_share": cutmix_share}
+        chances = {
+            "flip": flip,
+            "pad": pad,
+            "erase": erase,
+            "mix_probability": mix_probability,
+            "cutmix_share": cutmix_share,
+        }
         for name, value in chances.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"augment.{name}={value}: must be from 0 to 1")
         for name, value in {"mixup": mixup, "cutmix": cutmix, "color_jitter": color_jitter}.items():
             if value < 0:
                 raise ValueError(f"augment.{name}={value}: must be 0 (off) or more")
+        if repeats < 1:
+            raise ValueError(f"augment.repeats={repeats}: must be at least 1 (off); DeiT takes 3")
+        if color_jitter and auto_augment is not None and "3a" not in auto_augment:
+            raise ValueError(
+                f"augment.color_jitter={color_jitter} and augment.auto_augment={auto_augment}: the policy changes"
+                " colours itself: set one of them to 0 or null"
+            )
         if not 0 < area[0] <= area[1] <= 1:
             raise ValueError(f"augment.area={list(area)}: must be two shares, the smaller first, such as [0.08, 1.0]")
         self.crop = crop
@@ -66,6 +86,8 @@ class Augment:
         self.flip = flip
         self.color_jitter = color_jitter
         self.auto_augment = auto_augment
+        self.erase = erase
+        self.repeats = repeats
         self.mixup = mixup
         self.cutmix = cutmix
         self.mix_probability = mix_probability
@@ -102,36 +124,49 @@ class Augment:
             second.transforms = [transforms.Grayscale(3), *second.transforms, transforms.Grayscale(1)]
         return transforms.Compose([*steps, *second.transforms, *last.transforms])
 
-    def mixer(self, classes: int) -> "Mixer | None":
-        """What one training batch goes through; None where that is nothing."""
-        return Mixer(self, classes) if (self.mixup or self.cutmix) and self.mix_probability else None
+    def batchwise(self, classes: int, device: torch.device) -> "Batchwise | None":
+        """What one training batch goes through on the device; None where that is nothing."""
+        mixes = (self.mixup or self.cutmix) and self.mix_probability
+        return Batchwise(self, classes, device, bool(mixes)) if mixes or self.erase else None
 
 
-class Mixer:
-    """mixup and CutMix by timm, for batches of any size, drawn from `key` alone. Smooths no label: the loss does."""
+class Batchwise:
+    """Random erasing, then mixup and CutMix, by timm, on normalised batches of any size where they lie.
 
-    def __init__(self, augment: Augment, classes: int):
-        (timm,) = modules("timm.data.mixup")
-        self.mixup = timm.Mixup(
-            mixup_alpha=augment.mixup,
-            cutmix_alpha=augment.cutmix,
-            prob=augment.mix_probability,
-            switch_prob=augment.cutmix_share,
-            label_smoothing=0.0,
-            num_classes=classes,
-        )
+    Drawn from `key` alone. Smooths no label: the loss does.
+    """
+
+    def __init__(self, augment: Augment, classes: int, device: torch.device, mixes: bool):
+        mixing, erasing = modules("timm.data.mixup", "timm.data.random_erasing")
+        self.erase = None
+        if augment.erase:
+            self.erase = erasing.RandomErasing(probability=augment.erase, mode="pixel", device=device)
+        self.mixup = None
+        if mixes:
+            self.mixup = mixing.Mixup(
+                mixup_alpha=augment.mixup,
+                cutmix_alpha=augment.cutmix,
+                prob=augment.mix_probability,
+                switch_prob=augment.cutmix_share,
+                label_smoothing=0.0,
+                num_classes=classes,
+            )
 
     def __call__(
         self, images: Float[Tensor, "b c y x"], labels: Int[Tensor, " b"], *key: int
-    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b classes"]]:
+    ) -> tuple[Float[Tensor, "b c y x"], Int[Tensor, " b"] | Float[Tensor, "b classes"]]:
         """Mixes image i with the image as far from the batch's end; an odd batch is made even by its first image."""
-        odd = len(images) % 2
-        if odd:
-            images, labels = torch.cat((images, images[:1])), torch.cat((labels, labels[:1]))
         with seeded(*key):
+            if self.erase is not None:
+                images = self.erase(images)
+            if self.mixup is None:
+                return images, labels
+            odd = len(images) % 2
+            if odd:
+                images, labels = torch.cat((images, images[:1])), torch.cat((labels, labels[:1]))
             images, targets = self.mixup(images, labels)
-        end = len(images) - odd
-        return images[:end], targets[:end]
+            end = len(images) - odd
+            return images[:end], targets[:end]
 
 
 def evaluation(dataset: Dataset) -> Transform | None:
@@ -146,8 +181,11 @@ def check_policy(policy: str) -> None:
     """Raises ValueError where timm knows no such policy, or would leave out the words of it that it does not know."""
     (timm,) = modules("timm.data.auto_augment")
     kind, *words = policy.split("-")
-    make = timm.rand_augment_transform if kind == "rand" else timm.auto_augment_transform
-    odd = [word for word in words if not re.fullmatch(r"(m|n|p|w|inc|mstd|mmax|t)[0-9.]+|inc", word)]
+    makers = {"rand": timm.rand_augment_transform, "augmix": timm.augment_and_mix_transform}
+    make = makers.get(kind, timm.auto_augment_transform)
+    odd = [
+        word for word in words if not re.fullmatch(r"(m|n|p|w|inc|mstd|mmax|d|a|b)[0-9.]+|inc|t(weights|3aw?)", word)
+    ]
     try:
         with seeded(0):
             make(policy, {"img_mean": (0,)})

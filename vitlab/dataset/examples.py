@@ -1,5 +1,6 @@
 """Examples: labelled images, in memory or in files. What a dataset gives for each of its splits."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
+
+from vitlab.dataset.preprocess import upright
 
 
 class Examples:
@@ -19,6 +22,19 @@ class Examples:
 
     def image(self, index: int) -> Image.Image:
         raise NotImplementedError(f"{type(self).__name__} has no image")
+
+    def item(self, index: int) -> tuple[Image.Image, int]:
+        """The image and its label; to override where the two are read together."""
+        return self.image(index), int(self.labels[index])
+
+    def shuffle(self, draw: np.random.Generator, batch: int) -> np.ndarray:
+        """The order of one epoch: every index once; to override where some orders are read faster than others.
+
+        Args:
+            draw: where all randomness comes from.
+            batch: images of a step, over all processes.
+        """
+        return draw.permutation(len(self))
 
     def take(self, indices: np.ndarray) -> "Examples":
         """The examples at these indices."""
@@ -71,8 +87,7 @@ class Files(Examples):
     def image(self, index: int) -> Image.Image:
         path = self.paths[index]
         try:
-            with Image.open(path) as image:
-                return image.convert(self.mode)
+            return decoded(path, self.mode)
         except (OSError, SyntaxError, ValueError) as error:
             raise UnreadableImage(path, error) from error
 
@@ -80,11 +95,19 @@ class Files(Examples):
         return Files([self.paths[i] for i in indices], self.labels[indices], self.mode)
 
 
+def decoded(file: Path | BytesIO, mode: str) -> Image.Image:
+    """The image in a file, upright, in one of PIL's modes."""
+    with Image.open(file) as image:
+        return upright(image, mode)
+
+
 class UnreadableImage(ValueError):
     """An image file that cannot be decoded, by name."""
 
-    def __init__(self, path: Path, error: Exception):
-        super().__init__(
-            f"{path} is not a readable image ({error}): mend or remove it, or skip such files with"
-            " dataset.skip_corrupted=true"
-        )
+    def __init__(
+        self,
+        name: Path | str,
+        error: Exception,
+        remedy: str = "mend or remove it, or skip such files with dataset.skip_corrupted=true",
+    ):
+        super().__init__(f"{name} is not a readable image ({error}): {remedy}")

@@ -1,6 +1,6 @@
 """Batches: which images a step sees is a function of (seed, step), how each looks of (seed, epoch, image)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from vitlab.dataset.augment import Transform
 from vitlab.dataset.examples import Examples, Pixels
 from vitlab.dataset.seeding import reseed, seed_of, seeded
 
-Key = tuple[int, int]  # (epoch, index)
+Key = tuple[int, int]  # (round, index): an image looks different in every round; an epoch is `repeats` rounds
+Order = Callable[[np.random.Generator, int], np.ndarray]  # Examples.shuffle
 Batch = tuple[UInt8[Tensor, "b c y x"], Int[Tensor, " b"]]
 
 
@@ -25,41 +26,60 @@ class View(Dataset):
         self.seed = seed
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        indices = [index for _, index in keys]
-        labels = torch.from_numpy(self.examples.labels[indices])
         if self.transform is None:
             assert isinstance(self.examples, Pixels)
-            return self.examples.pixels[indices], labels
-        images = []
+            indices = [index for _, index in keys]
+            return self.examples.pixels[indices], torch.from_numpy(self.examples.labels[indices])
+        images, labels = [], []
         with seeded(self.seed):
-            for epoch, index in keys:
-                image = self.examples.image(index)
-                reseed(self.seed, epoch, index)
+            for key in keys:
+                image, label = self.examples.item(key[1])
+                reseed(self.seed, *key)
                 images.append(torch.as_tensor(self.transform(image)))
-        return torch.stack(images), labels
+                labels.append(label)
+        return torch.stack(images), torch.tensor(labels)
 
 
 class Stream(Sampler):
     """An endless walk through shuffled epochs, cut into batches; every batch is full and none is dropped.
 
-    Place p of the walk is image `permutation(seed, p // n)[p % n]` of n, so a batch may reach into the next epoch, and
+    Place p of the walk is image `shuffle(seed, p // n)[p % n]` of n, so a batch may reach into the next epoch, and
     a run can go on from any step. Of each global batch a process takes its own part.
+
+    With `repeats`, each image comes so many times in a row, augmented differently (repeated augmentation, Hoffer et
+    al. 2020). An epoch is n places all the same, so it shows n / repeats different images.
 
     Args:
         examples: number of training images n.
+        shuffle: order of an epoch, such as `Examples.shuffle`; None is any order, all equally likely.
         batch: images a step, over all processes.
         start: first step.
         stop: the step after the last.
         seed: of the shuffles.
+        repeats: times that each image comes in a row.
         rank: which process this is of `world`.
     """
 
-    def __init__(self, *, examples: int, batch: int, start: int, stop: int, seed: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        *,
+        examples: int,
+        batch: int,
+        start: int,
+        stop: int,
+        seed: int,
+        shuffle: Order | None = None,
+        repeats: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ):
         self.examples = examples
+        self.shuffle = shuffle or (lambda draw, _: draw.permutation(examples))
         self.batch = batch
         self.start = start
         self.stop = stop
         self.seed = seed
+        self.repeats = repeats
         self.rank = rank
         self.world = world
 
@@ -68,16 +88,17 @@ class Stream(Sampler):
 
     def __iter__(self) -> Iterator[list[Key]]:
         share = self.batch // self.world
-        known: tuple[int, list[int]] = (-1, [])
+        known, order = -1, np.arange(0)
         for step in range(self.start, self.stop):
             first = step * self.batch + self.rank * share
             keys = []
             for place in range(first, first + share):
                 epoch, offset = divmod(place, self.examples)
-                if epoch != known[0]:
-                    order = np.random.default_rng(seed_of(self.seed, epoch)).permutation(self.examples)
-                    known = epoch, order.tolist()
-                keys.append((epoch, known[1][offset]))
+                if epoch != known:
+                    draw = np.random.default_rng(seed_of(self.seed, epoch))
+                    known, order = epoch, self.shuffle(draw, max(1, self.batch // self.repeats))
+                image, copy = divmod(offset, self.repeats)
+                keys.append((epoch * self.repeats + copy, int(order[image])))
             yield keys
 
 

@@ -33,6 +33,14 @@ class Resize:
         return image.crop((left, top, left + width, top + height))
 
 
+def upright(image: Image.Image, mode: str) -> Image.Image:
+    """The image turned as its EXIF orientation says, in one of PIL's modes; 16 bits of grey become 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert(mode)
+
+
 def to_pixels(image: Image.Image) -> UInt8[Tensor, "c y x"]:
     """The pixels of a grey or colour image, 0 to 255."""
     pixels = torch.from_numpy(np.array(image))
@@ -81,5 +89,5 @@ class Preprocess:
     def __call__(self, image: Image.Image | str | Path) -> Float[Tensor, "c y x"]:
         if not isinstance(image, Image.Image):
             with Image.open(image) as file:
-                return self(ImageOps.exif_transpose(file))
-        return self.normalise(to_pixels(self.resize(image.convert(self.mode)))[None])[0]
+                return self(file)
+        return self.normalise(to_pixels(self.resize(upright(image, self.mode)))[None])[0]
