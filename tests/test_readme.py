@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from vitlab import config
+from vitlab.menu import table
 from vitlab.model.vit import ViT
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,11 @@ def test_every_module_is_on_the_map():
     for path in (ROOT / "vitlab").rglob("*.py"):
         if path.name != "__init__.py":
             assert path.name in table, path
+
+
+def test_its_table_is_what_can_be_chosen():
+    start, end = (TEXT.index(mark) for mark in ("<!-- options -->", "<!-- /options -->"))
+    assert TEXT[start:end].split("\n", 1)[1].strip() == table(), "python -m vitlab.readme writes it anew"
 
 
 def test_the_position_embedding_of_two_files_works(monkeypatch):

@@ -176,6 +176,37 @@ def test_the_average_is_what_is_evaluated_and_kept(tmp_path):
         assert all(any(torch.equal(a, b) for b in best.values()) for a in average)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "peak", "words"),
+    [
+        ([], 5e-3, "learning rate 0.005 at its peak"),
+        (
+            ["fit.lr_scaling=linear", "fit.lr_batch_size=32"],
+            2.5e-3,
+            "learning rate 0.0025 at its peak: 0.005 x 0.5, linear in the batch, 16 / 32",
+        ),
+        (["fit.lr_scaling=sqrt", "fit.lr_batch_size=64"], 2.5e-3, "0.005 x 0.5, sqrt in the batch, 16 / 64"),
+        (["fit.layer_decay=0.5"], 5e-3, "0.000625 in the first layer (fit.layer_decay=0.5)"),
+    ],
+)
+def test_what_became_of_the_learning_rate_is_said(tmp_path, monkeypatch, caplog, overrides, peak, words):
+    monkeypatch.setattr(train.log, "propagate", True)
+    with caplog.at_level("INFO", "vitlab"):
+        run, _ = fit(tmp_path, *overrides)
+    assert words in caplog.text
+    assert max(row["lr"] for row in run.rows()) == pytest.approx(peak)
+
+
+@pytest.mark.parametrize("optimizer", ["schedulefree", "muon"])
+def test_the_kept_weights_are_those_that_were_judged(tmp_path, optimizer):
+    from vitlab import trained
+
+    run, result = fit(tmp_path, f"optimizer={optimizer}", "optimizer.lr=0.02", "fit.steps=20")
+    scores, _ = trained.evaluate(run.folder)
+    assert scores["val/accuracy"] == result["val/accuracy"]
+    assert scores["val/loss"] == result["val/loss"]
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precisions_train_on_a_cpu_too(tmp_path, precision):
     run, result = fit(tmp_path, f"fit.precision={precision}", "fit.steps=4")
@@ -226,6 +257,10 @@ def test_a_trace_of_the_first_steps_is_written_when_asked_for(tmp_path):
         (["system.device=gpu"], "no such device"),
         (["system.workers=-1"], "system.workers=-1"),
         (["optimizer.lr=-1"], "Invalid learning rate"),
+        (["fit.layer_decay=0"], "fit.layer_decay=0.0"),
+        (["fit.lr_batch_size=0"], "fit.lr_batch_size=0"),
+        (["augment.repeats=0"], "augment.repeats=0"),
+        (["augment=randaugment", "augment.color_jitter=0.4"], "the policy changes colours itself"),
         (["augment.auto_augment=rand-q"], "augment.auto_augment"),
     ],
 )

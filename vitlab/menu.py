@@ -66,6 +66,16 @@ def unknown_option(group: str, option: str, options: Iterable[str]) -> str:
     return f"{group}={option}: there is no such option; {group} is one of {listed}{remedy or nearest(option, options)}"
 
 
+def table() -> str:
+    """Every group and its options as a table in Markdown, what is taken when nothing is said in bold."""
+    taken = defaults()
+    rows = ["| group | options |", "|--|--|"]
+    for group, options in sorted(menu().items(), key=lambda item: item[0].split("/")):
+        names = " ".join(f"**{name}**" if taken.get(group) == name else name for name in options)
+        rows.append(f"| `{'+' if group == 'experiment' else ''}{group}=` | {names} |")
+    return "\n".join(rows)
+
+
 def help_text() -> str:
     """The menu of groups and options, one line each."""
     lines = [

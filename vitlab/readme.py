@@ -1,4 +1,4 @@
-"""The README's figures: `python -m vitlab.readme RUN` draws them into .readme/."""
+"""What the README shows of vitlab: `python -m vitlab.readme [RUN]` writes its table and draws its figures anew."""
 
 import sys
 from pathlib import Path
@@ -10,9 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from vitlab import config, trained
+from vitlab.files import write_whole
 from vitlab.menu import menu as options_of
+from vitlab.menu import table
 from vitlab.runs import Run
 
+MARKS = ("<!-- options -->", "<!-- /options -->")
 INK, SOFT, FILL, CHOSEN = "#1f2933", "#7b8794", "#e8f0fe", "#fff4e0"
 
 
@@ -117,8 +120,17 @@ def learned(run: Run, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def write_table(page: Path) -> None:
+    """Puts the table of what can be chosen between the two marks of the page."""
+    text = page.read_text()
+    start, end = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
+    write_whole(page, lambda part: part.write_text(f"{text[:start]}\n{table()}\n{text[end:]}"))
+
+
 if __name__ == "__main__":
+    write_table(Path("README.md"))
     folder = Path(".readme")
     folder.mkdir(exist_ok=True)
     overview(folder / "model.png")
-    learned(Run(Path(sys.argv[1])), folder / "digits.png")
+    if len(sys.argv) > 1:
+        learned(Run(Path(sys.argv[1])), folder / "digits.png")
