@@ -170,7 +170,12 @@ def prepare(
         DatasetMissing: no images where they were looked for.
     """
     precision = resolve(fit.precision, world.device)
+    fetches = getattr(dataset, "download", False)
+    if fetches and not world.first:
+        world.wait()  # one process fetches, the others read what it fetched
     splits = dataset.splits()
+    if fetches and world.first:
+        world.wait()
     train = splits["train"]
     if fit.batch_size > len(train):
         raise ValueError(f"fit.batch_size={fit.batch_size}: there are {len(train)} training images: use at most that")

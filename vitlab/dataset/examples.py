@@ -1,5 +1,6 @@
 """Examples: labelled images, in memory or in files. What a dataset gives for each of its splits."""
 
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -74,25 +75,31 @@ class Files(Examples):
     """Images in files, of any size, decoded when asked for.
 
     Args:
-        paths: one file an image.
+        paths: one file an image; names in an array, which worker processes share, are kept as they are.
         labels: class of each (n,).
         mode: PIL's name of the mode each is converted to: "RGB" or "L".
+        remedy: what to do about a file that cannot be read.
     """
 
-    def __init__(self, paths: list[Path], labels: np.ndarray, mode: str):
-        self.paths = paths
+    def __init__(self, paths: list[Path] | np.ndarray, labels: np.ndarray, mode: str, remedy: str = "fetch it again"):
+        self.names = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(p) for p in paths], dtype=bytes)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.mode = mode
+        self.remedy = remedy
+
+    @property
+    def paths(self) -> list[Path]:
+        return [Path(os.fsdecode(name)) for name in self.names]
 
     def image(self, index: int) -> Image.Image:
-        path = self.paths[index]
+        path = Path(os.fsdecode(self.names[index]))
         try:
             return decoded(path, self.mode)
         except (OSError, SyntaxError, ValueError) as error:
-            raise UnreadableImage(path, error) from error
+            raise UnreadableImage(path, error, self.remedy) from error
 
     def take(self, indices: np.ndarray) -> "Files":
-        return Files([self.paths[i] for i in indices], self.labels[indices], self.mode)
+        return Files(self.names[indices], self.labels[indices], self.mode, self.remedy)
 
 
 def decoded(file: Path | BytesIO, mode: str) -> Image.Image:
@@ -104,10 +111,5 @@ def decoded(file: Path | BytesIO, mode: str) -> Image.Image:
 class UnreadableImage(ValueError):
     """An image file that cannot be decoded, by name."""
 
-    def __init__(
-        self,
-        name: Path | str,
-        error: Exception,
-        remedy: str = "mend or remove it, or skip such files with dataset.skip_corrupted=true",
-    ):
+    def __init__(self, name: Path | str, error: Exception, remedy: str):
         super().__init__(f"{name} is not a readable image ({error}): {remedy}")

@@ -15,6 +15,7 @@ from vitlab.dataset.examples import Examples, Files, UnreadableImage
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+SKIP = "mend or remove it, or skip such files with dataset.skip_corrupted=true"
 
 Pairs = list[tuple[Path, int]]  # image files and the class of each
 
@@ -94,7 +95,7 @@ class ClassFolders(Dataset):
             if emptied:
                 raise ValueError(f"{folder / self.folder_names[emptied[0]]} has no readable image")
         labels = np.array([label for _, label in pairs], dtype=np.int64)
-        return Files([path for path, _ in pairs], labels, "RGB" if self.channels == 3 else "L")
+        return Files([path for path, _ in pairs], labels, "RGB" if self.channels == 3 else "L", SKIP)
 
 
 @dataclass(kw_only=True)
@@ -199,5 +200,5 @@ def fault(path: Path) -> UnreadableImage | None:
             image.draft("RGB", (32, 32))
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return UnreadableImage(path, error)
+        return UnreadableImage(path, error, SKIP)
     return None
