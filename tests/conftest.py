@@ -1,6 +1,7 @@
 """Shapes and types of vitlab's functions are checked at run time in every test."""
 
 import os
+import tempfile
 
 from jaxtyping import install_import_hook
 
@@ -11,6 +12,7 @@ import torch  # noqa: E402
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_SILENT"] = "true"
+os.environ["WANDB_DATA_DIR"] = tempfile.mkdtemp(prefix="wandb-")  # what W&B stages is not kept
 
 
 @pytest.fixture(autouse=True)

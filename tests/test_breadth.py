@@ -7,7 +7,7 @@ import pytest
 import torch
 from disk import WRITERS
 
-from vitlab import config, train
+from vitlab import config, recipe, train
 from vitlab.config import check, compose
 from vitlab.menu import CONF, menu
 from vitlab.parallel import alone
@@ -21,7 +21,7 @@ GROUPS = ("augment", "loss", "optimizer", "schedule")
 def step(tmp_path, *overrides):
     """One update, one evaluation of validation and test, everything written: a whole run of one step."""
     node = check(compose([*SMALL, *overrides])[0])
-    ready = train.prepare(**config.assemble(node), world=alone())
+    ready = recipe.prepare(**config.assemble(node), world=alone())
     run = Run(tmp_path / "run")
     run.create()
     result = train.fit(ready, run, node)

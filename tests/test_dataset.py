@@ -7,7 +7,7 @@ from disk import write_idx, write_images, write_mnist
 
 from vitlab.dataset.dataset import DatasetMissing
 from vitlab.dataset.digits import Digits
-from vitlab.dataset.examples import Pixels
+from vitlab.dataset.examples import Files, Pixels
 from vitlab.dataset.image_folder import ImageFolder
 from vitlab.dataset.mnist import FashionMnist, Mnist, read_idx
 from vitlab.dataset.split import stratified
@@ -248,3 +248,23 @@ def test_pixels_give_back_the_images_they_hold():
     image = Pixels(pixels, np.array([0, 1])).image(1)
     assert image.size == (5, 4)
     assert torch.equal(torch.from_numpy(np.array(image)).permute(2, 0, 1), pixels[1])
+
+
+def test_photos_are_turned_upright_and_sixteen_bits_become_eight(tmp_path):
+    write_images(tmp_path, n=4)
+    image = Image.new("RGB", (6, 8))
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = image.getexif()
+    exif[0x0112] = 3  # upside down
+    image.save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.full((4, 5), 0x8000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    examples = Files([tmp_path / "turned.png", tmp_path / "deep.png"], np.array([0, 1]), "RGB")
+    assert examples.image(0).getpixel((5, 7)) == (255, 255, 255)
+    assert examples.image(0).getpixel((0, 0)) == (0, 0, 0)
+    assert examples.image(1).getpixel((2, 2)) == (128, 128, 128)
+
+
+def test_an_unreadable_file_says_what_can_be_done_about_it(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"x\.png is not a readable image .*: mend it"):
+        Files([tmp_path / "x.png"], np.array([0]), "RGB", "mend it").image(0)

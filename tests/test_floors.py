@@ -14,6 +14,7 @@ FLOORS = [
     {"vitlab.config", "vitlab.checkpoint", "vitlab.parallel", "vitlab.runs", "vitlab.ema", "vitlab.optim"},
     {"vitlab.judge", "vitlab.pictures"},
     {"vitlab.schedule", "vitlab.loss", "vitlab.meter", "vitlab.tracking", "vitlab.curves"},
+    {"vitlab.recipe"},
     {"vitlab.train"},
     {"vitlab.trained", "vitlab.predict"},
     {"vitlab.bench", "vitlab.readme"},

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from test_dataset import write_images
 
-from vitlab import config, train
+from vitlab import config, recipe, train
 from vitlab.__main__ import main
 from vitlab.commands import data, schedule
 from vitlab.config import check, compose
@@ -15,7 +15,7 @@ TINY = ["tracking=off", "model.width=8", "model.depth=2", "model.heads=1"]
 
 
 def ready(*overrides):
-    return train.prepare(**config.assemble(check(compose([*TINY, *overrides])[0])), world=alone())
+    return recipe.prepare(**config.assemble(check(compose([*TINY, *overrides])[0])), world=alone())
 
 
 def test_data_says_what_the_model_is_fed(tmp_path, capsys):
@@ -50,7 +50,7 @@ def test_the_picture_has_each_image_as_it_is_and_as_training_sees_it():
     shown = [np.asarray(image.get_array()) for image in axes.get_images()]
     assert len(shown) == 8
     composed = ready("fit.batch_size=8")
-    first, _ = next(iter(train.training_batches(composed, 0)))
+    first, _ = next(iter(recipe.training_batches(composed, 0)))
     for image, pixels in zip(shown, first, strict=True):
         assert image.shape == (8, 17, 3)
         assert (image[:, :8, 0] == pixels[0].numpy()).all()

@@ -2,8 +2,10 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_train import fit
 
 from vitlab import config, tracking
@@ -96,8 +98,7 @@ def test_the_mirror_is_shown_mistakes_confusions_histograms_and_the_best_weights
     assert content["columns"] == ["image", "true class", "predicted class", "probability", "index"]
     wrong = round(144 * (1 - result["val/accuracy"]))
     assert len(content["data"]) == min(5, wrong) > 0
-    for image, true, predicted, probability, _ in content["data"]:
-        assert (media / image["path"]).is_file()
+    for _, true, predicted, probability, _ in content["data"]:
         assert true != predicted
         assert 0.1 <= probability <= 1
     assert [row[3] for row in content["data"]] == sorted((row[3] for row in content["data"]), reverse=True)
@@ -109,7 +110,14 @@ def test_the_mirror_is_shown_mistakes_confusions_histograms_and_the_best_weights
         drawn = [row[f"{kind}/head.output.weight"] for row in evaluated]
         assert [sum(d["values"]) for d in drawn] == [160] * len(evaluated)
     assert not any(key.startswith(("weights/", "gradients/")) for row in run.rows() for key in row)
-    (kept,) = [r.artifact for r in records if r.WhichOneof("record_type") == "artifact" and r.artifact.type == "model"]
+    artifacts = [r.artifact for r in records if r.WhichOneof("record_type") == "artifact"]
+    (images,) = [a.manifest.contents for a in artifacts if "validationmistakes" in a.name]
+    pictures = [Path(entry.local_path) for entry in images if entry.path.endswith(".png")]
+    assert len(pictures) == len(content["data"])
+    for picture in pictures:
+        with Image.open(picture) as image:
+            assert image.size == (8, 8)
+    (kept,) = [a for a in artifacts if a.type == "model"]
     assert {entry.path for entry in kept.manifest.contents} == {"best.pt", "config.yaml"}
 
 

@@ -13,7 +13,7 @@ import yaml
 from test_config import check, compose
 
 import vitlab
-from vitlab import checkpoint, config, train
+from vitlab import checkpoint, config, recipe, train
 from vitlab.parallel import World, resolve, world
 from vitlab.runs import Run, find
 
@@ -36,7 +36,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 def fit(tmp_path, *overrides, name="run", here=ALONE):
     node = check(compose([*SMALL, f"system.runs={tmp_path}", *overrides])[0])
-    ready = train.prepare(**config.assemble(node), world=here)
+    ready = recipe.prepare(**config.assemble(node), world=here)
     run = Run(tmp_path / name)
     run.create()
     return run, train.fit(ready, run, node)

@@ -282,7 +282,7 @@ def build(node: Any, allowed: tuple[str, ...] = TRUSTED, **more: Any) -> Any:
 
 
 def assemble(config: Node) -> dict[str, Any]:
-    """The objects of a checked configuration, as `train.prepare` takes them."""
+    """The objects of a checked configuration, as `recipe.prepare` takes them."""
     parts = {key: build(value) for key, value in config.items() if key not in ("patch", "seed", "model")}
     if config["seed"] < 0:
         raise ValueError(f"seed={config['seed']}: must be 0 or more")

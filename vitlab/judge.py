@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitlab.dataset.loader import Batch
 from vitlab.dataset.preprocess import Normalise
-from vitlab.parallel import World
+from vitlab.parallel import World, autocast
 
 BINS = 15  # of equal width, as in Guo et al. 2017
 Array = np.ndarray
@@ -224,10 +224,9 @@ def predictions(
         precision: fp32, bf16 or fp16.
     """
     witness, labels, training = Witness(model), [], model.training
-    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     model.eval()
     for pixels, of_batch in batches:
-        with torch.autocast(here.device.type, dtype=low, enabled=low is not None):
+        with autocast(here.device, precision):
             witness(normalise(pixels.to(here.device, non_blocking=True)))
         labels.append(of_batch)
     model.train(training)

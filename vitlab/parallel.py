@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(kw_only=True)
@@ -169,6 +170,11 @@ def resolve(precision: Precision, device: torch.device) -> Literal["fp32", "bf16
     if precision == "auto":
         return "bf16" if native else "fp32"
     return precision
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Matrix products in this precision, one of `DTYPES`; fp32 leaves everything as it is."""
+    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
 def describe(device: torch.device) -> str:

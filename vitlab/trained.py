@@ -21,7 +21,7 @@ from vitlab.dataset.loader import Batch, Once, loader
 from vitlab.dataset.preprocess import Normalise, Preprocess, to_pixels, upright
 from vitlab.judge import Judgement, Witness
 from vitlab.model.vit import ViT
-from vitlab.parallel import World
+from vitlab.parallel import DTYPES, World
 from vitlab.runs import Run
 
 DATASETS = ("vitlab.dataset.",)  # what a stranger's dataset may name
@@ -181,7 +181,7 @@ def measure(
     """
     folder = Run(Path(run))
     config, precision = read_config(folder), folder.result().get("precision", "fp32")
-    if precision not in train.DTYPES:
+    if precision not in DTYPES:
         raise ConfigError(f"{folder.folder}/result.json: no such precision, {precision!r}")
     if not foreign and tuple(dataset.classes) != model.classes:
         raise ConfigError(

@@ -12,7 +12,7 @@ from vitlab.commands import DONE, refuse
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vitlab.train import Ready
+    from vitlab.recipe import Ready
 
 SHOWN = 24  # images of the picture
 SAMPLE = 2000  # training images whose pixels are measured
@@ -30,11 +30,11 @@ def main(words: list[str]) -> int:
     from vitlab import config, pictures
 
     try:
-        from vitlab import train
+        from vitlab import recipe
         from vitlab.parallel import alone
 
         parts = config.assemble(config.check(config.compose(options.overrides)[0]))
-        ready = train.prepare(**parts, world=alone())
+        ready = recipe.prepare(**parts, world=alone())
         print(facts(ready))
         pictures.save(picture(ready), options.save)
     except (ValueError, OSError) as error:
@@ -100,16 +100,16 @@ def picture(ready: "Ready") -> "Figure":
     import torch
     from PIL import Image
 
-    from vitlab import pictures, train
+    from vitlab import pictures, recipe
     from vitlab.dataset.augment import evaluation
     from vitlab.dataset.loader import View
     from vitlab.dataset.preprocess import Normalise
 
     data = ready.dataset
     few = replace(ready, fit=replace(ready.fit, batch_size=min(SHOWN, ready.fit.batch_size), accumulate=1), steps=1)
-    keys = next(iter(train.training_order(few, 0)))
+    keys = next(iter(recipe.training_order(few, 0)))
     before, _ = View(ready.splits["train"], evaluation(data), 0).__getitems__(keys)
-    pixels, labels = next(iter(train.training_batches(few, 0)))
+    pixels, labels = next(iter(recipe.training_batches(few, 0)))
     images = Normalise(data.mean, data.std)(pixels)
     targets = labels
     batchwise = ready.augment.batchwise(len(data.classes), torch.device("cpu"))

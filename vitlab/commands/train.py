@@ -79,7 +79,7 @@ def rehearse(overrides: list[str]) -> None:
 
 def run(node: Node, choices: dict[str, str]) -> int:
     """One training, from its configuration to its summary."""
-    from vitlab import runs, train
+    from vitlab import recipe, runs, train
     from vitlab.parallel import world
     from vitlab.tracking import logging_to
 
@@ -101,7 +101,7 @@ def run(node: Node, choices: dict[str, str]) -> int:
             return DONE
         try:
             parts["tracking"] = called(parts["tracking"], slug, config, choices)
-            ready = train.prepare(**parts, world=here)
+            ready = recipe.prepare(**parts, world=here)
             if here.first:
                 if result["status"] == "finished":
                     print(f"The finished run is kept as {runs.set_aside(folder)}")

@@ -1,0 +1,261 @@
+"""The recipe: what a training is made of, checked before anything is written, and the batches it sees."""
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer
+
+from vitlab import optim
+from vitlab.dataset.augment import Augment, evaluation
+from vitlab.dataset.dataset import Dataset
+from vitlab.dataset.examples import Examples
+from vitlab.dataset.loader import Batch, Once, Stream, loader
+from vitlab.dataset.seeding import seed_of
+from vitlab.loss import Loss
+from vitlab.model.vit import ViT
+from vitlab.parallel import Precision, System, World, resolve
+from vitlab.schedule import Schedule, Started
+from vitlab.tracking import Tracking
+
+
+@dataclass(kw_only=True)
+class Fit:
+    """What a recipe counts.
+
+    Args:
+        epochs: passes over the training images; or
+        steps: optimizer updates; or
+        images: training images seen.
+        batch_size: images an update, over all processes and accumulated parts.
+        accumulate: parts that a process's share of the batch is computed in, one after the other.
+        clip: largest norm of the gradient; None for none.
+        layer_decay: each layer learns at this share of the rate of the one after it; 1 for one rate.
+        lr_scaling: how optimizer.lr grows with the batch, `linear` (Goyal et al. 2017) or `sqrt` of batch_size /
+            lr_batch_size; `none` takes it as it is.
+        lr_batch_size: the batch that optimizer.lr is meant for.
+        precision: of the matrix products; auto is bf16 where the hardware has it, else fp32.
+        ema_decay: of the moving average of the weights, which is then what is evaluated and kept; 0 for none.
+        evaluate_every: epochs between two evaluations on the validation images.
+        evaluation_batch_size: images a step there.
+        patience: evaluations without a better one after which the training ends; None for never.
+        one_batch: train on the same batch again and again.
+
+    Raises:
+        ValueError: a value that cannot be.
+    """
+
+    epochs: float | None
+    steps: int | None
+    images: int | None
+    batch_size: int
+    accumulate: int
+    clip: float | None
+    layer_decay: float
+    lr_scaling: Literal["none", "linear", "sqrt"]
+    lr_batch_size: int
+    precision: Precision
+    ema_decay: float
+    evaluate_every: float
+    evaluation_batch_size: int
+    patience: int | None
+    one_batch: bool
+
+    def __post_init__(self) -> None:
+        durations = {"fit.epochs": self.epochs, "fit.steps": self.steps, "fit.images": self.images}
+        said = [f"{key}={value}" for key, value in durations.items() if value is not None]
+        if len(said) != 1:
+            raise ValueError(f"{' and '.join(said) or 'no duration'}: give one of {', '.join(durations)}")
+        counts = {
+            name: getattr(self, name) for name in ("batch_size", "accumulate", "evaluation_batch_size", "lr_batch_size")
+        }
+        for key, value in {**counts, "patience": self.patience}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"fit.{key}={value}: must be at least 1")
+        amounts = {"clip": self.clip, "evaluate_every": self.evaluate_every}
+        for key, value in {**amounts, **{k.removeprefix("fit."): v for k, v in durations.items()}}.items():
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"fit.{key}={value}: must be above 0")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"fit.layer_decay={self.layer_decay}: must be above 0 and at most 1 (off); 0.75 is usual")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"fit.ema_decay={self.ema_decay}: must be at least 0 (off) and below 1; 0.9999 is usual")
+
+    def total(self, examples: int) -> int:
+        """The training in optimizer updates."""
+        if self.steps is not None:
+            return self.steps
+        images = self.images if self.images is not None else (self.epochs or 0) * examples
+        return max(1, math.ceil(images / self.batch_size))
+
+    def lr_factor(self) -> float:
+        """What the learning rate is multiplied by for this batch."""
+        ratio = self.batch_size / self.lr_batch_size
+        return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.lr_scaling]
+
+    def evaluations(self, steps: int, steps_per_epoch: float) -> set[int]:
+        """After which updates the model is evaluated: every so many epochs, and at the end."""
+        gap = max(1.0, self.evaluate_every * steps_per_epoch)
+        return {round(gap * i) for i in range(1, math.floor(steps / gap + 0.5))} | {steps}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """Everything a training needs, checked."""
+
+    seed: int
+    fit: Fit
+    system: System
+    world: World
+    tracking: Tracking
+    dataset: Dataset
+    splits: dict[str, Examples]
+    augment: Augment
+    model: ViT
+    loss: Loss
+    optimizer: Optimizer
+    schedule: Started
+    steps: int
+    steps_per_epoch: float
+    precision: str
+
+
+def prepare(
+    *,
+    model: Callable[..., ViT],
+    dataset: Dataset,
+    augment: Augment,
+    loss: Loss,
+    optimizer: Callable[..., Optimizer],
+    schedule: Schedule,
+    fit: Fit,
+    system: System,
+    tracking: Tracking,
+    world: World,
+    seed: int,
+) -> Ready:
+    """Reads the images, builds the model, and refuses what cannot be trained, before anything is written.
+
+    Raises:
+        ValueError: values that do not go together, each named with a way out.
+        DatasetMissing: no images where they were looked for.
+    """
+    precision = resolve(fit.precision, world.device)
+    fetches = getattr(dataset, "download", False)
+    if fetches and not world.first:
+        world.wait()  # one process fetches, the others read what it fetched
+    splits = dataset.splits()
+    if fetches and world.first:
+        world.wait()
+    train = splits["train"]
+    if fit.batch_size > len(train):
+        raise ValueError(f"fit.batch_size={fit.batch_size}: there are {len(train)} training images: use at most that")
+    if fit.batch_size % (world.size * fit.accumulate):
+        raise ValueError(
+            f"fit.batch_size={fit.batch_size} cannot be cut into {world.size} process(es) x fit.accumulate="
+            f"{fit.accumulate} equal parts: use a multiple of {world.size * fit.accumulate}"
+        )
+    if fit.one_batch:
+        first = next(iter(Stream(examples=len(train), batch=fit.batch_size, start=0, stop=1, seed=seed)))
+        splits["train"] = train = train.take(torch.tensor([index for _, index in first]).numpy())
+    steps = fit.total(len(train))
+    steps_per_epoch = len(train) / fit.batch_size
+    augment.transform(dataset)
+
+    torch.manual_seed(seed_of(seed))
+    net = model(image_size=dataset.shape, channels=dataset.channels, classes=len(dataset.classes)).to(world.device)
+    loss.start(net.head.output)
+    updates = optim.build(optimizer, net, layer_decay=fit.layer_decay, scale=fit.lr_factor())
+    return Ready(
+        seed=seed,
+        fit=fit,
+        system=system,
+        world=world,
+        tracking=tracking,
+        dataset=dataset,
+        splits=splits,
+        augment=augment,
+        model=net,
+        loss=loss.to(world.device),
+        optimizer=updates,
+        schedule=schedule.start(updates, steps, steps_per_epoch),
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        precision=precision,
+    )
+
+
+def rates(ready: Ready) -> str:
+    """The learning rate at its peak, and where it comes from."""
+    options, groups = ready.fit, ready.optimizer.param_groups
+    peak = max(group["initial_lr"] * group["lr_scale"] for group in groups)
+    said = f"learning rate {peak:.3g} at its peak"
+    if options.lr_scaling != "none":
+        said += (
+            f": {peak / options.lr_factor():.3g} x {options.lr_factor():.3g}, {options.lr_scaling} in the batch,"
+            f" {options.batch_size} / {options.lr_batch_size}"
+        )
+    if options.layer_decay != 1:
+        least = min(group["initial_lr"] * group["lr_scale"] for group in groups)
+        said += f"; {least:.3g} in the first layer (fit.layer_decay={options.layer_decay})"
+    return said
+
+
+def training_order(ready: Ready, start: int) -> Stream:
+    """Which images each step from `start` on sees."""
+    here, train = ready.world, ready.splits["train"]
+    return Stream(
+        examples=len(train),
+        batch=ready.fit.batch_size,
+        start=start,
+        stop=ready.steps,
+        seed=ready.seed,
+        shuffle=train.shuffle,
+        repeats=ready.augment.repeats,
+        rank=here.rank,
+        world=here.size,
+    )
+
+
+def training_batches(ready: Ready, start: int) -> Iterable[Batch]:
+    transform = ready.augment.transform(ready.dataset)
+    return loader(
+        ready.splits["train"],
+        transform,
+        training_order(ready, start),
+        seed=ready.seed,
+        workers=workers(ready, transform),
+        pin=ready.world.device.type == "cuda",
+    )
+
+
+def evaluation_batches(ready: Ready, split: str) -> Iterable[Batch]:
+    here, examples, transform = ready.world, ready.splits[split], evaluation(ready.dataset)
+    order = Once(examples=len(examples), batch=ready.fit.evaluation_batch_size, rank=here.rank, world=here.size)
+    return loader(examples, transform, order, workers=workers(ready, transform), pin=here.device.type == "cuda")
+
+
+def workers(ready: Ready, transform: object) -> int:
+    """Processes that read images: some for a GPU or for files; none where they would take a core from the training."""
+    if ready.system.workers != "auto":
+        return ready.system.workers
+    if transform is None or (ready.world.device.type == "cpu" and ready.dataset.size is not None):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores // ready.world.size)
+
+
+def facts(ready: Ready) -> dict[str, Any]:
+    """What a trained model needs to be used: sizes, classes, and what its images go through."""
+    data = ready.dataset
+    return {
+        "image_size": list(data.shape),
+        "channels": data.channels,
+        "classes": list(data.classes),
+        "crop": data.evaluation_crop if data.size is None else 1.0,
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
