@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from disk import write_idx, write_images, write_mnist
+from PIL import Image
 
 from vitlab.dataset.dataset import DatasetMissing
 from vitlab.dataset.digits import Digits
