@@ -293,6 +293,7 @@ WRITERS: dict[str, Writer] = {
     "digits": lambda root, monkeypatch: [],
     "synthetic": lambda root, monkeypatch: ["dataset.examples=64"],
     "mnist": at_root(lambda root, _: write_mnist(root)),
+    "kmnist": at_root(lambda root, _: write_mnist(root / "KMNIST" / "raw")),
     "fashion_mnist": at_root(lambda root, _: write_mnist(root / "FashionMNIST" / "raw")),
     "image_folder": at_root(lambda root, _: write_images(root)),
     "imagenet": at_root(lambda root, _: write_imagenet(root), HALF),

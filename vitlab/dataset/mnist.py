@@ -110,3 +110,15 @@ class FashionMnist(Mnist):
     folder = "FashionMNIST"
     elsewhere = ("/usr/share/datasets/fashion-mnist",)
     package = " (on Debian: apt-get install dataset-fashion-mnist)"
+
+
+class Kmnist(Mnist):
+    """Cursive Japanese characters in MNIST's format (Clanuwat et al. 2018); mean and std are the commonly published."""
+
+    classes = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+    mean = (0.1918,)
+    std = (0.3483,)
+    citation = "Clanuwat et al. 2018, Deep learning for classical Japanese literature"
+
+    name = "kmnist"
+    folder = "KMNIST"
