@@ -161,7 +161,12 @@ def test_the_bare_command_lists_the_commands(words, status, capsys):
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("vitlab tr", "train"), ("vitlab train patch=", "patch=p16"), ("vitlab train model/pos", "model/position=")],
+    [
+        ("vitlab tr", "train"),
+        ("vitlab train patch=", "patch=p16"),
+        ("vitlab data dataset=ci", "dataset=cifar10"),
+        ("vitlab train model/pos", "model/position="),
+    ],
 )
 def test_the_tab_key_completes(line, expected):
     done = vitlab("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))

@@ -6,13 +6,15 @@ from collections.abc import Iterable
 from vitlab.commands import DONE
 from vitlab.commands.train import hydra_main
 
+COMPOSING = ("train", "data", "schedule")
+
 
 def complete_line(words: list[str], commands: Iterable[str]) -> int:
-    """Answers the shell's question for completions; after `vitlab train` Hydra knows them."""
+    """Answers the shell's question for completions; after a command that composes, Hydra knows them."""
     line = os.environ.get("COMP_LINE", "")
     program, _, rest = line.partition(" ")
     command, space, overrides = rest.partition(" ")
-    if "query" in "".join(words) and not (command == "train" and space):
+    if "query" in "".join(words) and not (command in COMPOSING and space):
         print(" ".join(name for name in commands if name.startswith(command)))
         return DONE
     os.environ["COMP_LINE"] = f"{program} {overrides}"
