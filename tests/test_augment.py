@@ -5,6 +5,7 @@ import pytest
 import torch
 from test_dataset import COMMON, FOLDER, write_images
 
+from vitlab import config
 from vitlab.dataset.augment import Augment, evaluation
 from vitlab.dataset.digits import Digits
 from vitlab.dataset.image_folder import ImageFolder
@@ -12,6 +13,7 @@ from vitlab.dataset.loader import Once, Stream, loader
 from vitlab.dataset.preprocess import Normalise, Preprocess, Resize
 from vitlab.dataset.seeding import seed_of, seeded
 from vitlab.dataset.synthetic import Synthetic
+from vitlab.menu import menu
 
 OFF = {
     "crop": "none",
@@ -279,3 +281,17 @@ def test_preprocess_takes_any_mode_and_turns_photos_upright(tmp_path):
     exif[0x0112] = 3  # upside down
     image.save(tmp_path / "turned.png", exif=exif)
     assert preprocess(tmp_path / "turned.png")[:, 7, 5].tolist() == pytest.approx([1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("option", menu()["augment"])
+def test_every_augmentation_works_at_whatever_strength_it_draws(option):
+    for dataset in (digits(), colours(32)):
+        transform = config.build(config.compose([f"augment={option}"])[0]["augment"]).transform(dataset)
+        train = dataset.splits()["train"]
+        if transform is None:
+            continue
+        for draw in range(400):
+            with seeded(draw):
+                pixels = transform(train.image(draw % len(train)))
+            assert tuple(pixels.shape) == (dataset.channels, *dataset.shape)
+            assert pixels.dtype == torch.uint8

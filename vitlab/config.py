@@ -236,7 +236,8 @@ def spell(hint: Any, path: str) -> str:
     if origin is typing.Literal:
         return "one of " + ", ".join(str(a) for a in args)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(spell(a, path) for a in args))
+        plain = [a for a in args if a in (int, float, bool, str, type(None)) or typing.get_origin(a)]
+        return " or ".join(dict.fromkeys(spell(a, path) for a in plain or args))
     if origin in (tuple, list):
         return (
             f"a list of {spell(args[0], path)}"

@@ -60,6 +60,7 @@ def facts(ready: "Ready") -> str:
     for name, count in counts.items():
         least, most = int(count.argmin()), int(count.argmax())
         span = f"{count[least]:,} ({data.classes[least]}) to {count[most]:,} ({data.classes[most]})"
+        span = span if count[least] < count[most] else f"{count[most]:,}"
         lines.append(f"{name:<12}{count.sum():>10,}   {span}")
     if len(data.classes) <= LISTED:
         wide = max(12, *(len(name) + 2 for name in data.classes))
@@ -120,9 +121,9 @@ def picture(ready: "Ready") -> "Figure":
     gap = torch.full((*before.shape[:3], max(1, before.shape[3] // 16)), 255, dtype=torch.uint8)
     pairs = torch.cat((before, gap, after), dim=3).permute(0, 2, 3, 1).numpy()
     sheet = [Image.fromarray(pair[:, :, 0] if pair.shape[2] == 1 else pair) for pair in pairs]
-    bars = []
+    names, bars = [], []
     for target in targets:
-        hard = not target.ndim
-        shares = [(int(target), 1.0)] if hard else [(i, float(target[i])) for i in target.argsort(descending=True)[:2]]
+        shares = [(int(i), float(target[i])) for i in target.argsort(descending=True)[:2]] if target.ndim else []
+        names.append("" if target.ndim else data.classes[int(target)])
         bars.append([pictures.Bar(data.classes[i], share, pictures.PALE) for i, share in shares if share > 0])
-    return pictures.sheet(sheet, [""] * len(sheet), bars, "as it is, and as the model sees it in training")
+    return pictures.sheet(sheet, names, bars, "as it is, and as the model sees it in training")

@@ -44,7 +44,12 @@ def hydra_main(words: list[str], many: bool) -> int:
     outcomes: list[int] = []
 
     def app(composed: Any) -> None:
-        node, choices = configuration.plain(composed, HydraConfig.get().runtime.choices)
+        sys.argv = typed  # what the user typed is what a run records
+        try:
+            node, choices = configuration.plain(composed, HydraConfig.get().runtime.choices)
+        except ConfigError as error:  # said by us: Hydra would say it in its own words as well
+            outcomes.append(refuse(error))
+            return
         outcomes.append(run(node, choices))
         if many and outcomes[-1] >= 128:
             raise SystemExit(outcomes[-1])  # a signal asked to leave: the jobs that follow leave too
@@ -79,6 +84,8 @@ def rehearse(overrides: list[str]) -> None:
 
 def run(node: Node, choices: dict[str, str]) -> int:
     """One training, from its configuration to its summary."""
+    import torch
+
     from vitlab import recipe, runs, train
     from vitlab.parallel import world
     from vitlab.tracking import logging_to
@@ -119,8 +126,17 @@ def run(node: Node, choices: dict[str, str]) -> int:
             except Exception as error:
                 if here.first:
                     folder.write_result({"status": "failed", "error": str(error), "seed": ready.seed})
-                if isinstance(error, ArithmeticError | ValueError | OSError) and not os.environ.get("VITLAB_TRACEBACK"):
+                if os.environ.get("VITLAB_TRACEBACK"):
+                    log.error("%s", traceback.format_exc())
+                elif isinstance(error, ArithmeticError | ValueError | OSError):
                     log.error("vitlab: %s", error)
+                elif isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                    log.error(
+                        "vitlab: out of memory with %d images of %d tokens at once: take a larger patch, such as"
+                        " patch=p16, a smaller dataset.image_size, or more parts of a batch (fit.accumulate)",
+                        ready.fit.batch_size // (here.size * ready.fit.accumulate),
+                        ready.model.grid.tokens,
+                    )
                 else:
                     log.error("%s", traceback.format_exc())
                 return FAILED
