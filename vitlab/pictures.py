@@ -174,7 +174,8 @@ def sheet(images: Sequence[Image.Image], names: Sequence[str], bars: Sequence[Se
     heading = wrap(title, int(columns * (side + space) / 0.095))
     top = 0.1 + 0.2 * len(heading) + (0.15 if heading else 0)
     name_line = 0.2 if any(names) else 0.0
-    height = name_line + side + max(map(len, bars), default=0) * line + 2 * space
+    tall = side * min(1.0, max((image.height / image.width for image in images), default=1.0))
+    height = name_line + tall + max(map(len, bars), default=0) * line + 2 * space
     size = (columns * (side + space) + space, top + rows * height)
     figure = blank(*size, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -187,10 +188,10 @@ def sheet(images: Sequence[Image.Image], names: Sequence[str], bars: Sequence[Se
         )
         scale = side / max(image.size)
         wide, high = image.width * scale, image.height * scale
-        x, y = left + (side - wide) / 2, up + name_line + (side - high) / 2
+        x, y = left + (side - wide) / 2, up + name_line + (tall - high) / 2
         axes.imshow(np.asarray(image.convert("RGB")), extent=(x, x + wide, y + high, y))
         for number, bar in enumerate(below):
-            y = up + name_line + side + 0.05 + number * line
+            y = up + name_line + tall + 0.05 + number * line
             axes.add_patch(Rectangle((left, y), side * min(1.0, bar.share), line * 0.86, color=bar.colour, linewidth=0))
             middle = y + line * 0.43
             share = f"{bar.share:.1%}"

@@ -7,6 +7,7 @@ import queue
 import secrets
 import sys
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from vitlab.judge import Judgement
 from vitlab.runs import Run
 
 log = logging.getLogger("vitlab")
+QUIET = 30.0  # seconds without a line, at most, where no progress bar can be drawn
 
 
 @dataclass(kw_only=True)
@@ -249,6 +251,7 @@ class Tracker:
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed} < {remaining}]",
         )
         self.shown: dict[str, str] = {}
+        self.spoke = time.monotonic()
         self.histograms: dict[str, tuple[Any, Any]] = {}
 
     def __enter__(self) -> "Tracker":
@@ -283,7 +286,8 @@ class Tracker:
         faces |= {"train/accuracy": ("accuracy {:.1f} %", 100), "val/accuracy": ("validation {:.1f} %", 100)}
         self.shown |= {key: form.format(row[key] * by) for key, (form, by) in faces.items() if key in row}
         self.bar.set_postfix_str("  ".join(self.shown.values()), refresh=False)
-        if "val/accuracy" in row and self.bar.disable:
+        if self.bar.disable and ("val/accuracy" in row or time.monotonic() - self.spoke > QUIET):
+            self.spoke = time.monotonic()
             log.info("step %d/%d  %s", row["step"], self.steps, "  ".join(self.shown.values()))
 
     @property

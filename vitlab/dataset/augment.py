@@ -31,8 +31,8 @@ class Augment:
             (AutoAugment), `augmix-m3-w3` or `3a` (one of grey, solarised and blurred; only this one goes together with
             color_jitter).
         erase: chance that a rectangle of an image becomes noise, on the device (random erasing, Zhong et al. 2020).
-        repeats: copies of an image that come one after the other, each augmented anew (Hoffer et al. 2020); an epoch
-            keeps its length and sees 1 / repeats of the images.
+        repeats: copies of an image in a batch, each augmented anew (Hoffer et al. 2020); an epoch keeps its length and
+            sees 1 / repeats of the images.
         mixup: alpha of mixup's Beta distribution (Zhang et al. 2018).
         cutmix: alpha of CutMix's (Yun et al. 2019).
         mix_probability: share of batches that are mixed.

@@ -46,8 +46,9 @@ class Stream(Sampler):
     Place p of the walk is image `shuffle(seed, p // n)[p % n]` of n, so a batch may reach into the next epoch, and
     a run can go on from any step. Of each global batch a process takes its own part.
 
-    With `repeats`, each image comes so many times in a row, augmented differently (repeated augmentation, Hoffer et
-    al. 2020). An epoch is n places all the same, so it shows n / repeats different images.
+    With `repeats`, each image comes so many times, augmented differently (repeated augmentation, Hoffer et al. 2020).
+    An epoch is n places all the same, so it shows n / repeats different images. The first copies of a batch's images
+    come first in it, then the second ones: a process has copies of different images, and mixup pairs different ones.
 
     Args:
         examples: number of training images n.
@@ -56,7 +57,7 @@ class Stream(Sampler):
         start: first step.
         stop: the step after the last.
         seed: of the shuffles.
-        repeats: times that each image comes in a row.
+        repeats: times that each image comes.
         rank: which process this is of `world`.
     """
 
@@ -90,9 +91,11 @@ class Stream(Sampler):
         share = self.batch // self.world
         known, order = -1, np.arange(0)
         for step in range(self.start, self.stop):
-            first = step * self.batch + self.rank * share
+            places: Sequence[int] = range(step * self.batch, (step + 1) * self.batch)
+            if self.repeats > 1:
+                places = sorted(places, key=lambda place: place % self.examples % self.repeats)
             keys = []
-            for place in range(first, first + share):
+            for place in places[self.rank * share : (self.rank + 1) * share]:
                 epoch, offset = divmod(place, self.examples)
                 if epoch != known:
                     draw = np.random.default_rng(seed_of(self.seed, epoch))
