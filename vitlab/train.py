@@ -23,7 +23,7 @@ from vitlab.files import write_json, write_whole
 from vitlab.interrupt import Interrupt
 from vitlab.meter import Meter
 from vitlab.model import count
-from vitlab.parallel import World, autocast, describe, gradient_sync, peak_memory, spread
+from vitlab.parallel import World, alone, autocast, describe, gradient_sync, peak_memory, spread
 from vitlab.profile import Trace
 from vitlab.recipe import Ready, evaluation_batches, facts, rates, training_batches
 from vitlab.runs import Run
@@ -183,7 +183,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
     }
     views = None
     if tracker.curious:  # one process sees all of them
-        batches = evaluation_batches(replace(ready, world=World(0, 1, device)), "validation")
+        batches = evaluation_batches(replace(ready, world=alone(device)), "validation")
         judged = judge.predictions(model, batches, normalise, here, ready.precision)
         views = Views(judge.Judgement.of(*judged, ready.dataset.classes), ready.splits["validation"])
     tracker.finish(result, views)

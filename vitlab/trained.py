@@ -21,7 +21,7 @@ from vitlab.dataset.loader import Batch, Once, loader
 from vitlab.dataset.preprocess import Normalise, Preprocess, to_pixels, upright
 from vitlab.judge import Judgement, Witness
 from vitlab.model.vit import ViT
-from vitlab.parallel import DTYPES, World
+from vitlab.parallel import DTYPES, alone
 from vitlab.runs import Run
 
 DATASETS = ("vitlab.dataset.",)  # what a stranger's dataset may name
@@ -188,7 +188,7 @@ def measure(
             f"{folder.folder} was trained on {len(model.classes)} classes and the dataset has {len(dataset.classes)},"
             " or others: give the images that it was trained on, --root PATH"
         )
-    here = World(0, 1, next(model.parameters()).device)
+    here = alone(next(model.parameters()).device)
     places = torch.from_numpy(order_of(dataset.classes, model.classes))
     transform, normalise, ready = evaluation(dataset), Normalise(dataset.mean, dataset.std), model.preprocess
     if foreign:
