@@ -9,12 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "vitlab"
 FLOORS = [
-    {"vitlab.lean", "vitlab.files", "vitlab.menu"},
+    {"vitlab.lean", "vitlab.files", "vitlab.lock", "vitlab.journal", "vitlab.menu"},
     {"vitlab.model.*", "vitlab.dataset.*", "vitlab.interrupt", "vitlab.profile"},
-    {"vitlab.config", "vitlab.checkpoint", "vitlab.parallel", "vitlab.runs", "vitlab.ema", "vitlab.optim"},
+    {"vitlab.config", "vitlab.parallel", "vitlab.runs", "vitlab.optim"},
+    {"vitlab.checkpoint", "vitlab.ema"},
     {"vitlab.judge", "vitlab.pictures"},
     {"vitlab.schedule", "vitlab.loss", "vitlab.meter", "vitlab.tracking", "vitlab.curves"},
     {"vitlab.recipe"},
+    {"vitlab.state"},
     {"vitlab.train"},
     {"vitlab.trained", "vitlab.predict"},
     {"vitlab.bench", "vitlab.readme"},

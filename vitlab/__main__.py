@@ -21,7 +21,11 @@ USAGE = """vitlab: train Vision Transformers and answer questions about them
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command and gives its exit status: 0 done, 1 failed, 2 refused before anything was written."""
+    """Runs a command and gives its exit status.
+
+    0 is done, 1 failed, 2 refused before anything was written, and 128 + n left because of signal n with everything
+    saved: 130 SIGINT, 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     if "-sc" in words and words[0] != "train":  # the shell asks for completions, Hydra's way
         from vitlab.commands.complete import complete_line
@@ -57,6 +61,9 @@ def console() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        print("vitlab: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vitlab.parallel import parted, shard
+
 
 class Ema:
     """The moving average of a model's parameters; buffers are the model's own.
@@ -26,7 +28,7 @@ class Ema:
         """Follows the model after this optimizer update, counted from 0."""
         if self.average:
             weight = 1 - min(self.decay, (1 + update) / (10 + update))
-            torch._foreach_lerp_(self.average, self.parameters, weight)
+            torch._foreach_lerp_([shard(a) for a in self.average], [shard(p) for p in self.parameters], weight)
 
     @contextmanager
     def in_place(self) -> Generator[None]:
@@ -40,7 +42,9 @@ class Ema:
     @torch.no_grad()
     def swap(self) -> None:
         for average, parameter in zip(self.average, self.parameters, strict=False):  # no average, no swap
-            average.data, parameter.data = parameter.data, average.data
+            before = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(before)
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         return {"average": self.average}
@@ -48,4 +52,4 @@ class Ema:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
         for average, saved in zip(self.average, state["average"], strict=True):
-            average.copy_(saved)
+            average.copy_(parted(saved, average))

@@ -7,16 +7,66 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` fill a file beside `path`, flushes it to disk, and only then gives it the name."""
+def write_whole(path: Path, write: Callable[[Path], object], before: Path | None = None) -> None:
+    """Has `write` fill a file beside `path`, flushes it to disk, and only then gives it the name.
+
+    Args:
+        path: of the file.
+        write: fills the file that it is given.
+        before: another name, under which a file that has the name is kept.
+    """
     part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody put there
     try:
         write(part)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
+        if before is not None and path.exists():
+            path.replace(before)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name too
+    except OSError:  # a file system that cannot
+        pass
+    finally:
+        os.close(folder)
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text of a file that anybody may have made.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+
+    Raises:
+        ValueError: it is larger, is not UTF-8, or is no file but something that may never end.
+        FileNotFoundError: there is nothing.
+    """
+    if not path.is_file() and os.path.lexists(path):
+        raise ValueError(f"{path} is no regular file: remove it")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path} has more than {most:,} bytes, which vitlab never writes there: remove it")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): remove it") from None
+
+
+def read_json(path: Path, most: int = 1_000_000) -> dict[str, Any]:
+    """The JSON object in a file that anybody may have made; raises what `read_text` does."""
+    try:
+        found = json.loads(text := read_text(path, most))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it holds {text[:20]!r}, no object): remove it")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,14 +1,18 @@
 """A polite answer to signals: the training saves and leaves at the next step."""
 
+import os
 import signal
 import threading
 from types import FrameType
 
 
 class Interrupt:
-    """While entered, SIGTERM and SIGINT set `asked`; a second SIGINT interrupts at once, as usual."""
+    """While entered, SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 set `asked`; a second SIGINT interrupts at once.
 
-    signals = (signal.SIGTERM, signal.SIGINT)
+    SIGUSR1 and SIGUSR2 are what Slurm's `--signal` and its preemption send ahead of the end.
+    """
+
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.asked = 0  # the signal's number
@@ -27,4 +31,6 @@ class Interrupt:
     def ask(self, number: int, _: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = number
+        self.asked = self.asked or number
+        if number == signal.SIGINT:  # no print: the signal may have come in the middle of one
+            os.write(2, b"\nsaves at the next step and leaves; Ctrl-C again leaves at once\n")

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitlab.dataset.loader import Batch
+from vitlab.dataset.loader import AGAIN, Batch
 from vitlab.dataset.preprocess import Normalise
 from vitlab.parallel import World, autocast
 
@@ -208,17 +208,17 @@ class Witness(nn.Module):
         return torch.cat(self.heard)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predictions(
     model: nn.Module, batches: Iterable[Batch], normalise: Normalise, here: World, precision: str
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, " n"]]:
-    """Probabilities and labels in the order of the batches, on the CPU; what one process sees of them.
+    """Probabilities and labels in the order of the examples, on the CPU, in every process.
 
     The model is in evaluation mode meanwhile.
 
     Args:
         model: gives logits (b classes).
-        batches: pixels 0 ... 255, and labels.
+        batches: pixels 0 ... 255, and labels; each process has its part of `Once`.
         normalise: what the pixels go through.
         here: whose device computes.
         precision: fp32, bf16 or fp16.
@@ -230,4 +230,6 @@ def predictions(
             witness(normalise(pixels.to(here.device, non_blocking=True)))
         labels.append(of_batch)
     model.train(training)
-    return witness.probabilities(), torch.cat(labels)
+    parts = here.gather((witness.probabilities(), torch.cat(labels)))
+    probabilities, truth = (torch.stack(part, dim=1).flatten(0, 1) for part in zip(*parts, strict=True))
+    return probabilities[truth != AGAIN], truth[truth != AGAIN]

@@ -15,6 +15,7 @@ from torch.optim import AdamW, Optimizer
 from vitlab.lean import spare_dynamo
 from vitlab.model.attention import Attention
 from vitlab.model.vit import ViT
+from vitlab.parallel import complete, parted
 
 
 def decays(model: nn.Module) -> dict[str, bool]:
@@ -96,7 +97,7 @@ def evaluating(optimizer: Optimizer) -> Generator[None]:
 def clip(model: nn.Module, norm: float | None) -> torch.Tensor:
     """Scales the gradients down to a norm of at most `norm` over all; their norm before, without waiting for it."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    total = nn.utils.get_total_norm(gradients)
+    total = complete(nn.utils.get_total_norm(gradients))
     if norm is not None:
         nn.utils.clip_grads_with_norm_(list(model.parameters()), norm, total)
     return total
@@ -164,7 +165,7 @@ class Muon(Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
-                pieces = update.unflatten(0, (group["matrices"], -1))
+                pieces = complete(update).unflatten(0, (group["matrices"], -1))
                 stacks[pieces.shape[1:]].append((group, parameter, pieces))
         for shape, members in stacks.items():
             turned = orthogonal(torch.cat([pieces for _, _, pieces in members]), self.iterations)
@@ -172,7 +173,8 @@ class Muon(Optimizer):
             for (group, parameter, _), direction in zip(members, turned.split(sizes), strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 length = 0.2 * math.sqrt(max(shape))
-                parameter.add_(direction.reshape(parameter.shape).to(parameter.dtype), alpha=-group["lr"] * length)
+                direction = parted(direction.reshape(parameter.shape).to(parameter.dtype), parameter)
+                parameter.add_(direction, alpha=-group["lr"] * length)
         self.rest.step()
 
 

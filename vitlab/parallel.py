@@ -1,16 +1,23 @@
 """The machine: which device, how many processes, and how a model is spread over them."""
 
+import math
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from datetime import timedelta
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.utils import checkpoint
+
+from vitlab.model.vit import ViT
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PATIENCE = timedelta(minutes=30)  # that processes wait for one of them, such as one that fetches a dataset
 
 
 @dataclass(kw_only=True)
@@ -23,7 +30,12 @@ class System:
             used as they are.
         threads: of torch on a CPU; None leaves torch's choice.
         compile: whether the model is compiled (torch.compile).
-        parallel: auto spreads the batch over the processes that torchrun started (ddp); none refuses several.
+        parallel: how the processes that torchrun started train together. ddp: each has the whole model and a part of
+            the batch; fsdp: each has a part of every weight as well (FSDP2); auto is ddp; none refuses several.
+        activation_checkpointing: whether the backward pass computes each block's activations again instead of keeping
+            them (Chen et al. 2016): less memory, about a third more time.
+        save_minutes: a checkpoint is written at least so often; None is at evaluations alone.
+        keep_every: epochs between two checkpoints that are kept for good, as step-N.pt; None keeps none.
         log_every: steps between two rows of metrics.jsonl.
         profile_steps: records a trace of this many steps, into the run's folder as trace.json; 0 for none.
         runs: folder of all runs.
@@ -37,11 +49,21 @@ class System:
     workers: int | Literal["auto"]
     threads: int | None
     compile: bool
-    parallel: Literal["auto", "none", "ddp"]
+    parallel: Literal["auto", "none", "ddp", "fsdp"]
+    activation_checkpointing: bool
+    save_minutes: float | None
+    keep_every: float | None
     log_every: int
     profile_steps: int
     runs: str
     retrain: bool
+
+    def milestones(self, steps: int, steps_per_epoch: float) -> set[int]:
+        """After which updates a checkpoint is kept for good."""
+        if self.keep_every is None:
+            return set()
+        gap = max(1.0, self.keep_every * steps_per_epoch)
+        return {round(gap * i) for i in range(1, math.floor(steps / gap) + 1)}
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -52,6 +74,9 @@ class System:
         ):
             if isinstance(value, int) and value < least:
                 raise ValueError(f"system.{name}={value}: must be at least {least}")
+        for name, span in (("save_minutes", self.save_minutes), ("keep_every", self.keep_every)):
+            if span is not None and not 0 < span < math.inf:
+                raise ValueError(f"system.{name}={span}: must be above 0, or null for never")
         try:
             device = torch.device("cpu" if self.device == "auto" else self.device)
         except RuntimeError:
@@ -92,14 +117,38 @@ class World:
             distributed.all_reduce(numbers)
         return numbers
 
+    def most(self, *numbers: int) -> list[int]:
+        """The greatest of each number over all processes; no GPU is waited for."""
+        if self.size == 1:
+            return list(numbers)
+        found = torch.tensor(numbers)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        return found.tolist()
+
     def agree(self, flag: bool) -> bool:
         """Whether any process says yes."""
-        return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag), device=self.device)))
+        return bool(self.most(int(flag))[0])
+
+    def tell(self, value: Any) -> Any:
+        """What the first process says, in every process."""
+        if self.size == 1:
+            return value
+        told = [value]
+        distributed.broadcast_object_list(told)
+        return told[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process says, in every process."""
+        if self.size == 1:
+            return [value]
+        said: list[Any] = [None] * self.size
+        distributed.all_gather_object(said, value)
+        return said
 
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:
-            distributed.barrier()
+            self.most(0)
 
 
 def alone(device: str | torch.device = "cpu") -> World:
@@ -123,7 +172,8 @@ def world(system: System) -> Generator[World]:
         return
     joined = not distributed.is_initialized()
     if joined:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield World(distributed.get_rank(), size, device)
     finally:
@@ -131,25 +181,109 @@ def world(system: System) -> Generator[World]:
             distributed.destroy_process_group()
 
 
-def spread(model: nn.Module, here: World) -> nn.Module:
-    """The model as the processes train it together: itself where there is one."""
+class Gone(Exception):
+    """Another process of this training has ended; says so."""
+
+
+@contextmanager
+def together(here: World) -> Generator[None]:
+    """Turns what torch raises when another process has gone into `Gone`."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = (
+            isinstance(error, distributed.DistError) or "closed by peer" in str(error) or "reset by peer" in str(error)
+        )
+        if here.size == 1 or not lost:
+            raise
+        raise Gone(f"another of the {here.size} processes has ended, so process {here.rank} ends too") from error
+
+
+def spread(model: ViT, here: World, system: System) -> nn.Module:
+    """The model as the processes train it together: itself where there is one, and nothing else was asked for."""
+    if system.activation_checkpointing:
+        for block in model.blocks:
+            block.forward = partial(recomputed, block.forward)  # type: ignore[method-assign]
+    sharded = here.size > 1 and system.parallel == "fsdp"
+    if system.compile:
+        for part in model.blocks if sharded else [model]:
+            part.compile()
+    if sharded:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(here.device.type, (here.size,))
+        for part in (*model.blocks, model):
+            fully_shard(
+                part, mesh=mesh, reshard_after_forward=True
+            )  # the root too: see `evaluate`, which swaps weights
+        return model
     if here.size == 1:
         return model
     from torch.nn.parallel import DistributedDataParallel
 
-    return DistributedDataParallel(model, device_ids=[here.device] if here.device.type == "cuda" else None)
+    devices = [here.device] if here.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices)
+
+
+def recomputed(forward: Callable[..., Tensor], *args: Any) -> Tensor:
+    """A block whose activations are computed again in the backward pass."""
+    return checkpoint.checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
 
 
 @contextmanager
-def gradient_sync(model: nn.Module, *, on: bool) -> Generator[None]:
+def gradient_sync(net: Any, *, on: bool) -> Generator[None]:
     """Whether the gradients of this backward pass are averaged over the processes."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    if on or not isinstance(model, DistributedDataParallel):
+    if hasattr(net, "set_requires_gradient_sync"):  # FSDP's
+        net.set_requires_gradient_sync(on)
+        yield
+    elif on or not hasattr(net, "no_sync"):  # DDP's
         yield
     else:
-        with model.no_sync():
+        with net.no_sync():
             yield
+
+
+def share_buffers(model: nn.Module, here: World) -> None:
+    """Gives every process the first one's buffers (running means), which are those that are saved."""
+    for buffer in model.buffers() if here.size > 1 else ():
+        distributed.broadcast(buffer, 0)
+
+
+def shard(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor: with FSDP its part, else all of it."""
+    return getattr(tensor, "to_local", lambda: tensor)()
+
+
+def complete(tensor: Tensor) -> Tensor:
+    """All of a tensor; with FSDP every process must call it alike."""
+    return getattr(tensor, "full_tensor", lambda: tensor)()
+
+
+def whole(value: Any, keep: bool = True) -> Any:
+    """A copy of tensors in plain containers, complete and on the CPU; with FSDP every process must call it alike.
+
+    Args:
+        value: dictionaries, lists, tensors, plain values.
+        keep: whether this process wants it; one that does not gets None for tensors.
+    """
+    if isinstance(value, dict):
+        return {key: whole(part, keep) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [whole(part, keep) for part in value]
+    if not isinstance(value, Tensor):
+        return value
+    full = complete(value.detach())
+    return full.to("cpu", copy=True) if keep else None
+
+
+def parted(full: Tensor, like: Any) -> Tensor:
+    """A complete tensor as `like` is spread: with FSDP this process's part of it."""
+    if not hasattr(like, "device_mesh"):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def resolve(precision: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from vitlab import optim
@@ -16,8 +17,9 @@ from vitlab.dataset.examples import Examples
 from vitlab.dataset.loader import Batch, Once, Stream, loader
 from vitlab.dataset.seeding import seed_of
 from vitlab.loss import Loss
+from vitlab.model import count
 from vitlab.model.vit import ViT
-from vitlab.parallel import Precision, System, World, resolve
+from vitlab.parallel import Precision, System, World, resolve, spread
 from vitlab.schedule import Schedule, Started
 from vitlab.tracking import Tracking
 
@@ -32,7 +34,12 @@ class Fit:
         images: training images seen.
         batch_size: images an update, over all processes and accumulated parts.
         accumulate: parts that a process's share of the batch is computed in, one after the other.
+        auto_accumulate: whether a batch that is too large for the memory is computed in more parts, instead of ending
+            the training; random draws (dropout) are then others than with one part. In one process.
         clip: largest norm of the gradient; None for none.
+        on_nonfinite: what to do when the loss or the gradient is infinite or no number: stop; skip that update (a GPU
+            is then waited for in each step); or rollback to the last checkpoint's weights, with the images that come
+            next.
         layer_decay: each layer learns at this share of the rate of the one after it; 1 for one rate.
         lr_scaling: how optimizer.lr grows with the batch, `linear` (Goyal et al. 2017) or `sqrt` of batch_size /
             lr_batch_size; `none` takes it as it is.
@@ -53,7 +60,9 @@ class Fit:
     images: int | None
     batch_size: int
     accumulate: int
+    auto_accumulate: bool
     clip: float | None
+    on_nonfinite: Literal["stop", "skip", "rollback"]
     layer_decay: float
     lr_scaling: Literal["none", "linear", "sqrt"]
     lr_batch_size: int
@@ -115,6 +124,8 @@ class Ready:
     splits: dict[str, Examples]
     augment: Augment
     model: ViT
+    net: nn.Module  # the model as all processes train it
+    flops: int  # of one image, forward
     loss: Loss
     optimizer: Optimizer
     schedule: Started
@@ -158,6 +169,23 @@ def prepare(
             f"fit.batch_size={fit.batch_size} cannot be cut into {world.size} process(es) x fit.accumulate="
             f"{fit.accumulate} equal parts: use a multiple of {world.size * fit.accumulate}"
         )
+    sharded = system.parallel == "fsdp" and world.size > 1
+    if sharded and precision == "fp16":
+        raise ValueError("fit.precision=fp16 with system.parallel=fsdp: fp16 needs ddp; or use fit.precision=bf16")
+    if sharded and tracking.histograms:
+        raise ValueError(
+            "tracking.histograms=true with system.parallel=fsdp: each process has a part of each weight: use ddp"
+        )
+    if fit.auto_accumulate and world.size > 1:
+        raise ValueError(
+            f"fit.auto_accumulate=true with {world.size} processes, which cannot run out of memory together: give"
+            " fit.accumulate instead"
+        )
+    if world.size > 1 and augment.mixes and fit.batch_size % (2 * world.size):
+        raise ValueError(
+            f"fit.batch_size={fit.batch_size}: each of {world.size} processes needs pairs of images to mix: use a"
+            f" multiple of {2 * world.size}, or augment.mixup=0 augment.cutmix=0"
+        )
     if fit.one_batch:
         first = next(iter(Stream(examples=len(train), batch=fit.batch_size, start=0, stop=1, seed=seed)))
         splits["train"] = train = train.take(torch.tensor([index for _, index in first]).numpy())
@@ -166,9 +194,11 @@ def prepare(
     augment.transform(dataset)
 
     torch.manual_seed(seed_of(seed))
-    net = model(image_size=dataset.shape, channels=dataset.channels, classes=len(dataset.classes)).to(world.device)
-    loss.start(net.head.output)
-    updates = optim.build(optimizer, net, layer_decay=fit.layer_decay, scale=fit.lr_factor())
+    vit = model(image_size=dataset.shape, channels=dataset.channels, classes=len(dataset.classes)).to(world.device)
+    loss.start(vit.head.output)
+    flops = count.flops(vit, (dataset.channels, *dataset.shape))
+    net = spread(vit, world, system)
+    updates = optim.build(optimizer, vit, layer_decay=fit.layer_decay, scale=fit.lr_factor())
     return Ready(
         seed=seed,
         fit=fit,
@@ -178,7 +208,9 @@ def prepare(
         dataset=dataset,
         splits=splits,
         augment=augment,
-        model=net,
+        model=vit,
+        net=net,
+        flops=flops,
         loss=loss.to(world.device),
         optimizer=updates,
         schedule=schedule.start(updates, steps, steps_per_epoch),

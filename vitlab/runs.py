@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.files import write_json, write_whole
+from vitlab.lock import holder
 
 LEAST_DISK = 64 * 2**20  # bytes
 
@@ -18,8 +19,9 @@ LEAST_DISK = 64 * 2**20  # bytes
 class Run:
     """The folder of one run.
 
-    `config.yaml` (resolved), `metrics.jsonl` (a row a logged step), `result.json`, `last.pt` (continues the training),
-    `best.pt` (weights chosen on validation), `curves.png`, `log.txt`, `environment.json`, and `wandb/`.
+    `config.yaml` (resolved), `metrics.jsonl` (a row a logged step), `result.json`, `last.pt` and `previous.pt` (they
+    continue the training), `step-N.pt` (the same, kept), `best.pt` (weights chosen on validation), `best.safetensors`
+    (the same, for other programs), `curves.png`, `log.txt`, `environment.json`, `lock`, and `wandb/`.
     """
 
     folder: Path
@@ -37,8 +39,25 @@ class Run:
         return self.folder / "last.pt"
 
     @property
+    def previous(self) -> Path:
+        return self.folder / "previous.pt"
+
+    def milestone(self, step: int) -> Path:
+        return self.folder / f"step-{step}.pt"
+
+    def checkpoints(self) -> list[Path]:
+        """The files that continue the training, the newest first."""
+        kept = [(int(path.stem[5:]), path) for path in self.folder.glob("step-*.pt") if path.stem[5:].isdecimal()]
+        found = [self.last, self.previous, *(path for _, path in sorted(kept, reverse=True))]
+        return [path for path in found if path.exists()]
+
+    @property
     def best(self) -> Path:
         return self.folder / "best.pt"
+
+    @property
+    def export(self) -> Path:
+        return self.folder / "best.safetensors"
 
     @property
     def curves(self) -> Path:
@@ -52,14 +71,24 @@ class Run:
     def environment(self) -> Path:
         return self.folder / "environment.json"
 
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
     def create(self) -> None:
         """Makes the folder where there is none.
 
         Raises:
             OSError: it cannot be written there, or the disk is full.
+            ValueError: a file of it is a link, which would be written through.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if links := [path.name for path in self.folder.iterdir() if path.is_symlink()]:
+                raise ValueError(
+                    f"{self.folder} holds a symbolic link, {links[0]}, and what is written there would go elsewhere:"
+                    " move it away"
+                )
             write_json(self.folder / "probe.json", {})
             (self.folder / "probe.json").unlink()
         except OSError as error:
@@ -74,31 +103,46 @@ class Run:
                 " another folder, system.runs=PATH"
             )
 
+    def clean(self) -> None:
+        """Takes away the half-written files of a process that was killed; for the holder of the lock."""
+        for part in self.folder.glob(".*.part"):
+            part.unlink()
+
     def result(self) -> dict[str, Any]:
         """What result.json says; a run that never wrote one was interrupted.
 
+        Its `status` is finished, failed or interrupted; and running where a live process holds the run's lock: the
+        file itself says interrupted from the start, which is true whenever that process ends.
+
         Raises:
-            ValueError: the file is not JSON.
+            ValueError: the file is damaged.
         """
         path = self.folder / "result.json"
         try:
-            return json.loads(path.read_text())
+            result = json.loads(path.read_text())
+            if not isinstance(result, dict) or not isinstance(result.get("status"), str):
+                raise ValueError("it holds no status")
         except FileNotFoundError:
-            return {"status": "interrupted"}
-        except json.JSONDecodeError as error:
+            result = {"status": "interrupted"}
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({error}): move the run's folder away and train it again") from error
+        running = result["status"] == "interrupted" and holder(self.lock) is not None
+        return result | {"status": "running"} if running else result
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.folder / "result.json", result)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line that was cut short is left out."""
+        """The rows of metrics.jsonl, up to one that was cut short."""
         rows = []
-        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+        for line in self.metrics.read_text(errors="replace").splitlines() if self.metrics.exists() else []:
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except ValueError:
                 break
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                break
+            rows.append(row)
         return rows
 
     def rewind(self, step: int) -> None:

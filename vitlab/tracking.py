@@ -1,6 +1,5 @@
 """Tracking: metrics.jsonl is the source of truth, Weights & Biases its mirror, the terminal its face."""
 
-import json
 import logging
 import os
 import queue
@@ -8,9 +7,10 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +20,14 @@ from tqdm import tqdm
 
 from vitlab import pictures
 from vitlab.dataset.examples import Examples
+from vitlab.files import write_whole
+from vitlab.journal import Journal
 from vitlab.judge import Judgement
 from vitlab.runs import Run
 
 log = logging.getLogger("vitlab")
 QUIET = 30.0  # seconds without a line, at most, where no progress bar can be drawn
+LEAVING = 10.0  # seconds for the mirror when a training ends early: a scheduler gives 30 before it kills
 
 
 @dataclass(kw_only=True)
@@ -174,7 +177,7 @@ class Mirror:
         """W&B's name of this run, the same after a resume."""
         file = self.run.folder / "wandb-id.txt"
         if not file.exists():
-            file.write_text(secrets.token_hex(4))
+            write_whole(file, lambda part: part.write_text(secrets.token_hex(4)))
         return file.read_text().strip()
 
     def start(self) -> Any:
@@ -239,7 +242,7 @@ class Tracker:
     """
 
     def __init__(self, run: Run, tracking: Tracking, config: dict[str, Any], *, steps: int, start: int, on: bool):
-        self.file = run.metrics.open("a", buffering=1) if on else None
+        self.journal = Journal(run.metrics) if on else None
         self.mirror = Mirror(tracking, run, config) if on else None
         self.steps = steps
         self.bar = tqdm(
@@ -253,16 +256,34 @@ class Tracker:
         self.shown: dict[str, str] = {}
         self.spoke = time.monotonic()
         self.histograms: dict[str, tuple[Any, Any]] = {}
+        self.waits = False  # rows, for a disk that is full
 
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.close()
-        if self.file:
-            self.file.close()
-        if self.mirror and any(error):
-            self.mirror.finish({"status": "interrupted"})
+        if self.journal:
+            self.written(self.journal.flush)
+            self.journal.close()
+        if self.mirror and kind is not None:
+            self.mirror.finish({"status": "interrupted"}, patience=0 if kind is KeyboardInterrupt else LEAVING)
+
+    def written(self, write: Callable[[], None]) -> None:
+        """Has rows written, or says once why they wait: a full disk ends no training."""
+        try:
+            write()
+        except OSError as error:
+            if not self.waits:
+                log.warning("metrics.jsonl cannot be written (%s): its rows wait in memory", error.strerror or error)
+            self.waits = True
+        else:
+            self.waits = False
+
+    def sync(self) -> None:
+        """Until every row is on the disk; raises OSError where it cannot be."""
+        if self.journal:
+            self.journal.sync()
 
     def step(self) -> None:
         self.bar.update()
@@ -277,9 +298,9 @@ class Tracker:
 
     def row(self, row: dict[str, Any]) -> None:
         """One logged step: `step`, `epoch`, `images`, `lr`, `train/loss` ... and what an evaluation adds."""
-        if not self.file or not self.mirror:
+        if not self.journal or not self.mirror:
             return
-        self.file.write(json.dumps(row) + "\n")
+        self.written(partial(self.journal.add, row))
         self.mirror.row(row | self.histograms)
         self.histograms = {}
         faces = {"images_per_second": ("{:,.0f} images/s", 1), "train/loss": ("loss {:.3f}", 1)}
@@ -303,6 +324,13 @@ class Tracker:
             self.mirror.finish(result, views)
 
 
+class LogFile(logging.FileHandler):
+    """log.txt; a line for which the disk has no room is left out."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 class Console(logging.Handler):
     """Lines to the terminal, above a progress bar where one runs."""
 
@@ -315,7 +343,7 @@ def logging_to(file: Path | None, *, speak: bool = True) -> Generator[None]:
     """Sends vitlab's log to the terminal and, with times, to a file."""
     handlers: list[logging.Handler] = [Console()] if speak else []
     if file is not None:
-        handlers.append(logging.FileHandler(file, delay=True))
+        handlers.append(LogFile(file, delay=True))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -1,41 +1,42 @@
-"""Training: `fit` trains what `recipe.prepare` made ready, `evaluate` judges."""
+"""Training: `fit` trains what `recipe.prepare` made ready, `update` is one step of it, `evaluate` judges."""
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
 from vitlab import checkpoint, curves, judge, optim, runs
-from vitlab.dataset.loader import Batch
+from vitlab.checkpoint import Store
+from vitlab.config import identity
+from vitlab.dataset.loader import AGAIN, Batch, places
 from vitlab.dataset.preprocess import Normalise
-from vitlab.dataset.seeding import seed_of
-from vitlab.ema import Ema
+from vitlab.dataset.seeding import reseed
 from vitlab.files import write_json, write_whole
 from vitlab.interrupt import Interrupt
-from vitlab.meter import Meter
 from vitlab.model import count
-from vitlab.parallel import World, alone, autocast, describe, gradient_sync, peak_memory, spread
+from vitlab.parallel import World, autocast, describe, gradient_sync, peak_memory, share_buffers
 from vitlab.profile import Trace
 from vitlab.recipe import Ready, evaluation_batches, facts, rates, training_batches
 from vitlab.runs import Run
+from vitlab.state import State
 from vitlab.tracking import Tracker, Views
 
 log = logging.getLogger("vitlab")
+SKIPS, ROLLBACKS = 100, 10  # in a row; more, and the training is not worth going on with
 
 
 def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
     """Trains, keeps the best weights by validation accuracy, reads the test images once with them, says what came out.
 
-    A run that was interrupted goes on from its last checkpoint.
+    A run that was interrupted goes on from its last checkpoint as if nothing had happened: on a CPU to the last bit.
 
     Args:
         ready: from `prepare`.
@@ -44,31 +45,26 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         NonFinite: the loss is no number any more.
+        OutOfMemory: a batch is too large.
         Stopped: a signal asked to leave; everything is saved.
     """
-    options, here, device, model = ready.fit, ready.world, ready.world.device, ready.model
-    total, parts = ready.steps, options.accumulate
+    options, here, device, total = ready.fit, ready.world, ready.world.device, ready.steps
     normalise = Normalise(ready.dataset.mean, ready.dataset.std).to(device)
     batchwise = ready.augment.batchwise(len(ready.dataset.classes), device)
-    ema = Ema(model, options.ema_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=ready.precision == "fp16")
-    if ready.system.compile:
-        model.compile()
-    net = spread(model, here)
     evaluations = options.evaluations(total, ready.steps_per_epoch)
+    milestones = ready.system.milestones(total, ready.steps_per_epoch)
+    wrote = {"vitlab": version("vitlab"), "torch": str(torch.__version__), "run": identity(config)}
+    state = State(ready, wrote)
+    store = Store(run, on=here.first, minutes=ready.system.save_minutes)
 
     # From the last checkpoint, if there is one.
-    state: dict[str, Any] = {"step": 0, "best": None, "stale": 0, "seconds": 0.0}
-    if run.last.exists():
-        state = checkpoint.load(run.last, device)
-        model.load_state_dict(state["model"])
-        ready.optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        ema.load_state_dict(state["ema"])
-        log.info("continues from step %d of %d", state["step"], total)
+    if here.first:
+        run.clean()
+    resumed = resume(state, store)
+    if resumed:
+        log.info("continues from step %d of %d", state.step, total)
     log.info("%s", rates(ready))
-    start, best, stale, before = state["step"], state["best"], state["stale"], state["seconds"]
-
+    start, before, began = state.step, state.seconds, time.perf_counter()
     if here.first:
         write_whole(run.config, lambda part: part.write_text(yaml.safe_dump(config, sort_keys=False)))
         write_json(run.environment, runs.environment(describe(device)))
@@ -78,141 +74,286 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
     tracker = Tracker(run, ready.tracking, config, steps=total, start=start, on=here.first)
     trace = Trace(ready.system.profile_steps if here.first else 0, run.folder / "trace.json")
 
-    meter = Meter(device)
-    began = time.perf_counter()
-    done, reason = start, ""
-    with tracker, trace, Interrupt() as interrupt:
+    def seconds() -> float:
+        return before + time.perf_counter() - began
+
+    def best() -> dict[str, Any] | None:
+        known = {"facts": facts(ready), "wrote": wrote}
+        return None if state.best is None else {"step": state.best["step"], "model": state.weights, **known}
+
+    def save(*, better: bool = False) -> None:
+        state.seconds = seconds()
+        keep = state.step in milestones
+        store.save(state.capture(), best() if better else None, keep=keep, rows=tracker.sync)
+        state.meter.skip()
+
+    def judged() -> dict[str, float]:
+        store.wait()  # loaders fork, and no other thread may be at work then
+        share_buffers(ready.model, here)
+        with state.judged():
+            batches = evaluation_batches(ready, "validation")
+            return evaluate(ready.model, batches, normalise, here, ready.precision)
+
+    store.best = best()  # best.pt may be of a step that the checkpoint knows nothing of
+    reason, asked = "", 0
+    with tracker, trace, store, Interrupt() as interrupt:
+        if options.on_nonfinite == "rollback" and not resumed:
+            save()
         for step in range(start, total):
-            if options.patience is not None and stale >= options.patience:
-                reason = f"no better validation for {stale} evaluations"
+            if options.patience is not None and state.stale >= options.patience:
+                reason = f"no better validation for {state.stale} evaluations"
                 break
-            torch.manual_seed(seed_of(ready.seed, step, here.rank, 1))  # dropout and stochastic depth of this step
             ready.schedule.set(step)
             pixels, labels = next(batches)
             images = normalise(pixels.to(device, non_blocking=True))
             targets = labels = labels.to(device, non_blocking=True)
             if batchwise is not None:
-                images, targets = batchwise(images, labels, ready.seed, step, here.rank)
-
-            for part, (x, y) in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True)):
-                with gradient_sync(net, on=part == parts - 1), autocast(device, ready.precision):
-                    logits = net(x)
-                    loss = ready.loss(logits, y)
-                scaler.scale(loss / parts).backward()
-                meter.add(step, loss, logits, y)
-            scaler.unscale_(ready.optimizer)
-            gradient = optim.clip(model, options.clip)
-            if step + 1 in evaluations:
-                tracker.watch(model)
-            scaler.step(ready.optimizer)
-            scaler.update()
-            ready.optimizer.zero_grad()
-            ema.update(step)
-            done = step + 1
+                which = places(options.batch_size, here.rank, here.size)
+                images, targets = batchwise(images, labels, which, ready.seed, step)
+            gradient = update(state, images, targets)
             trace.step()
             tracker.step()
 
-            leaving = here.agree(bool(interrupt.asked)) if here.size == 1 or done % 10 == 0 else False
-            evaluating = done in evaluations
-            if not (evaluating or leaving or done % ready.system.log_every == 0):
+            asked, due = here.most(interrupt.asked, store.due)
+            evaluating = state.step in evaluations
+            logging_ = evaluating or state.step % ready.system.log_every == 0
+            saving = evaluating or asked or due or state.step in milestones
+            if not (logging_ or saving):
                 continue
-            means, bad = meter.read(here)
-            if bad is not None:
-                ready.schedule.set(bad)
-                raise NonFinite(bad, total, learning_rate(ready.optimizer))
-            row = {
-                "step": done,
-                "epoch": done / ready.steps_per_epoch,
-                "images": done * options.batch_size,
-                "seconds": before + time.perf_counter() - began,
-                "lr": learning_rate(ready.optimizer),
-                "train/gradient_norm": float(gradient),
-                **means,
-            }
-            if evaluating:
-                with optim.evaluating(ready.optimizer), ema.in_place():
-                    scores = evaluate(model, evaluation_batches(ready, "validation"), normalise, here, ready.precision)
-                    if not math.isfinite(scores["loss"]):
-                        raise NonFinite(step, total, learning_rate(ready.optimizer))
-                    row |= {f"val/{key}": value for key, value in scores.items()}
-                    better = best is None or (-scores["accuracy"], scores["loss"]) < (-best["accuracy"], best["loss"])
-                    best, stale = ({"step": done, **scores}, 0) if better else (best, stale + 1)
-                    if better and here.first:
-                        checkpoint.save(run.best, {"step": done, "model": model.state_dict(), "facts": facts(ready)})
-                meter.skip()
-            tracker.row(row)
-            if (evaluating or leaving) and here.first:
-                seconds = before + time.perf_counter() - began
-                state = {"step": done, "best": best, "stale": stale, "seconds": seconds, "model": model.state_dict()}
-                state |= {
-                    "optimizer": ready.optimizer.state_dict(),
-                    "scaler": scaler.state_dict(),
-                    "ema": ema.state_dict(),
+            bad = state.meter.fault(here)
+            rolled = None if bad is None else roll_back(state, store, bad)
+            better = False
+            if logging_:
+                row = {
+                    "step": state.step,
+                    "epoch": state.step / ready.steps_per_epoch,
+                    "images": state.step * options.batch_size,
+                    "seconds": seconds(),
+                    "lr": learning_rate(ready.optimizer),
+                    **state.meter.read(here),
                 }
-                checkpoint.save(run.last, state)
-                meter.skip()
-            if leaving and done < total:
-                raise Stopped(done, total, interrupt.asked or signal.SIGTERM)
-    seconds = before + time.perf_counter() - began
-    if reason:
-        log.info("stops at step %d of %d: %s", done, total, reason)
+                row |= {"train/gradient_norm": float(gradient)} if math.isfinite(float(gradient)) else {}
+                row |= {"train/skipped": state.skipped} if options.on_nonfinite == "skip" else {}
+                row |= {} if rolled is None else {"train/rolled_back_to": rolled}
+                if evaluating:
+                    tracker.watch(ready.model)
+                    scores = judged()
+                    if not math.isfinite(scores["loss"]):
+                        row["train/rolled_back_to"] = roll_back(state, store, step)
+                        scores = judged()
+                    row |= {f"val/{key}": value for key, value in scores.items()}
+                    better = state.score(scores)
+                    state.meter.skip()
+                tracker.row(row)
+            if saving or rolled is not None:
+                save(better=better)
+            if asked and state.step < total:
+                store.wait()
+                raise Stopped(state.step, total, asked, store.step)
+        if reason:
+            log.info("stops at step %d of %d: %s", state.step, total, reason)
+        if asked:
+            store.wait()
+            raise Stopped(total, total, asked, store.step)
 
-    # The test images, read once, with the weights that validation chose.
-    here.wait()
-    model.load_state_dict(checkpoint.load(run.best, device)["model"])
-    test = evaluate(model, evaluation_batches(ready, "test"), normalise, here, ready.precision)
-    assert best is not None
-    shape = (ready.dataset.channels, *ready.dataset.shape)
+        # The test images, read once, with the weights that validation chose.
+        store.finish()
+        state.load_model(state.weights)
+        test = evaluate(ready.model, evaluation_batches(ready, "test"), normalise, here, ready.precision)
+    took = seconds()
+    assert state.best is not None
     result = {
         "status": "finished",
-        "val/accuracy": best["accuracy"],
-        "val/loss": best["loss"],
+        "val/accuracy": state.best["accuracy"],
+        "val/loss": state.best["loss"],
         "test/accuracy": test["accuracy"],
         "test/loss": test["loss"],
-        "best_step": best["step"],
-        "steps": done,
-        "epochs": done / ready.steps_per_epoch,
-        "seconds": seconds,
-        "images_per_second": meter.pace(),
-        "parameters": count.parameters(model),
-        "flops_per_image": count.flops(model, shape),
+        "best_step": state.best["step"],
+        "steps": state.step,
+        "epochs": state.step / ready.steps_per_epoch,
+        "seconds": took,
+        "images_per_second": state.meter.pace(),
+        "parameters": count.parameters(ready.model),
+        "flops_per_image": ready.flops,
         "peak_memory_bytes": peak_memory(device),
         "precision": ready.precision,
+        "processes": here.size,
+        "accumulate": state.parts,
+        "skipped": state.skipped,
+        "rollbacks": state.rollbacks,
         "device": describe(device),
         "seed": ready.seed,
     }
     views = None
-    if tracker.curious:  # one process sees all of them
-        batches = evaluation_batches(replace(ready, world=alone(device)), "validation")
-        judged = judge.predictions(model, batches, normalise, here, ready.precision)
-        views = Views(judge.Judgement.of(*judged, ready.dataset.classes), ready.splits["validation"])
+    if here.tell(tracker.curious):
+        batches = evaluation_batches(ready, "validation")
+        found = judge.predictions(ready.model, batches, normalise, here, ready.precision)
+        views = Views(judge.Judgement.of(*found, ready.dataset.classes), ready.splits["validation"])
     tracker.finish(result, views)
     if here.first:
+        described = {"facts": facts(ready), "wrote": wrote, "model": config["model"], "patch": config["patch"]}
+        checkpoint.export(run.export, state.weights, described)
         curves.draw(run.rows(), run.curves, run.folder.name)
         run.write_result(result)
     here.wait()
     return result
 
 
+def resume(state: State, store: Store) -> bool:
+    """Takes the state over from the last checkpoint that can be believed, if there is one."""
+    here = state.ready.world
+    found = store.newest() if here.first else None
+    path = here.tell(found and found[0])
+    if path is None:
+        return False
+    state.restore(found[1] if found else checkpoint.load(path))
+    return True
+
+
+def update(state: State, images: Tensor, targets: Tensor) -> Tensor:
+    """One optimizer update, computed in `state.parts` parts; gives the norm of its gradient before clipping.
+
+    Raises:
+        OutOfMemory: a part is too large, and may not be made smaller.
+        NonFinite: too many updates in a row were left out.
+    """
+    ready, scaler, optimizer = state.ready, state.scaler, state.ready.optimizer
+    options, here, step = ready.fit, ready.world, state.step
+    reversible = options.on_nonfinite == "skip" or options.auto_accumulate
+    buffers = {b: b.clone() for b in ready.model.buffers()} if reversible else {}
+    sums = None
+    while sums is None:
+        torch.manual_seed(reseed(ready.seed, step, here.rank, 1))  # all that this step draws
+        optimizer.zero_grad()
+        try:
+            sums = backward(state, images, targets)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            smaller = relief(state, len(images))
+        if sums is None:  # out of the handler, which holds on to the memory
+            state.parts = smaller
+            revert(buffers)
+            torch.cuda.empty_cache()
+            log.warning("out of memory: a batch is computed in %d parts of %d", smaller, len(images) // smaller)
+    scaler.unscale_(optimizer)
+    gradient = optim.clip(ready.model, options.clip)
+    norm = None if scaler.is_enabled() else gradient  # in fp16 the scaler leaves out what is infinite
+    if options.on_nonfinite == "skip" and here.agree(
+        not sums[0].isfinite() or (norm is not None and not norm.isfinite())
+    ):
+        revert(buffers)
+        state.skipped += 1
+        state.failing += 1
+        if state.failing > SKIPS:
+            raise NonFinite(step, ready.steps, learning_rate(optimizer), f", nor in the {SKIPS} before it")
+    else:
+        state.failing = 0 if options.on_nonfinite == "skip" else state.failing
+        state.meter.add(step, sums, len(images), norm)
+        scaler.step(optimizer)
+        state.ema.update(step)
+    scaler.update()
+    state.step += 1
+    return gradient
+
+
+def backward(state: State, images: Tensor, targets: Tensor) -> Tensor:
+    """The gradients of a batch, part by part; gives the sums of loss and right answers over its images."""
+    ready, parts, sums = state.ready, state.parts, torch.zeros(2, dtype=torch.float64, device=images.device)
+    for part, (x, y) in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True)):
+        with gradient_sync(ready.net, on=part == parts - 1), autocast(images.device, ready.precision):
+            logits = ready.net(x)
+            loss = ready.loss(logits, y)
+        state.scaler.scale(loss / parts).backward()
+        labels = y if y.ndim == 1 else y.argmax(dim=-1)
+        right = (logits.detach().argmax(dim=-1) == labels).sum()
+        sums += torch.stack((loss.detach().double() * len(x), right.double()))
+    return sums
+
+
+def revert(buffers: dict[Tensor, Tensor]) -> None:
+    """Gives buffers the values that they had."""
+    for buffer, before in buffers.items():
+        buffer.copy_(before)
+
+
+def out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def relief(state: State, images: int) -> int:
+    """In how many parts a batch of this process is computed next.
+
+    Raises:
+        OutOfMemory: nobody asked for that, or the parts are single images.
+    """
+    ready, parts = state.ready, state.parts
+    more = next((n for n in range(2 * parts, images + 1) if images % n == 0), None)
+    if more is not None and ready.fit.auto_accumulate:
+        return more
+    way = "take a larger patch, such as patch=p16, a smaller model, or system.activation_checkpointing=true"
+    if more is not None:
+        way = (
+            f"fit.batch_size={ready.fit.batch_size} fit.accumulate={more} is the same batch in parts of"
+            f" {images // more}, and fit.auto_accumulate=true finds such parts by itself"
+        )
+    raise OutOfMemory(
+        f"out of memory at step {state.step} with {images // parts} images of {ready.model.grid.tokens} tokens at"
+        f" once: {way}"
+    )
+
+
+def roll_back(state: State, store: Store, bad: int) -> int:
+    """Takes the weights of the last checkpoint, of whose step it tells; the training goes on with the next images.
+
+    The updates since then are lost, as in PaLM (Chowdhery et al. 2022, 5.1): with the same images they would come to
+    the same end.
+
+    Raises:
+        NonFinite: that is not asked for, or has been done too often without a good evaluation in between.
+    """
+    ready, step = state.ready, state.step
+    lr = learning_rate(ready.optimizer)
+    if ready.fit.on_nonfinite != "rollback":
+        ready.schedule.set(bad)
+        raise NonFinite(bad, ready.steps, learning_rate(ready.optimizer))
+    rollbacks, failing = state.rollbacks + 1, state.failing + 1
+    if failing > ROLLBACKS or not resume(state, store):
+        raise NonFinite(bad, ready.steps, lr, f", after {rollbacks - 1} rollbacks")
+    log.warning(
+        "the loss was no finite number at step %d: goes on from there with the weights of step %d", bad, state.step
+    )
+    back, state.step, state.rollbacks, state.failing = state.step, step, rollbacks, failing
+    state.meter.clear()
+    return back
+
+
 class NonFinite(ArithmeticError):
     """The loss is infinite or no number."""
 
-    def __init__(self, step: int, steps: int, lr: float):
+    def __init__(self, step: int, steps: int, lr: float, more: str = ""):
         super().__init__(
-            f"the loss was no finite number at step {step} of {steps}, at a learning rate of {lr:.3g}. Try a smaller"
-            " optimizer.lr, a longer warm-up (schedule.warmup_fraction), fit.clip=1.0, or fit.precision=fp32"
+            f"the loss was no finite number at step {step} of {steps}{more}, at a learning rate of {lr:.3g}. Try a"
+            " smaller optimizer.lr, a longer warm-up (schedule.warmup_fraction), fit.clip=1.0, fit.precision=fp32, or"
+            " fit.on_nonfinite=skip or rollback"
         )
 
 
+class OutOfMemory(RuntimeError):
+    """A batch is too large for the memory; says what to do."""
+
+
 class Stopped(Exception):
-    """A signal asked the training to leave; everything is saved."""
+    """A signal asked the training to leave."""
 
-    def __init__(self, step: int, steps: int, number: int):
-        self.signal = int(number)
-        super().__init__(f"stopped at step {step} of {steps}; the same command goes on from there")
+    def __init__(self, step: int, steps: int, number: int, saved: int | None):
+        self.signal = number
+        self.saved = saved
+        where = "" if saved == step else f" (that could not be saved: step {saved or 0} is what it goes on from)"
+        super().__init__(f"stopped at step {step} of {steps}{where}; the same command goes on")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], normalise: Normalise, here: World, precision: str
 ) -> dict[str, float]:
@@ -221,11 +362,19 @@ def evaluate(
     totals = torch.zeros(3, dtype=torch.float64, device=here.device)
     for pixels, labels in batches:
         labels = labels.to(here.device, non_blocking=True)
-        with autocast(here.device, precision):
-            logits = model(normalise(pixels.to(here.device, non_blocking=True)))
-        loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
+        try:
+            with autocast(here.device, precision):
+                logits = model(normalise(pixels.to(here.device, non_blocking=True)))
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"out of memory in evaluation with {len(pixels)} images at once: use a smaller"
+                " fit.evaluation_batch_size"
+            ) from error
+        loss = functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=AGAIN)
         right = (logits.argmax(dim=-1) == labels).sum()
-        totals += torch.stack((loss.double(), right.double(), totals.new_tensor(len(labels))))
+        totals += torch.stack((loss.double(), right.double(), (labels != AGAIN).sum().double()))
     model.train()
     loss, right, images = here.sum(totals).tolist()
     return {"loss": loss / images, "accuracy": right / images}

@@ -115,7 +115,7 @@ def picture(ready: "Ready") -> "Figure":
     targets = labels
     batchwise = ready.augment.batchwise(len(data.classes), torch.device("cpu"))
     if batchwise is not None:
-        images, targets = batchwise(images, labels, ready.seed, 0, 0)
+        images, targets = batchwise(images, labels, np.arange(len(labels)), ready.seed, 0)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
     after = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     gap = torch.full((*before.shape[:3], max(1, before.shape[3] // 16)), 255, dtype=torch.uint8)

@@ -2,16 +2,22 @@
 
 import logging
 import os
+import shlex
+import signal
 import sys
 import time
 import traceback
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitlab import config as configuration
 from vitlab.commands import DONE, FAILED, refuse
 from vitlab.config import ConfigError, Node, assemble
 from vitlab.menu import CONF, defaults, help_text
+
+if TYPE_CHECKING:
+    from vitlab.runs import Run
 
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc", "--shell-completion")
 
@@ -84,10 +90,8 @@ def rehearse(overrides: list[str]) -> None:
 
 def run(node: Node, choices: dict[str, str]) -> int:
     """One training, from its configuration to its summary."""
-    import torch
-
     from vitlab import recipe, runs, train
-    from vitlab.parallel import world
+    from vitlab.parallel import Gone, together, world
     from vitlab.tracking import logging_to
 
     try:
@@ -96,12 +100,10 @@ def run(node: Node, choices: dict[str, str]) -> int:
     except (ValueError, OSError) as error:
         return refuse(error)
     system = parts["system"]
-    with world(system) as here:
+    with world(system) as here, ExitStack() as stack:
         slug = configuration.slug(config, choices)
-        name = f"{slug}-{configuration.identity(config)}"
-        folder = runs.find(system.runs, name)
-        result = folder.result()
-        here.wait()
+        folder = runs.find(system.runs, f"{slug}-{configuration.identity(config)}")
+        result = here.tell(folder.result() if here.first else None)
         if result["status"] == "finished" and not system.retrain:
             if here.first:
                 print(f"This run is finished already; system.retrain=true trains it anew.\n\n{summary(folder, result)}")
@@ -109,39 +111,74 @@ def run(node: Node, choices: dict[str, str]) -> int:
         try:
             parts["tracking"] = called(parts["tracking"], slug, config, choices)
             ready = recipe.prepare(**parts, world=here)
-            if here.first:
-                if result["status"] == "finished":
-                    print(f"The finished run is kept as {runs.set_aside(folder)}")
-                folder.create()
+            problem = here.tell(claim(folder, system.retrain, stack) if here.first else None)
+            if problem is not None:
+                raise problem
         except (ValueError, OSError) as error:
             return refuse(error)
-        here.wait()
-        with logging_to(folder.log if here.first else None, speak=here.first):
-            began = time.perf_counter()
-            try:
+        stack.enter_context(logging_to(folder.log if here.first else None, speak=here.first))
+        began = time.perf_counter()
+        try:
+            with together(here):
                 result = train.fit(ready, folder, config)
-            except train.Stopped as leave:
-                log.warning("%s", leave)
-                return 128 + leave.signal
-            except Exception as error:
-                if here.first:
-                    folder.write_result({"status": "failed", "error": str(error), "seed": ready.seed})
-                if os.environ.get("VITLAB_TRACEBACK"):
-                    log.error("%s", traceback.format_exc())
-                elif isinstance(error, ArithmeticError | ValueError | OSError):
-                    log.error("vitlab: %s", error)
-                elif isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                    log.error(
-                        "vitlab: out of memory with %d images of %d tokens at once: take a larger patch, such as"
-                        " patch=p16, a smaller dataset.image_size, or more parts of a batch (fit.accumulate)",
-                        ready.fit.batch_size // (here.size * ready.fit.accumulate),
-                        ready.model.grid.tokens,
-                    )
-                else:
-                    log.error("%s", traceback.format_exc())
-                return FAILED
-            log.info("\n%s", summary(folder, result, time.perf_counter() - began))
+        except train.Stopped as leave:
+            log.warning("%s:\n%s", leave, typed())
+            return 128 + leave.signal
+        except KeyboardInterrupt:
+            log.warning("left at once; the same command goes on from the last checkpoint:\n%s", typed())
+            return 128 + signal.SIGINT
+        except Gone as error:  # the first process may be the one that has gone: each speaks for itself
+            print(f"vitlab: {error}; the same command goes on from the last checkpoint:\n{typed()}", file=sys.stderr)
+            leave_alone()
+        except Exception as error:
+            if here.first:
+                folder.write_result({"status": "failed", "error": str(error), "seed": ready.seed})
+            expected = isinstance(error, ArithmeticError | ValueError | OSError | train.OutOfMemory)
+            whole = os.environ.get("VITLAB_TRACEBACK") or not expected
+            said = traceback.format_exc() if whole else f"vitlab: {error}"
+            log.error("%s", said)
+            if here.size > 1:
+                if not here.first:
+                    print(said, file=sys.stderr)
+                leave_alone()
+            return FAILED
+        log.info("\n%s", summary(folder, result, time.perf_counter() - began))
     return DONE
+
+
+def leave_alone() -> None:
+    """Ends this process of several as failed: to leave their group it would have to wait for the others."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(FAILED)
+
+
+def claim(folder: "Run", retrain: bool, stack: ExitStack) -> Exception | None:
+    """Takes a run's folder for this process, a finished one's under a new name aside; or says why that cannot be."""
+    from vitlab import runs
+    from vitlab.lock import Lock
+
+    try:
+        folder.create()
+        stack.enter_context(Lock(folder.lock))
+        if folder.result()["status"] == "finished":
+            if not retrain:
+                raise ValueError(f"{folder.folder} has just been finished by another process: type the same again")
+            print(f"The finished run is kept as {runs.set_aside(folder)}")
+            folder.create()
+            stack.enter_context(Lock(folder.lock))
+    except (ValueError, OSError) as error:
+        return error
+    return None
+
+
+def typed() -> str:
+    """The command as it was typed, to be typed again."""
+    words = shlex.join(sys.argv[1:])
+    processes, machine = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if processes == 1:
+        return f"vitlab {words}"
+    return f"torchrun --nproc-per-node={machine} -m vitlab {words}"
 
 
 def called(tracking: Any, slug: str, config: Node, choices: dict[str, str]) -> Any:

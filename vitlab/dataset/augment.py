@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from vitlab.dataset.dataset import Dataset
 from vitlab.dataset.preprocess import Resize, to_pixels
-from vitlab.dataset.seeding import seeded
+from vitlab.dataset.seeding import reseed, seeded
 from vitlab.lean import modules
 
 Transform = Callable[[Image.Image], UInt8[Tensor, "c y x"]]
@@ -126,14 +127,19 @@ class Augment:
 
     def batchwise(self, classes: int, device: torch.device) -> "Batchwise | None":
         """What one training batch goes through on the device; None where that is nothing."""
-        mixes = (self.mixup or self.cutmix) and self.mix_probability
-        return Batchwise(self, classes, device, bool(mixes)) if mixes or self.erase else None
+        return Batchwise(self, classes, device, self.mixes) if self.mixes or self.erase else None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed with each other."""
+        return bool((self.mixup or self.cutmix) and self.mix_probability)
 
 
 class Batchwise:
     """Random erasing, then mixup and CutMix, by timm, on normalised batches of any size where they lie.
 
-    Drawn from `key` alone. Smooths no label: the loss does.
+    Drawn from `key` alone, and erased areas from an image's place in the global batch too, so that several processes do
+    what one would. Smooths no label: the loss does.
     """
 
     def __init__(self, augment: Augment, classes: int, device: torch.device, mixes: bool):
@@ -153,14 +159,18 @@ class Batchwise:
             )
 
     def __call__(
-        self, images: Float[Tensor, "b c y x"], labels: Int[Tensor, " b"], *key: int
+        self, images: Float[Tensor, "b c y x"], labels: Int[Tensor, " b"], places: np.ndarray, *key: int
     ) -> tuple[Float[Tensor, "b c y x"], Int[Tensor, " b"] | Float[Tensor, "b classes"]]:
         """Mixes image i with the image as far from the batch's end; an odd batch is made even by its first image."""
         with seeded(*key):
             if self.erase is not None:
-                images = self.erase(images)
+                images = images.clone()
+                for image, place in zip(images, places, strict=True):
+                    reseed(*key, int(place))
+                    self.erase(image)  # in place
             if self.mixup is None:
                 return images, labels
+            reseed(*key)
             odd = len(images) % 2
             if odd:
                 images, labels = torch.cat((images, images[:1])), torch.cat((labels, labels[:1]))

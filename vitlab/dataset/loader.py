@@ -15,6 +15,7 @@ from vitlab.dataset.seeding import reseed, seed_of, seeded
 Key = tuple[int, int]  # (round, index): an image looks different in every round; an epoch is `repeats` rounds
 Order = Callable[[np.random.Generator, int], np.ndarray]  # Examples.shuffle
 Batch = tuple[UInt8[Tensor, "b c y x"], Int[Tensor, " b"]]
+AGAIN = -1  # the round, and then the label, of an image that fills a batch up and does not count
 
 
 class View(Dataset):
@@ -29,15 +30,29 @@ class View(Dataset):
         if self.transform is None:
             assert isinstance(self.examples, Pixels)
             indices = [index for _, index in keys]
-            return self.examples.pixels[indices], torch.from_numpy(self.examples.labels[indices])
+            counted = torch.tensor([turn != AGAIN for turn, _ in keys])
+            labels = torch.from_numpy(self.examples.labels[indices])
+            return self.examples.pixels[indices], labels.where(counted, AGAIN)
         images, labels = [], []
         with seeded(self.seed):
-            for key in keys:
-                image, label = self.examples.item(key[1])
-                reseed(self.seed, *key)
+            for turn, index in keys:
+                image, label = self.examples.item(index)
+                reseed(self.seed, max(0, turn), index)
                 images.append(torch.as_tensor(self.transform(image)))
-                labels.append(label)
+                labels.append(AGAIN if turn == AGAIN else label)
         return torch.stack(images), torch.tensor(labels)
+
+
+def places(batch: int, rank: int, world: int) -> np.ndarray:
+    """Which places of the global batch process `rank` of `world` has: a slice of its front, and the mirrored one.
+
+    So the image that mixup pairs with another, as far from the batch's end as that one from its start, is in the same
+    process, whatever their number.
+    """
+    share = batch // world
+    front, back = share // 2, share - share // 2
+    end = batch - rank * back
+    return np.concatenate((np.arange(rank * front, (rank + 1) * front), np.arange(end - back, end)))
 
 
 class Stream(Sampler):
@@ -88,14 +103,14 @@ class Stream(Sampler):
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Key]]:
-        share = self.batch // self.world
+        mine = places(self.batch, self.rank, self.world)
         known, order = -1, np.arange(0)
         for step in range(self.start, self.stop):
-            places: Sequence[int] = range(step * self.batch, (step + 1) * self.batch)
+            walk: Sequence[int] = range(step * self.batch, (step + 1) * self.batch)
             if self.repeats > 1:
-                places = sorted(places, key=lambda place: place % self.examples % self.repeats)
+                walk = sorted(walk, key=lambda place: place % self.examples % self.repeats)
             keys = []
-            for place in places[self.rank * share : (self.rank + 1) * share]:
+            for place in (walk[i] for i in mine):
                 epoch, offset = divmod(place, self.examples)
                 if epoch != known:
                     draw = np.random.default_rng(seed_of(self.seed, epoch))
@@ -106,18 +121,22 @@ class Stream(Sampler):
 
 
 class Once(Sampler):
-    """Every example once, in order; process `rank` of `world` takes every `world`-th."""
+    """Every example once, in order; process `rank` of `world` takes every `world`-th.
+
+    All processes have batches of the same sizes: one with an image less has its first a second time, as `AGAIN`.
+    """
 
     def __init__(self, *, examples: int, batch: int, rank: int = 0, world: int = 1):
-        self.indices = range(rank, examples, world)
+        self.keys = [(0, index) for index in range(rank, examples, world)]
+        self.keys += [(AGAIN, 0)] * (-(-examples // world) - len(self.keys))
         self.batch = batch
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch)
+        return -(-len(self.keys) // self.batch)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for start in range(0, len(self.indices), self.batch):
-            yield [(0, index) for index in self.indices[start : start + self.batch]]
+        for start in range(0, len(self.keys), self.batch):
+            yield self.keys[start : start + self.batch]
 
 
 def loader(

@@ -27,9 +27,10 @@ def seeded(*key: int) -> Generator[None]:
         torch.set_rng_state(states[2])
 
 
-def reseed(*key: int) -> None:
-    """Seeds the global generators on the CPU."""
+def reseed(*key: int) -> int:
+    """Seeds the global generators on the CPU; gives the seed."""
     seed = seed_of(*key)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 (timm draws from it)
     torch.default_generator.manual_seed(seed)
+    return seed
