@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "vitlab"
 FLOORS = [
-    {"vitlab.lean", "vitlab.files", "vitlab.lock", "vitlab.journal", "vitlab.menu"},
+    {"vitlab.lean", "vitlab.files", "vitlab.memory", "vitlab.lock", "vitlab.journal", "vitlab.menu"},
     {"vitlab.model.*", "vitlab.dataset.*", "vitlab.interrupt", "vitlab.profile"},
     {"vitlab.config", "vitlab.parallel", "vitlab.runs", "vitlab.optim"},
     {"vitlab.checkpoint", "vitlab.ema"},

@@ -7,7 +7,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,19 @@ Node = dict[str, Any]
 
 TRUSTED = ("vitlab.", "torch.optim.", "lion_pytorch.", "schedulefree.")  # what a config of one's own may name
 MODELS = ("vitlab.model.",)  # what a stranger's may
+PARTS = {  # what a training is made of, and the class that each part is a kind of
+    "dataset": "vitlab.dataset.dataset.Dataset",
+    "model": "vitlab.model.vit.ViT",
+    "augment": "vitlab.dataset.augment.Augment",
+    "loss": "vitlab.loss.Loss",
+    "optimizer": "torch.optim.Optimizer",
+    "schedule": "vitlab.schedule.Schedule",
+    "fit": "vitlab.recipe.Fit",
+    "system": "vitlab.parallel.System",
+    "tracking": "vitlab.tracking.Tracking",
+}
+FACTORIES = ("model", "optimizer")  # parts that others finish
+LARGEST = 3.4028234663852886e38  # that 32 bits hold
 
 
 class ConfigError(ValueError):
@@ -49,19 +62,19 @@ def complete(overrides: Iterable[str], many: bool = False) -> list[str]:
         head, equals, value = word.partition("=")
         key = head.lstrip("+~").split("@")[0]
         if not equals and not head.startswith("~"):
-            raise ConfigError(f"{word}: write group=option or key=value{nearest(word, groups)}")
+            raise ConfigError(f"{show(word)}: write group=option or key=value{nearest(word, groups)}")
         if key == "experiment":
             word = f"+experiment={value}"
         elif key in known and head.startswith("+"):
             word = f"{key}={value}"
         elif not key.startswith("hydra") and key not in groups and not is_known(key, known):
-            raise ConfigError(f"{word}: there is no {key}{nearest(key, [*known, *groups])}")
+            raise ConfigError(f"{show(word)}: there is no {show(key)}{nearest(key, [*known, *groups])}")
         if key in groups:
             for option in value.split(",") if many else [value]:
                 if "," in option:
-                    raise ConfigError(f"{word}: several options for one run; add -m to train each")
+                    raise ConfigError(f"{show(word)}: several options for one run; add -m to train each")
                 if option.strip("'\" ") not in groups[key]:
-                    raise ConfigError(unknown_option(key, option, groups[key]))
+                    raise ConfigError(unknown_option(key, show(option), groups[key]))
         given.append(word)
     keys = {word.lstrip("+").split("=")[0] for word in given}
     for ways in ALTERNATIVES:
@@ -107,7 +120,7 @@ def plain(config: Any, choices: Any) -> tuple[Node, dict[str, str]]:
         key = error.full_key or "a value"
         raise ConfigError(f"{key} has no value: give one, {key}=VALUE") from error
     except InterpolationResolutionError as error:
-        raise ConfigError(str(error).split("\n")[0]) from error
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}: give it a value") from error
     return typing.cast(Node, node), {str(k): str(v) for k, v in choices.items() if not str(k).startswith("hydra/")}
 
 
@@ -170,18 +183,10 @@ def check(config: Node, path: str = "", allowed: tuple[str, ...] = TRUSTED) -> N
     """
     checked: Node = {}
     at = f"{path}." if path else ""
-    if not path:
-        for name, value in (("seed", config["seed"]), ("patch.size", config["patch"]["size"])):
-            if not matches(value, int)[0]:
-                raise ConfigError(f"{name}={show(value)}: expected {spell(int, name)}")
-    wanted: dict[str, inspect.Parameter] | None = None
-    if "_target_" in config:
-        wanted = dict(inspect.signature(locate(str(config["_target_"]), allowed), eval_str=True).parameters)
-        missing = [
-            n for n, p in wanted.items() if p.default is p.empty and n not in config and p.kind is not p.VAR_KEYWORD
-        ]
-        if missing and not config.get("_partial_"):
-            raise ConfigError(f"{at}{missing[0]} is missing: give it a value")
+    wanted, needed = arguments(config, path, allowed)
+    for name in needed:
+        if name not in config:
+            raise ConfigError(f"{at}{name} is missing: give it a value")
     for key, value in config.items():
         if key in ("_target_", "_partial_"):
             checked[key] = value
@@ -191,12 +196,30 @@ def check(config: Node, path: str = "", allowed: tuple[str, ...] = TRUSTED) -> N
         if isinstance(value, dict):
             value = check(value, f"{at}{key}", allowed)
         if wanted is not None:
-            hint = wanted[key].annotation
+            hint = wanted[key]
             fits, value = matches(value, hint)
             if not fits:
-                raise ConfigError(f"{at}{key}={show(value)}: expected {spell(hint, f'{at}{key}')}")
+                size = ", no larger than 3.4e38" if isinstance(value, float) and not abs(value) <= LARGEST else ""
+                raise ConfigError(f"{at}{key}={show(value)}: expected {spell(hint, f'{at}{key}')}{size}")
         checked[key] = value
     return checked
+
+
+def arguments(config: Node, path: str, allowed: tuple[str, ...]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The type that each key of a node asks for, and the keys that it cannot do without; None where any will do."""
+    if not path:
+        kinds = {name: locate(target) for name, target in PARTS.items()}
+        kinds |= {name: Callable[..., kinds[name]] for name in FACTORIES}
+        return {"seed": int, "patch": dict, **kinds}, ["seed", "patch", *kinds]
+    if path == "patch":
+        return {"size": int}, ["size"]
+    if "_target_" not in config:
+        return None, []
+    found = inspect.signature(locate(str(config["_target_"]), allowed), eval_str=True).parameters
+    needed = [name for name, p in found.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if config.get("_partial_"):  # what no option has is given by the code
+        needed = [name for name in needed if path in FACTORIES and f"{path}.{name}" in known_keys()]
+    return {name: p.annotation for name, p in found.items()}, needed
 
 
 def matches(value: Any, hint: Any) -> tuple[bool, Any]:
@@ -211,13 +234,13 @@ def matches(value: Any, hint: Any) -> tuple[bool, Any]:
     if origin in (typing.Union, types.UnionType):
         return next((found for a in args if (found := matches(value, a))[0]), (False, value))
     if isinstance(value, dict):
-        return "_target_" in value and (hint is not float and hint is not int), value
+        return describes(value, hint), value
     if hint is bool:
         return isinstance(value, bool), value
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool), value
     if hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
         return number, float(value) if number else value
     if hint is str:
         return isinstance(value, str), value
@@ -228,6 +251,19 @@ def matches(value: Any, hint: Any) -> tuple[bool, Any]:
         pairs = [matches(v, a) for v, a in zip(value, each, strict=True)]
         return all(ok for ok, _ in pairs), [v for _, v in pairs]
     return False, value
+
+
+def describes(node: Node, hint: Any) -> bool:
+    """Whether a node is of an object of the annotated class, or of a factory where one is asked for."""
+    if "_target_" not in node:
+        return hint is dict
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    factory = origin is Callable and args[0] is Ellipsis
+    made = args[-1] if factory else hint
+    kinds = tuple(kind for kind in (typing.get_args(made) or (made,)) if inspect.isclass(kind))
+    found = locate(str(node["_target_"]))
+    fits = issubclass(found, kinds) and not inspect.isabstract(found) if factory or origin is not Callable else True
+    return fits and bool(node.get("_partial_")) == factory
 
 
 def spell(hint: Any, path: str) -> str:
@@ -253,7 +289,8 @@ def spell(hint: Any, path: str) -> str:
 
 
 def show(value: Any) -> str:
-    return json.dumps(value) if not isinstance(value, str) else value
+    """A value in one line, as it would be typed."""
+    return value if isinstance(value, str) and value.isprintable() and value else json.dumps(value)
 
 
 # --- build --------------------------------------------------------------------------------------------------------
@@ -285,8 +322,8 @@ def build(node: Any, allowed: tuple[str, ...] = TRUSTED, **more: Any) -> Any:
 def assemble(config: Node) -> dict[str, Any]:
     """The objects of a checked configuration, as `recipe.prepare` takes them."""
     parts = {key: build(value) for key, value in config.items() if key not in ("patch", "seed", "model")}
-    if config["seed"] < 0:
-        raise ValueError(f"seed={config['seed']}: must be 0 or more")
+    if not 0 <= config["seed"] < 2**63:
+        raise ValueError(f"seed={config['seed']}: must be 0 or more, and below 2^63")
     return {
         **parts,
         "model": build(config["model"], patch=config["patch"]["size"]),

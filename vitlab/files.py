@@ -60,9 +60,10 @@ def read_text(path: Path, most: int) -> str:
 
 def read_json(path: Path, most: int = 1_000_000) -> dict[str, Any]:
     """The JSON object in a file that anybody may have made; raises what `read_text` does."""
+    text = read_text(path, most)
     try:
-        found = json.loads(text := read_text(path, most))
-    except (json.JSONDecodeError, RecursionError) as error:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged (it holds {text[:20]!r}, no object): remove it")

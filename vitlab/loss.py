@@ -1,6 +1,7 @@
 """Losses, for hard labels and for the soft ones that mixup and CutMix make."""
 
 import math
+from abc import ABC, abstractmethod
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -9,14 +10,14 @@ from torch.nn import functional
 Targets = Int[Tensor, " b"] | Float[Tensor, "b classes"]
 
 
-class Loss(nn.Module):
+class Loss(nn.Module, ABC):
     """The contract: the mean over a batch, from logits and labels; and what the model's head starts at for it."""
 
     def start(self, head: nn.Linear) -> None:
         """Sets the head's bias where the loss wants one of its own."""
 
-    def forward(self, logits: Float[Tensor, "b classes"], targets: Targets) -> Float[Tensor, ""]:
-        raise NotImplementedError(f"{type(self).__name__} has no forward")
+    @abstractmethod
+    def forward(self, logits: Float[Tensor, "b classes"], targets: Targets) -> Float[Tensor, ""]: ...
 
 
 class CrossEntropy(Loss):

@@ -17,6 +17,17 @@ from vitlab.model.attention import Attention
 from vitlab.model.vit import ViT
 from vitlab.parallel import complete, parted
 
+RANGES = {  # of what an optimizer takes, as far as numbers of 32 bits can hold its steps
+    "lr": (0, 1e30),
+    "weight_decay": (0, 1e6),
+    "betas": (0, 1),
+    "eps": (0, 1e30),
+    "momentum": (0, 1),
+    "iterations": (1, 100),
+    "r": (0, 10),
+    "weight_lr_power": (0, 10),
+}
+
 
 def decays(model: nn.Module) -> dict[str, bool]:
     """Whether each parameter has weight decay, by name: the weights of linear layers and convolutions alone.
@@ -73,10 +84,22 @@ def build(
         groups.setdefault(key, group if key[0] else group | {"weight_decay": 0.0})["params"].append(parameter)
     devices = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     fused = {"fused": True} if devices and "fused" in inspect.signature(make).parameters else {}
+    values = getattr(make, "keywords", {})
     try:
         optimizer = make([groups[key] for key in sorted(groups, reverse=True)], **fused)
     except (ValueError, AssertionError) as error:
-        raise ValueError(f"optimizer: {error or 'a value that it refuses'}") from error
+        said = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise ValueError(f"optimizer: {error or 'it cannot work with one of these values'} ({said})") from error
+    for name, value in values.items():
+        least, most = RANGES.get(name, (-math.inf, math.inf))
+        if not all(least <= v <= most for v in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"optimizer.{name}={value}: must be from {least:g} to {most:g}")
+    if hasattr(optimizer, "eval") and not values.get("betas", (0.9,))[0] >= 1e-6:
+        raise ValueError(f"optimizer.betas={values['betas']}: a schedule-free one divides by the first; 0.9 is usual")
+    if not optimizer.defaults["lr"] * scale <= RANGES["lr"][1]:
+        raise ValueError(
+            f"optimizer.lr={optimizer.defaults['lr']}: too much once fit.lr_scaling multiplies it by {scale:g}"
+        )
     for group in optimizer.param_groups:
         group["lr"] *= scale
     getattr(optimizer, "train", lambda: None)()  # schedule-free ones start in evaluation

@@ -1,19 +1,21 @@
 """What a trained model takes images for: image files of any size and mode, one by one."""
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from glob import glob
+from math import isfinite
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from vitlab.dataset.examples import quiet, reason
 from vitlab.dataset.image_folder import images
+from vitlab.dataset.preprocess import turned, upright
 from vitlab.pictures import small
 from vitlab.trained import Trained
 
@@ -66,8 +68,7 @@ def predict(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(paths), batch):
             some = paths[start : start + batch]
-            with warnings.catch_warnings():  # what Pillow finds odd in a file, it reads all the same
-                warnings.filterwarnings("ignore", module="PIL")
+            with quiet():
                 read = list(pool.map(partial(ready, model, copy=pictures > 0), some))
             tensors = [found[0] for found in read if not isinstance(found, str)]
             best: list[tuple[tuple[str, float], ...]] = []
@@ -81,23 +82,21 @@ def predict(
                 if isinstance(found, str):
                     yield Prediction(path=path, fault=found)
                     continue
-                yield Prediction(path=path, top=next(answers), picture=found[1] if pictures > 0 else None)
+                answer = next(answers)
+                if not all(isfinite(probability) for _, probability in answer):
+                    yield Prediction(path=path, fault="the model's answer to it is no finite number")
+                    continue
+                yield Prediction(path=path, top=answer, picture=found[1] if pictures > 0 else None)
                 pictures -= 1
 
 
 def ready(model: Trained, path: Path, *, copy: bool) -> tuple[Tensor, Image.Image | None] | str:
     """What the model takes of an image, and a small copy of it where one is asked for; or why it cannot be read."""
+    if not path.is_file():
+        return "it is no regular file" if path.exists() else "there is no such file"
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            tensor = model.preprocess(image)
-            return tensor, small(image) if copy else None
-    except FileNotFoundError:
-        return "there is no such file"
-    except UnidentifiedImageError:
-        return "it is no image, or of a kind that Pillow does not read"
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        return f"it has more than {limit:,} pixels, which may be an attack on the memory: make it smaller"
+            image = turned(file)
+            return model.preprocess(image), small(upright(image, "RGB")) if copy else None
     except Exception as error:  # decoders of damaged files raise whatever they like
-        return f"it cannot be read ({str(error) or type(error).__name__})"
+        return reason(error)

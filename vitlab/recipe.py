@@ -78,16 +78,13 @@ class Fit:
         said = [f"{key}={value}" for key, value in durations.items() if value is not None]
         if len(said) != 1:
             raise ValueError(f"{' and '.join(said) or 'no duration'}: give one of {', '.join(durations)}")
-        counts = {
-            name: getattr(self, name) for name in ("batch_size", "accumulate", "evaluation_batch_size", "lr_batch_size")
-        }
-        for key, value in {**counts, "patience": self.patience}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"fit.{key}={value}: must be at least 1")
-        amounts = {"clip": self.clip, "evaluate_every": self.evaluate_every}
-        for key, value in {**amounts, **{k.removeprefix("fit."): v for k, v in durations.items()}}.items():
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"fit.{key}={value}: must be above 0")
+        counts = ("steps", "images", "batch_size", "accumulate", "lr_batch_size", "evaluation_batch_size", "patience")
+        for key in (*counts, "epochs", "evaluate_every"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value <= 10**12:
+                raise ValueError(f"fit.{key}={value}: must be above 0, and at most 10^12")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ValueError(f"fit.clip={self.clip}: must be above 0, or null for none; 1.0 is usual")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"fit.layer_decay={self.layer_decay}: must be above 0 and at most 1 (off); 0.75 is usual")
         if not 0 <= self.ema_decay < 1:

@@ -4,6 +4,8 @@ Update u (from 0) has the learning rate of timm's time u + 1 where there is a wa
 update is not lost to a rate of 0: update w - 1 has the peak exactly, and the last update has the minimum.
 """
 
+import logging
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +13,11 @@ from torch.optim import Optimizer
 
 from vitlab.lean import modules
 
+logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # it warns of trainings of one step
+
 
 @dataclass(kw_only=True)
-class Schedule:
+class Schedule(ABC):
     """The contract: a linear warm-up, given in one way or none, and `fall`, what a kind does after it.
 
     Args:
@@ -29,9 +33,9 @@ class Schedule:
     warmup_epochs: float | None
     warmup_steps: int | None
 
+    @abstractmethod
     def fall(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
         """timm's scheduler that takes `updates` from the peak to the end."""
-        raise NotImplementedError(f"{type(self).__name__} has no fall")
 
     def warmup(self, steps: int, steps_per_epoch: float) -> int:
         """The warm-up in updates."""

@@ -5,10 +5,11 @@ import csv
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.commands import DONE, FAILED, refuse
+from vitlab.commands import DONE, FAILED, printable, refuse
 
 if TYPE_CHECKING:
     from vitlab.judge import Judgement
@@ -48,14 +49,17 @@ def main(words: list[str]) -> int:
             dataset = trained.own(run.folder, root=options.root)
         split = options.split or ("test" if name else "both")
         splits = ("validation", "test") if split == "both" else (split,)
+        folder = run.folder / "evaluation"
+        if name or splits[-1] != "test":
+            folder = folder / (name or splits[-1])
+        for place in (run.folder / "evaluation", folder):
+            if place.is_symlink():
+                raise ValueError(f"{place} is a link, and what is written there would go elsewhere: remove it")
         found = trained.measure(run.folder, model, dataset, splits, foreign=bool(name), workers=options.workers)
-        before = {} if name else run.result()
+        before = {} if name else trained.recorded(run)
     except (ValueError, OSError) as error:
         return refuse(error)
 
-    folder = run.folder / "evaluation"
-    if name or splits[-1] != "test":
-        folder = folder / (name or splits[-1])
     facts: dict[str, Any] = {"run": str(run.folder), "dataset": options.overrides or "of the run"}
     tables = {split: {**part.scores, **part.judgement.plain()} for split, part in found.items()}
     if options.json:
@@ -66,10 +70,11 @@ def main(words: list[str]) -> int:
     try:
         written = write(folder, splits[-1], found[splits[-1]], {**facts, "split": splits[-1], **tables[splits[-1]]})
     except OSError as error:
-        print(f"vitlab: {folder} cannot be written ({error.strerror or error}); the numbers are above", file=sys.stderr)
+        reason = printable(f"{folder} cannot be written ({error.strerror or error})")
+        print(f"vitlab: {reason}; the numbers are above", file=sys.stderr)
         return FAILED
     if not options.json:
-        print(f"files       {folder}/  {'  '.join(written)}")
+        print(f"files       {printable(folder)}/  {'  '.join(written)}")
     return DONE
 
 
@@ -98,7 +103,7 @@ def lines(split: str, judged: "Judgement") -> list[str]:
         )
         pairs = (f"{pair.true} taken for {pair.predicted} ({pair.examples:,})" for pair in judged.confusions(FEW))
         said.append("confused    " + ", ".join(pairs))
-    return said
+    return [printable(line) for line in said]
 
 
 def write(folder: Path, split: str, part: "Measured", table: dict[str, Any]) -> list[str]:
@@ -106,7 +111,8 @@ def write(folder: Path, split: str, part: "Measured", table: dict[str, Any]) -> 
     from vitlab import pictures
     from vitlab.files import write_whole
 
-    judged, title = part.judgement, f"{table['run']}, {split}"
+    names = tuple(printable(name) for name in part.judgement.classes)
+    judged, title = replace(part.judgement, classes=names), printable(f"{table['run']}, {split}")
     folder.mkdir(parents=True, exist_ok=True)
     text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), json.dumps(table, indent=2))
     write_whole(folder / f"{split}.json", lambda file: file.write_text(f"{text}\n"))

@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitlab.commands import DONE, FAILED, refuse
+from vitlab.commands import DONE, FAILED, printable, refuse
 
 if TYPE_CHECKING:
     from vitlab.predict import Prediction
@@ -43,11 +42,11 @@ def main(words: list[str]) -> int:
     done = []
     with tqdm(total=len(paths), unit="image", disable=few or not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         for fault in faults:
-            tqdm.write(f"vitlab: {shown(fault.path)}: {fault.fault}", file=sys.stderr)
+            tqdm.write(complaint(fault), file=sys.stderr)
         for answer in answers:
             done.append(answer)
             if answer.fault:
-                tqdm.write(f"vitlab: {shown(answer.path)}: {answer.fault}", file=sys.stderr)
+                tqdm.write(complaint(answer), file=sys.stderr)
             elif not options.json:
                 tqdm.write(said(answer), file=sys.stdout)
             bar.update()
@@ -76,12 +75,17 @@ def check(options: argparse.Namespace, paths: list[Path], lost: list[str]) -> No
             raise ValueError(f"--save {options.save}: it is one of the images: give another name")
 
 
+def complaint(answer: "Prediction") -> str:
+    return f"vitlab: {printable(answer.path)}: {printable(answer.fault)}"
+
+
 def said(answer: "Prediction") -> str:
     """An image and its classes: a line each, or one line for the one class that was asked for."""
     if len(answer.top) == 1:
         ((name, probability),) = answer.top
-        return f"{probability:7.2%}  {name}  {shown(answer.path)}"
-    return "\n".join((shown(answer.path), *(f"{probability:9.2%}  {name}" for name, probability in answer.top)))
+        return f"{probability:7.2%}  {printable(name)}  {printable(answer.path)}"
+    lines = (f"{probability:9.2%}  {printable(name)}" for name, probability in answer.top)
+    return "\n".join((printable(answer.path), *lines))
 
 
 def plain(answer: "Prediction") -> dict[str, object]:
@@ -99,14 +103,8 @@ def draw(done: "list[Prediction]", path: Path, title: str) -> None:
     drawn = [(answer.picture, answer) for answer in readable if answer.picture is not None]
     if not drawn:
         raise ValueError(f"--save {path}: no image could be read, so there is nothing to draw")
-    names = [shown(answer.path) for _, answer in drawn]
-    top = [answer.top[:5] for _, answer in drawn]
-    pictures.save(pictures.predictions([picture for picture, _ in drawn], names, top, title), path)
+    names = [printable(answer.path) for _, answer in drawn]
+    top = [[(printable(name), probability) for name, probability in answer.top[:5]] for _, answer in drawn]
+    pictures.save(pictures.predictions([picture for picture, _ in drawn], names, top, printable(title)), path)
     if len(drawn) < len(readable):
-        print(f"vitlab: {path} shows the first {len(drawn)} of {len(readable)} images", file=sys.stderr)
-
-
-def shown(path: Path) -> str:
-    """A path that any terminal can print: a file's name may be any bytes."""
-    name = os.fsencode(path).decode(errors="replace")
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
+        print(f"vitlab: {printable(path)} shows the first {len(drawn)} of {len(readable)} images", file=sys.stderr)

@@ -15,6 +15,9 @@ from vitlab.dataset.preprocess import Resize, to_pixels
 from vitlab.dataset.seeding import reseed, seeded
 from vitlab.lean import modules
 
+LEAST = 1e-30  # of a strength: of less no draw can be made
+NUMBERS = {"n": (0, 100), "w": (0, 100), "d": (0, 100), "a": (0.1, 1000)}  # of a policy's words; of others 0 to 1000
+
 Transform = Callable[[Image.Image], UInt8[Tensor, "c y x"]]
 
 
@@ -70,8 +73,8 @@ class Augment:
             if not 0 <= value <= 1:
                 raise ValueError(f"augment.{name}={value}: must be from 0 to 1")
         for name, value in {"mixup": mixup, "cutmix": cutmix, "color_jitter": color_jitter}.items():
-            if value < 0:
-                raise ValueError(f"augment.{name}={value}: must be 0 (off) or more")
+            if not (value == 0 or value >= LEAST):
+                raise ValueError(f"augment.{name}={value}: must be 0 (off), or {LEAST} and more")
         if repeats < 1:
             raise ValueError(f"augment.repeats={repeats}: must be at least 1 (off); DeiT takes 3")
         if color_jitter and auto_augment is not None and "3a" not in auto_augment:
@@ -205,3 +208,9 @@ def check_policy(policy: str) -> None:
         raise ValueError(
             f"augment.auto_augment={policy}: timm knows no {', '.join(odd)} in it; rand-m9-mstd0.5-inc1 is usual"
         )
+    for name, number in re.findall(r"-([a-z]+)([0-9.]+)(?=-|$)", policy):
+        least, most = NUMBERS.get(name, (0, 1000))
+        if not least <= float(number) <= most:
+            raise ValueError(
+                f"augment.auto_augment={policy}: {name}{number} must be from {name}{least} to {name}{most}"
+            )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from vitlab import memory
 from vitlab.dataset.examples import Examples, Pixels
 from vitlab.dataset.split import stratified
 
@@ -93,10 +94,11 @@ class Dataset:
                 f"dataset.train_examples={wanted}: there are {len(train)} training images: use 1 to {len(train)}"
             )
         splits["train"] = train.take(stratified(train.labels, wanted, self.split_seed + 1)[0])
-        return {
-            name: part.resized(self.shape) if isinstance(part, Pixels) else part
-            for name, part in ((name, splits[name]) for name in ("train", "validation", "test"))
-        }
+        splits = {name: splits[name] for name in ("train", "validation", "test")}
+        count, (height, width) = sum(len(p) for p in splits.values() if isinstance(p, Pixels)) or 1, self.shape
+        what = f"dataset.image_size={height}x{width}: {count:,} image{'s' * (count > 1)} of it, held in memory, take"
+        memory.hold(count * self.channels * height * width, what, "use a smaller dataset.image_size")
+        return {name: p.resized(self.shape) if isinstance(p, Pixels) else p for name, p in splits.items()}
 
 
 def cut(examples: Examples, count: int, seed: int, key: str) -> tuple[Examples, Examples]:

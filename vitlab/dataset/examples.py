@@ -1,16 +1,19 @@
 """Examples: labelled images, in memory or in files. What a dataset gives for each of its splits."""
 
 import os
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from vitlab.dataset.preprocess import upright
+from vitlab.dataset.preprocess import to_pixels, upright
 
 
 class Examples:
@@ -65,9 +68,9 @@ class Pixels(Examples):
         """The same images at another (height, width), bicubic."""
         if tuple(self.pixels.shape[2:]) == size:
             return self
-        small = (self.image(i).resize((size[1], size[0]), Image.Resampling.BICUBIC) for i in range(len(self)))
-        pixels = torch.from_numpy(np.stack([np.array(image) for image in small]))
-        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+        pixels = torch.empty((*self.pixels.shape[:2], *size), dtype=torch.uint8)
+        for i in range(len(self)):
+            pixels[i] = to_pixels(self.image(i).resize((size[1], size[0]), Image.Resampling.BICUBIC))
         return Pixels(pixels, self.labels)
 
 
@@ -103,9 +106,37 @@ class Files(Examples):
 
 
 def decoded(file: Path | BytesIO, mode: str) -> Image.Image:
-    """The image in a file, upright, in one of PIL's modes."""
-    with Image.open(file) as image:
-        return upright(image, mode)
+    """The image in a file, upright, in one of PIL's modes.
+
+    Raises:
+        OSError, SyntaxError, ValueError: it cannot be read, whatever its decoder raised.
+    """
+    try:
+        with quiet(), Image.open(file) as image:
+            return upright(image, mode)
+    except (OSError, SyntaxError, ValueError):
+        raise
+    except Exception as error:
+        raise ValueError(reason(error)) from error
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """What Pillow finds odd in a file, it reads all the same. Not for several threads at once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be read, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image, or of a kind that Pillow does not read"
+    if isinstance(error, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return f"it has more than {limit:,} pixels, which may be an attack on the memory: make it smaller"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+    return f"it cannot be read ({' '.join(said.split())})"
 
 
 class UnreadableImage(ValueError):

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vitlab.dataset.dataset import Dataset, DatasetMissing, cut
-from vitlab.dataset.examples import Examples, Files, UnreadableImage
+from vitlab.dataset.examples import Examples, Files, UnreadableImage, quiet
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
@@ -83,7 +83,7 @@ class ClassFolders(Dataset):
     def files(self, pairs: Pairs, folder: Path) -> Files:
         """These files, without the broken ones where that is asked for; `folder` is the one to blame."""
         if self.verify or self.skip_corrupted:
-            with ThreadPoolExecutor() as pool:
+            with quiet(), ThreadPoolExecutor() as pool:
                 faults = list(pool.map(lambda pair: fault(pair[0]), pairs))
             broken = [f for f in faults if f is not None]
             if broken and not self.skip_corrupted:
@@ -174,12 +174,18 @@ def with_test(splits: dict[str, Examples], share: float, seed: int) -> dict[str,
 
 def walk(folder: str | Path) -> Iterator[str]:
     """The image files below a folder, in no order, by their names alone: no file is opened or asked for more."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-                yield entry.path
-            elif entry.is_dir(follow_symlinks=False):
-                yield from walk(entry.path)
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.name.lower().endswith(SUFFIXES) and is_file(entry):
+                    yield entry.path
+                elif entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()  # noqa: PTH113 (links in a circle too)
 
 
 def images(folder: Path) -> list[Path]:
@@ -199,6 +205,6 @@ def fault(path: Path) -> UnreadableImage | None:
         with Image.open(path) as image:
             image.draft("RGB", (32, 32))
             image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders of damaged files raise whatever they like
         return UnreadableImage(path, error, SKIP)
     return None

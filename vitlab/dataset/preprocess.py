@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+
+FAR = 8  # times what is kept: a scaled side that is longer is not made whole
 
 
 class Resize:
@@ -28,17 +30,65 @@ class Resize:
             return image
         factor = max(height / image.height, width / image.width) / self.crop
         scaled = (max(width, round(image.width * factor)), max(height, round(image.height * factor)))
+        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+        if scaled[0] > FAR * width or scaled[1] > FAR * height:
+            return self.middle(image, (left, top), (image.width / scaled[0], image.height / scaled[1]))
         image = image.resize(scaled, Image.Resampling.BICUBIC)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
+
+    def middle(self, image: Image.Image, start: tuple[int, int], step: tuple[float, float]) -> Image.Image:
+        """The same of an image so long that its scaled whole would fill the memory: only what is kept is computed.
+
+        Args:
+            image: any.
+            start: left and top of what is kept, in scaled pixels.
+            step: width and height of a scaled pixel, in pixels of the image.
+        """
+        ends = (start[0] + self.size[1], start[1] + self.size[0])
+        left, top, right, bottom = start[0] * step[0], start[1] * step[1], ends[0] * step[0], ends[1] * step[1]
+        box = (left, top, min(right, image.width), min(bottom, image.height))
+        return image.resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC, box)
 
 
 def upright(image: Image.Image, mode: str) -> Image.Image:
-    """The image turned as its EXIF orientation says, in one of PIL's modes; 16 bits of grey become 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """The image turned as its EXIF orientation says, in one of PIL's modes; what is transparent is as it is below.
+
+    Raises:
+        ValueError: it has no pixels, or numbers of which nothing says how bright they are.
+    """
+    image = turned(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(eight_bits(np.asarray(image)))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
     return image.convert(mode)
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; one whose EXIF cannot be read is taken as it lies."""
+    if not (image.width and image.height):
+        raise ValueError(f"it is {image.width}x{image.height} pixels large")
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # what a damaged EXIF makes its reader raise is anybody's guess
+        return image
+
+
+def eight_bits(values: Shaped[np.ndarray, "y x"]) -> UInt8[np.ndarray, "y x"]:
+    """Grey of more than 8 bits as 8. Of 16 bits the upper half is kept; 32 bits and floats do not say what white is.
+
+    Floats up to 1 are taken for shares of white, numbers up to 255 and 65535 for 8 and 16 bits.
+
+    Raises:
+        ValueError: other numbers.
+    """
+    least, most = float(values.min()), float(values.max())
+    if not 0 <= least <= most <= 65535:
+        raise ValueError(f"its pixels are {least:g} to {most:g}, of which none says what is white: save it with 8 bits")
+    if values.dtype.itemsize == 2 or most > 255:
+        return (values // 256).astype(np.uint8)
+    return np.rint(values * 255 if values.dtype.kind == "f" and most <= 1 else values).astype(np.uint8)
 
 
 def to_pixels(image: Image.Image) -> UInt8[Tensor, "c y x"]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vitlab import memory
 from vitlab.dataset.dataset import Dataset
 from vitlab.dataset.examples import Examples, Pixels
 
@@ -38,9 +39,18 @@ class Synthetic(Dataset):
         ):
             if value < least:
                 raise ValueError(f"dataset.{name}={value}: must be at least {least}")
+        images, (height, width) = self.examples + self.tests, self.shape
+        of_each = f"{self.channels}x{height}x{width} numbers each, of {self.classes_count} classes"
+        size = images * (self.channels * height * width + 8) + self.classes_count * 64
+        memory.hold(size, f"dataset.examples={self.examples}: {images} images of {of_each}, take", "use fewer of them")
         self.classes = tuple(f"noise {i}" for i in range(self.classes_count))
         self.mean = self.mean * self.channels
         self.std = self.std * self.channels
+
+    @property
+    def tests(self) -> int:
+        """How many images the test has."""
+        return max(self.classes_count, self.examples // 5)
 
     def read(self) -> dict[str, Examples]:
         print(
@@ -52,4 +62,4 @@ class Synthetic(Dataset):
             pixels = draw.integers(0, 256, (count, self.channels, *self.shape), dtype=np.uint8)
             return Pixels(torch.from_numpy(pixels), np.arange(count) % self.classes_count)
 
-        return {"train": noise(self.examples), "test": noise(max(self.classes_count, self.examples // 5))}
+        return {"train": noise(self.examples), "test": noise(self.tests)}

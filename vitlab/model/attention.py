@@ -47,7 +47,7 @@ class Attention(nn.Module):
             takes several times as long as the explicit one at a ViT's lengths.
 
     Raises:
-        ValueError: the heads do not divide the width.
+        ValueError: the heads do not divide the width, or a share outside 0 ... 1.
     """
 
     def __init__(
@@ -65,6 +65,10 @@ class Attention(nn.Module):
         if heads < 1 or width % heads:
             fitting = ", ".join(str(d) for d in divisors(width))
             raise ValueError(f"heads={heads} does not divide width={width}: use one of {fitting}")
+        if not 0 <= dropout < 1:
+            raise ValueError(
+                f"model.attention.dropout={dropout}: a share that is dropped must be at least 0 and below 1"
+            )
         self.heads = heads
         self.dropout = dropout
         self.kernel = kernel

@@ -17,7 +17,7 @@ def dropout(x: Float[Tensor, "*b"], rate: float, training: bool = True) -> Float
     if x.device.type != "cpu":
         return functional.dropout(x, rate)
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    keep = draws[: x.numel()].view(x.shape) >= round(rate * 2**16) - 2**15
+    keep = draws[: x.numel()].view(x.shape) >= min(round(rate * 2**16), 2**16 - 1) - 2**15
     return x * keep.to(x.dtype).div_(1 - rate)
 
 

@@ -30,6 +30,9 @@ class Init:
         token_std: standard deviation of the class token and registers.
         mlp_bias_std: standard deviation of the biases inside the MLPs; every other bias starts at zero.
         joint_qkv: xavier's fan of the joint (width, 3 width) projection, instead of each of the three alone.
+
+    Raises:
+        ValueError: a negative deviation.
     """
 
     def __init__(
@@ -41,6 +44,10 @@ class Init:
         mlp_bias_std: float,
         joint_qkv: bool,
     ):
+        deviations = {"position_std": position_std, "token_std": token_std, "mlp_bias_std": mlp_bias_std}
+        for name, value in deviations.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"model.init.{name}={value}: a standard deviation must be 0 or more; 0.02 is usual")
         self.stem = stem
         self.position_std = position_std
         self.token_std = token_std

@@ -87,6 +87,12 @@ class Learned2d(Position):
         return tokens + torch.cat((self.prefix, patches))
 
 
+def check_base(base: float) -> None:
+    """Raises ValueError where a ratio of wavelengths is none."""
+    if not base > 0:
+        raise ValueError(f"model.position.base={base}: must be above 0; 100 is usual for RoPE, 10000 for sin-cos")
+
+
 class SinCos2d(Position):
     """Fixed sines and cosines of row and column, a quarter of the width each (Chen et al. 2021, MoCo v3).
 
@@ -112,6 +118,7 @@ class SinCos2d(Position):
         at: Literal["stem", "every_block_shared"] = "stem",
     ):
         super().__init__(width=width, head_width=head_width, grid=grid)
+        check_base(base)
         if width % 4:
             raise ValueError(
                 f"width={width} is not a multiple of 4, as sin-cos 2-D positions need: use {-(-width // 4) * 4}"
@@ -172,7 +179,7 @@ class Rope(Position):
         base: ratio of the fastest to the slowest rotation; dimensionless.
 
     Raises:
-        ValueError: the channels of a head are not a multiple of 4.
+        ValueError: the channels of a head are not a multiple of 4, or a base that is not above 0.
     """
 
     cos: Tensor
@@ -180,6 +187,7 @@ class Rope(Position):
 
     def __init__(self, *, width: int, head_width: int, grid: Grid, base: float = 100.0):
         super().__init__(width=width, head_width=head_width, grid=grid)
+        check_base(base)
         if head_width % 4:
             raise ValueError(
                 f"RoPE turns the channels of a head in fours (a pair by row, a pair by column), and width={width} over"

@@ -10,7 +10,8 @@ from vitlab.model.grid import Grid
 
 
 def divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
+    """The divisors of a number, up to 4096."""
+    return [d for d in range(1, min(number, 4096) + 1) if number % d == 0]
 
 
 class Stem(nn.Module):
@@ -94,4 +95,9 @@ class Convolutions(Stem):
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, width, 1))
 
     def forward(self, images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b n d"]:
+        if self.training and len(images) * self.grid.patches == 1:
+            raise ValueError(
+                "model/stem=convolution normalises over a batch, and this one is one image of one patch: use a larger"
+                " fit.batch_size, a smaller fit.accumulate, or a smaller patch"
+            )
         return rearrange(self.layers(images), "b d h w -> b (h w) d")

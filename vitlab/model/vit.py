@@ -68,9 +68,14 @@ class ViT(nn.Module):
         init: Callable[["ViT"], None] | None = None,
     ):
         super().__init__()
-        for name, value, least in (("width", width, 1), ("depth", depth, 1), ("registers", registers, 0)):
-            if value < least:
-                raise ValueError(f"model.{name}={value}: must be at least {least}")
+        for name, value, least in (
+            ("width", width, 1),
+            ("depth", depth, 1),
+            ("registers", registers, 0),
+            ("epsilon", epsilon, 0.0),
+        ):
+            if not value >= least:
+                raise ValueError(f"model.{name}={value}: must be at least {least:g}")
         for name, value in (("dropout", dropout), ("drop_path", drop_path)):
             if not 0 <= value < 1:
                 raise ValueError(f"model.{name}={value}: a share that is dropped must be at least 0 and below 1")

@@ -1,0 +1,261 @@
+"""Any composition either trains or is refused with a sentence, whatever its values are; hypothesis draws them.
+
+VITLAB_COMPOSITIONS=400 draws so many at random; without it the same few are drawn each time.
+"""
+
+import contextlib
+import copy
+import functools
+import inspect
+import io
+import math
+import os
+import re
+import tempfile
+import typing
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vitlab import config, recipe, schedule, train
+from vitlab.__main__ import main
+from vitlab.menu import known_keys, menu
+from vitlab.parallel import alone
+from vitlab.runs import Run
+
+GROUPS = [g for g in menu() if g not in ("experiment", "system", "tracking")]
+OPTIONS = {group: list(menu()[group]) for group in GROUPS} | {"dataset": ["digits", "synthetic"]}
+NEEDS = ["model.width=8", "model.depth=1", "model.heads=1", "tracking=off", "fit.precision=fp32"]
+
+# What a machine can hold: larger numbers are refused where the machine is known.
+LARGEST = {
+    "model.width": 64, "model.depth": 4, "model.heads": 64, "model.registers": 64, "model.mlp.ratio": 64,
+    "patch.size": 64, "dataset.image_size": 64, "dataset.examples": 512, "dataset.classes_count": 512,
+    "dataset.channels": 8, "fit.epochs": 1000, "fit.steps": 1000, "fit.images": 10000,
+    "optimizer.iterations": 20,
+}  # fmt: skip
+
+COUNT = os.environ.get("VITLAB_COMPOSITIONS")
+DRAWN = settings(
+    max_examples=int(COUNT or 60),
+    derandomize=COUNT is None,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+ENDS: Counter[str] = Counter()
+
+
+class Enough(BaseException):
+    """Two steps were trained, and the training goes on."""
+
+
+@pytest.fixture(autouse=True)
+def _two_steps(monkeypatch):
+    """Trainings draw no figure, ask git for no commit, and end after two steps."""
+    unlimited = schedule.Started.set
+
+    def limited(self, update):
+        if update >= 2:
+            raise Enough
+        unlimited(self, update)
+
+    monkeypatch.setattr(schedule.Started, "set", limited)
+    monkeypatch.setattr(train.curves, "draw", lambda *_: None)
+    monkeypatch.setattr(train.runs, "environment", lambda _: {})
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def is_sentence(error):
+    """Whether it is one line that names what was configured."""
+    leaves = "|".join({key.rpartition(".")[2] for key in known_keys()})
+    named = rf"\b({'|'.join(GROUPS)})\b[.=:/ ]|\b({leaves})=|_target_"
+    return bool("\n" not in str(error) and re.search(named, str(error)))
+
+
+# --- compositions as plain values ---------------------------------------------------------------------------------
+
+
+@functools.cache
+def nodes():
+    """The node of every option, as Hydra composes it; each composition has one option of every group."""
+    found = {}
+    for turn in range(max(map(len, OPTIONS.values()))):
+        chosen = {group: options[turn % len(options)] for group, options in OPTIONS.items()}
+        node, _ = config.compose([*(f"{group}={option}" for group, option in chosen.items()), *NEEDS])
+        for group, option in chosen.items():
+            found[group, option] = functools.reduce(dict.__getitem__, group.split("/"), node)
+        found["system", "tracking"] = {key: node[key] for key in ("system", "tracking")}
+    return found
+
+
+def leaves(node, path=()):
+    """Every value that a user may set: where it is, and the type that its constructor asks for."""
+    hints = {}
+    if "_target_" in node:
+        hints = inspect.signature(config.locate(node["_target_"]), eval_str=True).parameters
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+        elif not key.startswith("_"):
+            yield (*path, key), hints[key].annotation if key in hints else int
+
+
+WHOLE = [0, 1, -1, 2, 3, 7, 2**31, 2**53 + 1, 2**63, -(2**63) - 1, 10**30, 10**400]
+FRACTIONS = [0.0, -0.0, 1.0, 0.5, 2.5, -0.5, 5e-324, 1e-30, 1e-7, 0.999999999, 1e12, 1e30, 3e38, 1e308]
+FRACTIONS += [math.nan, math.inf, -math.inf]
+ODD = st.sampled_from(
+    [*WHOLE, *FRACTIONS]
+    + ["", "abc", "1", "auto", "none", "é", "a\nb", [], [0.5], [1, 1], [0.9, 0.1], [0.1, 0.9, 1.0], [None], [[]], ["a"]]
+    + [None, True, False, {}, {"a": 1}, {"_target_": "os.system"}, {"_target_": "vitlab.model.grid.Grid"}]
+)
+POLICIES = st.sampled_from(
+    ["rand-m9-mstd0.5-inc1", "rand", "rand-m", "rand-n0", "rand-m9-n99", "original-mstd1", "augmix-m3-w3", "augmix-w0"]
+    + [
+        "3a",
+        "3a-",
+        "3aw",
+        "v0",
+        "v0r",
+        "originalr",
+        "rand-m99999",
+        "rand-p0.5",
+        "rand-tweights",
+        "augmix-d0",
+        "augmix-a0",
+    ]
+)
+
+
+def values(hint):
+    """Values that this type allows, small ones and any."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return st.sampled_from(arguments)
+    if origin is tuple:
+        return st.lists(values(arguments[0]), min_size=1, max_size=3).map(sorted)
+    if arguments:
+        return st.one_of(values(a) for a in arguments)
+    whole, fractions = st.sampled_from(WHOLE), st.sampled_from(FRACTIONS)
+    known = {
+        int: st.integers(0, 64) | whole | st.integers(-(2**70), 2**70),
+        float: st.floats(0, 1) | st.floats(0, 100) | fractions | st.floats(),
+        bool: st.booleans(),
+        str: POLICIES,
+        type(None): st.none(),
+    }
+    return known.get(hint, ODD)
+
+
+def fits(key, value):
+    """Whether a machine can hold it."""
+    numbers = value if isinstance(value, list) else [value]
+    most = LARGEST.get(key, math.inf)
+    return not any(isinstance(n, int | float) and most < n < math.inf for n in numbers)
+
+
+@st.composite
+def compositions(draw):
+    """An option of every group, shrunken, with up to three values of any kind."""
+    node = {"seed": draw(st.integers(0, 3)), **nodes()["system", "tracking"]}
+    for group in sorted(GROUPS, key=len):  # model before what is inside it
+        *above, name = group.split("/")
+        option = nodes()[group, draw(st.sampled_from(OPTIONS[group]))]
+        functools.reduce(dict.__getitem__, above, node)[name] = copy.deepcopy(option)
+    patch, rows, columns = node["patch"]["size"], draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    most = max(1, 32 // patch)
+    node["dataset"] |= {"image_size": [patch * min(rows, most), patch * min(columns, most)], "train_examples": 24}
+    if "examples" in node["dataset"]:
+        node["dataset"]["examples"] = 40
+    heads = draw(st.sampled_from([1, 2, 3]))
+    width = heads * draw(st.sampled_from([4, 8, 8, 6, 1]))
+    node["model"] |= {"width": width, "depth": draw(st.sampled_from([1, 2])), "heads": heads}
+    duration = draw(st.sampled_from([("steps", 2), ("steps", 2), ("epochs", 0.5), ("images", 16)]))
+    node["fit"] |= {"epochs": None, "steps": None, "images": None, "batch_size": 8, duration[0]: duration[1]}
+    node["fit"]["precision"] = draw(st.sampled_from(["fp32"] * 6 + ["bf16", "fp16"]))
+    found = [leaf for leaf in leaves(node) if leaf[0][0] not in ("system", "tracking")]
+    for path, hint in draw(st.lists(st.sampled_from(found), max_size=3, unique_by=lambda leaf: leaf[0])):
+        key = ".".join(path)
+        value = draw(st.one_of(*[values(hint)] * 3, ODD).filter(lambda value, key=key: fits(key, value)))
+        functools.reduce(dict.__getitem__, path[:-1], node)[path[-1]] = copy.deepcopy(value)
+    return node
+
+
+@DRAWN
+@given(compositions())
+def test_a_composition_trains_or_is_refused_with_a_sentence(node):
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            checked = config.check(node)
+            ready = recipe.prepare(**config.assemble(checked), world=alone())
+            run = Run(Path(folder) / "run")
+            run.create()
+            assert train.fit(ready, run, checked)["status"] == "finished"
+        except Enough:
+            ENDS["trained"] += 1
+        except (ValueError, OSError, ArithmeticError) as error:
+            assert type(error) not in (ZeroDivisionError, OverflowError, FloatingPointError)
+            assert is_sentence(error), repr(str(error))
+            ENDS["refused"] += 1
+        else:
+            ENDS["trained"] += 1
+
+
+# --- compositions as words ----------------------------------------------------------------------------------------
+
+KEYS = [key for key in known_keys() if not key.startswith(("system", "tracking")) and not key.endswith("download")]
+BITS = st.sampled_from(
+    ["0", "1", "2", "-1", "1e-3", "0.5", "1e400", "nan", "null", "true", "abc", "é", "[]", "[1,2]", "{}", "{a:1}", "''"]
+    + ["", " ", "'", '"', "{", "}", "[", "]", "(", ")", ",", ":", "=", "\\", "\n", "\t", "#", "$", "${", "*", "%", "~", "@"]
+    + ["${seed}", "${model}", "${fit.clip}", "${nothing}", "${oc.env:HOME}", "${oc.env:NOTHING}", "${now:%Y}", "???"]
+    + ["range(1,3)", "choice(1,2)", "glob(*)", "int(3)", "str(3)", "float(a)", "shuffle(1,2)", "sort(2,1)", "x" * 300]
+    + ["${model.width}", "${hydra:job.name}", "{_target_:os.system}", "{_partial_:false}", "_target_", "1_000", "0x10"]
+)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=4)
+
+
+@st.composite
+def words(draw):
+    """What might be typed: as often as not an option or a value, else anything."""
+    if draw(st.booleans()):
+        group = draw(st.sampled_from(GROUPS))
+        plain = st.sampled_from([f"{group}={option}" for option in OPTIONS[group]])
+        return draw(plain | st.builds("{}={}".format, st.sampled_from(KEYS), st.sampled_from(["0", "1", "2", "0.5"])))
+    key = draw(st.sampled_from(KEYS) | st.sampled_from(GROUPS) | TEXT)
+    sign = draw(st.sampled_from([""] * 6 + ["+", "++", "~", " "]))
+    package = draw(st.sampled_from([""] * 10 + ["@model", "@fit", "@_global_", "@a.b", "@", ":model"]))
+    equals = draw(st.sampled_from(["="] * 10 + ["", "=="]))
+    options = st.sampled_from(OPTIONS.get(key, ["null"]))
+    return sign + key + package + equals + draw(options | BITS | st.lists(BITS | TEXT, max_size=3).map("".join))
+
+
+@DRAWN
+@given(st.lists(words().filter(lambda word: not word.startswith("-")), min_size=1, max_size=2))
+def test_whatever_is_typed_trains_or_is_refused_with_a_sentence(typed):
+    small = ["tracking=off", "dataset.train_examples=24", "model.width=8", "model.depth=1", "model.heads=1"]
+    small += ["fit.steps=2", "fit.batch_size=8", "fit.precision=fp32"]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.suppress(Enough),
+    ):
+        status = 0
+        status = main(["train", *small, f"system.runs={folder}", *typed])
+    said = out.getvalue() + err.getvalue()
+    assert "Traceback" not in said, said
+    assert status in (0, 1, 2)
+    if status == 1:
+        assert "vitlab: " in said, said
+    if status == 2:
+        assert re.fullmatch(r"vitlab: [^\n]+\n", err.getvalue()), err.getvalue()
+    ENDS["trained" if status == 0 else "refused"] += 1
+
+
+def test_a_fair_share_of_the_compositions_trained():
+    print(f"\n{dict(ENDS)}")
+    assert ENDS["trained"] >= ENDS.total() / 4

@@ -1,0 +1,141 @@
+"""Memory: what a model or a set of images would take, said before any of it is taken."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+NUMBER = 4  # bytes of a weight, and of what a layer gives in fp32
+BLOCK = 30_000  # bytes of a block's Python objects, measured: 31,500
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+
+ARITHMETIC = ("neg", "add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv", "pow", "rpow", "sin", "cos", "exp")
+
+
+def machine(device: torch.device | str = "cpu") -> int:
+    """Bytes of memory: a GPU's own, else the computer's, or what a container is allowed of it."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    said = [Path(file).read_text().strip() for file in LIMITS if Path(file).is_file()]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *(int(s) for s in said if s.isdecimal())])
+
+
+def hold(size: float, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
+    """Raises ValueError where `what` takes more bytes (`size`) than there are."""
+    there, where = machine(device), "this machine" if torch.device(device).type == "cpu" else str(device)
+    if size > there:
+        raise ValueError(f"{what} {spell(size)}, and {where} has {spell(there)}: {remedy}")
+
+
+def spell(size: float) -> str:
+    """Bytes in words: 17.3 TB."""
+    if size >= 10**18:
+        return "more than a million TB"
+    unit, name = next((pair for pair in ((10**12, "TB"), (10**9, "GB")) if size >= pair[0]), (10**6, "MB"))
+    return f"{size / unit:,.1f} {name}"
+
+
+def check(
+    make: Callable[..., Any],
+    *,
+    image_size: tuple[int, int],
+    channels: int,
+    classes: int,
+    device: torch.device | str = "cpu",
+    copies: int = 1,
+    batch: int = 0,
+    half: bool = False,
+    recomputed: bool = False,
+) -> None:
+    """Refuses a model that the device cannot hold, before anything of it is made; what might just fit is let through.
+
+    The weights are counted, those of a model of any depth from one and two blocks without memory. What the layers give
+    is counted from below: in training, what every block keeps for its backward pass (the inputs of its two
+    normalisations, four matrix products and three parts of attention, and on a CPU the attention weights).
+
+    Args:
+        make: `functools.partial` of the ViT, with at least its width, depth and heads.
+        image_size: height and width in pixels.
+        channels: of an image.
+        classes: number of classes.
+        device: where the model goes.
+        copies: numbers that are held for each weight: 1 to use it; to train it, its gradient and the optimizer's too.
+        batch: images that a process computes together in training; 0 does not train.
+        half: whether matrix products are in 16 bits.
+        recomputed: whether the backward pass computes each block again (activation checkpointing).
+
+    Raises:
+        ValueError: it does not fit; with what it takes and what there is.
+    """
+    given: dict[str, Any] = getattr(make, "keywords", {})
+    (height, breadth), width, depth = image_size, given["width"], given["depth"]
+    shape = {"image_size": image_size, "channels": channels, "classes": classes}
+    of_images = f"dataset.image_size={height}x{breadth}: one image of {channels} channels takes"
+    hold(NUMBER * channels * height * breadth, of_images, "use a smaller dataset.image_size", device)
+    of_weights = f"model.width={width} model.depth={depth}: the weights take"
+    if copies > 1:
+        of_weights = f"model.width={width} model.depth={depth}: weights, gradients and optimizer state take"
+    smaller = "use a smaller width or depth"
+    hold(copies * NUMBER * width**2 + BLOCK * depth, of_weights, smaller, device)
+    try:
+        one, two = (shadow(make, depth=min(depth, blocks), **shape) for blocks in (1, 2))
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if "overflow" not in f"{type(error).__name__} {error}".lower():
+            raise
+        hold(float("inf"), of_weights, smaller, device)
+        raise
+    first, block = bytes_of(one, copies), bytes_of(two, copies) - bytes_of(one, copies)
+    hold(first + (depth - 1) * block + BLOCK * depth, of_weights, smaller, device)
+
+    tokens, product, attention = one.grid.tokens, NUMBER // 2 if half else NUMBER, one.blocks[0].attention.branch
+    written = type(attention).__name__ == "Attention" and (
+        attention.kernel == "explicit" or (attention.kernel == "auto" and torch.device(device).type == "cpu")
+    )
+    weights = product * given["heads"] * tokens**2 if written else 0
+    of_block = tokens * width * (2 * NUMBER + 6 * product) + weights
+    if batch:
+        kept = depth * NUMBER * tokens * width + of_block if recomputed else depth * of_block
+        what = f"{batch} images of {tokens:,} tokens at once: a training step keeps at least"
+        remedy = "use a larger patch, such as patch=p16, a smaller dataset.image_size, or more parts, fit.accumulate=N"
+        hold(batch * kept, what, remedy, device)
+    else:
+        what = f"an image of {height}x{breadth} is {tokens:,} tokens in this model, which take at least"
+        hold(2 * product * tokens * width + weights, what, "use a larger patch or a smaller image", device)
+
+
+def shadow(make: Callable[..., Any], **shape: Any) -> Any:
+    """A model without memory, to be counted."""
+    with torch.device("meta"), Unfilled():
+        return make(**shape)
+
+
+def bytes_of(model: nn.Module, copies: int) -> int:
+    """What so many copies of the parameters take, and the buffers once."""
+    return copies * sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves tensors as they are made, and knows the shapes of plain arithmetic itself.
+
+    To compute on the meta device, be it a sum, torch imports its compiler (9 s).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__"):  # in place
+            return args[0] if args else kwargs["tensor"]
+        if name.strip("_") in ARITHMETIC:
+            shape = np.broadcast_shapes(*(each.shape for each in args if isinstance(each, Tensor)))
+            return torch.empty(shape, device="meta")
+        if func is torch.cat:
+            shape = list(args[0][0].shape)
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+            shape[dim] = sum(each.shape[dim] for each in args[0])
+            return torch.empty(shape, device="meta")
+        return func(*args, **kwargs)
