@@ -60,7 +60,8 @@ class State:
             self.best = {"step": self.step, **scores}
             with self.judged():
                 self.weights = whole(self.model.state_dict())
-        self.failing = 0
+        if self.ready.fit.on_nonfinite == "rollback":
+            self.failing = 0
         return better
 
     def capture(self) -> dict[str, Any]:
