@@ -242,16 +242,6 @@ def test_a_stream_goes_on_from_any_step(repeats):
     assert list(Stream(examples=10, batch=4, start=5, stop=9, seed=7, repeats=repeats)) == whole[5:]
 
 
-@pytest.mark.parametrize("repeats", [1, 3])
-def test_processes_share_each_batch_and_evaluate_every_image_once(repeats):
-    walk = {"examples": 10, "batch": 4, "start": 0, "stop": 6, "seed": 7, "repeats": repeats}
-    whole = list(Stream(**walk))
-    parts = [list(Stream(**walk, rank=r, world=2)) for r in range(2)]
-    assert [a + b for a, b in zip(*parts, strict=True)] == whole
-    seen = [i for r in range(3) for batch in Once(examples=10, batch=3, rank=r, world=3) for _, i in batch]
-    assert sorted(seen) == list(range(10))
-
-
 def test_seeds_are_unrelated_and_repeatable():
     assert seed_of(1, 2) == seed_of(1, 2)
     assert len({seed_of(a, b) for a in range(50) for b in range(50)}) == 2500

@@ -131,10 +131,11 @@ def test_places_and_their_mirror_images_are_in_one_process(world):
         assert (part + part[::-1] == 23).all()
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("world", [2, 3])
-def test_all_processes_together_see_the_global_batch(world):
+def test_all_processes_together_see_the_global_batch(world, repeats):
     def keys(rank=0, world=1):
-        return list(Stream(examples=30, batch=12, start=3, stop=6, seed=1, repeats=3, rank=rank, world=world))
+        return list(Stream(examples=30, batch=12, start=3, stop=6, seed=1, repeats=repeats, rank=rank, world=world))
 
     parts = [keys(rank, world) for rank in range(world)]
     for step, whole in enumerate(keys()):
