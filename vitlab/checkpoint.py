@@ -112,6 +112,7 @@ class Store:
                 log.warning("%s; the one before it is taken, and this one is kept as %s", error, aside.name)
                 path.replace(aside)
             else:
+                self.step = state.get("step")
                 return path, state
         return None
 
