@@ -447,3 +447,11 @@ def test_a_longer_training_is_another_run(tmp_path, capsys):
     assert main([*words, "fit.steps=2"]) == 0
     assert main([*words, "fit.steps=3"]) == 0
     assert sorted(Run(path).result()["steps"] for path in tmp_path.iterdir()) == [2, 3]
+
+
+def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, stop):
+    words = ["tracking=offline", "tracking.system=false", "fit.steps=8"]
+    stop(tmp_path, 5, *words)
+    run, _ = fit(tmp_path, *words)
+    identity = (run.folder / "wandb-id.txt").read_text()
+    assert [path.name.rpartition("-")[2] for path in run.folder.glob("wandb/offline-run-*")] == [identity, identity]
