@@ -3,7 +3,9 @@
 import os
 import tempfile
 
-from jaxtyping import install_import_hook
+os.environ["OMP_NUM_THREADS"] = "1"  # as many tests at once as there are cores
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(["vitlab.model", "vitlab.dataset"], "beartype.beartype")
 

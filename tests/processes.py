@@ -1,8 +1,10 @@
 """Real training processes that start at once: forked from a server that has imported everything."""
 
+import atexit
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -17,8 +19,10 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["processes_preload"])
 
 
-def work(words, environment, out):
+def work(words, environment, out, largest):
     os.setsid()
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     os.environ.update(environment)
     file = Path(out).open("a")  # noqa: SIM115 (until the process ends)
     os.dup2(file.fileno(), 1)
@@ -42,9 +46,10 @@ class Training:
         words: of the command.
         out: file that takes the output.
         world: number of processes.
+        largest: bytes that a file may have; more is what a full disk says.
     """
 
-    def __init__(self, words, out, world=1):
+    def __init__(self, words, out, world=1, largest=None):
         shared = {"OMP_NUM_THREADS": "1"}
         if world > 1:
             with socket.socket() as free:
@@ -54,9 +59,10 @@ class Training:
             shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         self.out = Path(out)
         self.members = []
+        atexit.register(self.send, signal.SIGKILL)
         for rank in range(world):
             ranked = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-            member = SERVER.Process(target=work, args=(words, {**shared, **ranked}, str(out)), daemon=False)
+            member = SERVER.Process(target=work, args=(words, {**shared, **ranked}, str(out), largest), daemon=False)
             member.start()
             self.members.append(member)
 
@@ -81,7 +87,7 @@ class Training:
 
     @property
     def said(self):
-        return self.out.read_text()
+        return self.out.read_text() if self.out.exists() else ""
 
 
 def until(condition, seconds=60.0):

@@ -209,7 +209,31 @@ def test_a_composition_trains_or_is_refused_with_a_sentence(node):
 KEYS = [key for key in known_keys() if not key.startswith(("system", "tracking")) and not key.endswith("download")]
 BITS = st.sampled_from(
     ["0", "1", "2", "-1", "1e-3", "0.5", "1e400", "nan", "null", "true", "abc", "é", "[]", "[1,2]", "{}", "{a:1}", "''"]
-    + ["", " ", "'", '"', "{", "}", "[", "]", "(", ")", ",", ":", "=", "\\", "\n", "\t", "#", "$", "${", "*", "%", "~", "@"]
+    + [
+        "",
+        " ",
+        "'",
+        '"',
+        "{",
+        "}",
+        "[",
+        "]",
+        "(",
+        ")",
+        ",",
+        ":",
+        "=",
+        "\\",
+        "\n",
+        "\t",
+        "#",
+        "$",
+        "${",
+        "*",
+        "%",
+        "~",
+        "@",
+    ]
     + ["${seed}", "${model}", "${fit.clip}", "${nothing}", "${oc.env:HOME}", "${oc.env:NOTHING}", "${now:%Y}", "???"]
     + ["range(1,3)", "choice(1,2)", "glob(*)", "int(3)", "str(3)", "float(a)", "shuffle(1,2)", "sort(2,1)", "x" * 300]
     + ["${model.width}", "${hydra:job.name}", "{_target_:os.system}", "{_partial_:false}", "_target_", "1_000", "0x10"]

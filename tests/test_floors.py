@@ -19,7 +19,7 @@ FLOORS = [
     {"vitlab.state"},
     {"vitlab.train"},
     {"vitlab.trained", "vitlab.predict"},
-    {"vitlab.bench", "vitlab.readme"},
+    {"vitlab.bench", "vitlab.bench_resume", "vitlab.readme"},
     {"vitlab.commands.*", "vitlab.commands.__init__"},
     {"vitlab.__main__", "vitlab.__init__"},
 ]

@@ -46,22 +46,26 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
     Raises:
         Damaged: the file is cut short or changed, or is no such file.
+        OSError: it cannot be read.
     """
-    try:
-        with zipfile.ZipFile(path) as file:
-            if (wrong := file.testzip()) is not None:
+    with path.open("rb") as file:  # one that cannot be read is not damaged for it
+        try:
+            if (wrong := zipfile.ZipFile(file).testzip()) is not None:
                 raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
-        state = torch.load(path, map_location=device, weights_only=True)
-    except OSError:  # not there, or not to be read: nothing is known about what it holds
-        raise
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        if isinstance(error, pickle.UnpicklingError):
-            reason = "it holds other things than tensors and plain values"
-        raise Damaged(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+            file.seek(0)
+            state = torch.load(file, map_location=device, weights_only=True)
+        except Exception as error:
+            raise Damaged(f"{path} is not a checkpoint that can be read safely: {reason(error)}") from error
     if not isinstance(state, dict):
         raise Damaged(f"{path} is not a checkpoint of vitlab: it holds a {type(state).__name__}")
     return state
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read, in a line."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds other things than tensors and plain values"
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def export(path: Path, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -108,6 +112,7 @@ class Store:
                 log.warning("%s; the one before it is taken, and this one is kept as %s", error, aside.name)
                 path.replace(aside)
             else:
+                self.step = state.get("step")
                 return path, state
         return None
 

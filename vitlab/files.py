@@ -24,6 +24,9 @@ def write_whole(path: Path, write: Callable[[Path], object], before: Path | None
         if before is not None and path.exists():
             path.replace(before)
         part.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from vitlab.lean import spare_dynamo
 from vitlab.model.attention import Attention
@@ -82,8 +82,10 @@ def build(
         key = decay[name], held[name], layer[name] if layer_decay != 1 else last
         group = {"params": [], "matrices": key[1], "lr_scale": layer_decay ** (last - key[2])}
         groups.setdefault(key, group if key[0] else group | {"weight_decay": 0.0})["params"].append(parameter)
-    devices = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
-    fused = {"fused": True} if devices and "fused" in inspect.signature(make).parameters else {}
+    able = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    if any(hasattr(p, "device_mesh") for p in model.parameters()):  # FSDP's parts, which not all fused kernels take
+        able = getattr(make, "func", make) in (Adam, AdamW)
+    fused = {"fused": True} if able and "fused" in inspect.signature(make).parameters else {}
     values = getattr(make, "keywords", {})
     try:
         optimizer = make([groups[key] for key in sorted(groups, reverse=True)], **fused)

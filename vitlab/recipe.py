@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vitlab import optim
+from vitlab import memory, optim
 from vitlab.dataset.augment import Augment, evaluation
 from vitlab.dataset.dataset import Dataset
 from vitlab.dataset.examples import Examples
@@ -190,8 +190,18 @@ def prepare(
     steps_per_epoch = len(train) / fit.batch_size
     augment.transform(dataset)
 
+    shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
+    memory.check(
+        model,
+        **shape,
+        device=world.device,
+        copies=1 if sharded else 3 + bool(fit.ema_decay),
+        batch=1 if fit.auto_accumulate else fit.batch_size // (world.size * fit.accumulate),
+        half=precision != "fp32",
+        recomputed=system.activation_checkpointing,
+    )
     torch.manual_seed(seed_of(seed))
-    vit = model(image_size=dataset.shape, channels=dataset.channels, classes=len(dataset.classes)).to(world.device)
+    vit = model(**shape).to(world.device)
     loss.start(vit.head.output)
     flops = count.flops(vit, (dataset.channels, *dataset.shape))
     net = spread(vit, world, system)

@@ -60,7 +60,8 @@ class State:
             self.best = {"step": self.step, **scores}
             with self.judged():
                 self.weights = whole(self.model.state_dict())
-        self.failing = 0
+        if self.ready.fit.on_nonfinite == "rollback":
+            self.failing = 0
         return better
 
     def capture(self) -> dict[str, Any]:
@@ -83,7 +84,8 @@ class State:
         Raises:
             ValueError: it is of another run, or of a vitlab that kept other things.
         """
-        wrote = saved.get("wrote", {})
+        wrote = saved.get("wrote")
+        wrote = wrote if isinstance(wrote, dict) else {}
         if wrote.get("run") != self.wrote["run"]:
             raise ValueError(
                 f"the checkpoint in this folder is of another run ({wrote.get('run')}, not {self.wrote['run']}): move"
@@ -104,7 +106,7 @@ class State:
             self.weights = saved["weights"]
             for key in PLAIN:
                 setattr(self, key, saved[key])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the checkpoint in this folder, written by vitlab {wrote.get('vitlab')}, does not fit this one"
                 f" ({str(error).splitlines()[0]}): move the folder away, or take that version"

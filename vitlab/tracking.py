@@ -341,7 +341,7 @@ class Console(logging.Handler):
 @contextmanager
 def logging_to(file: Path | None, *, speak: bool = True) -> Generator[None]:
     """Sends vitlab's log to the terminal and, with times, to a file."""
-    handlers: list[logging.Handler] = [Console()] if speak else []
+    handlers: list[logging.Handler] = [Console() if speak else logging.NullHandler()]
     if file is not None:
         handlers.append(LogFile(file, delay=True))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

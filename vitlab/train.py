@@ -192,8 +192,11 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
     tracker.finish(result, views)
     if here.first:
         described = {"facts": facts(ready), "wrote": wrote, "model": config["model"], "patch": config["patch"]}
-        checkpoint.export(run.export, state.weights, described)
-        curves.draw(run.rows(), run.curves, run.folder.name)
+        try:
+            checkpoint.export(run.export, state.weights, described)
+            curves.draw(run.rows(), run.curves, run.folder.name)
+        except OSError as error:  # a full disk; all that counts is there
+            log.warning("%s: the weights are in best.pt, the curve in metrics.jsonl", error)
         run.write_result(result)
     here.wait()
     return result
