@@ -228,7 +228,7 @@ CONFIGS = {  # what becomes of the configuration, and what is said of it
     "an interpolation for a number": (lambda t: edited(t, patch__size=HOME), f"patch.size={HOME}: expected"),
     "an interpolation for a width": (lambda t: edited(t, model__width=HOME), f"model.width={HOME}: expected"),
     "an interpolation for a class": (lambda t: edited(t, model___target_=HOME), f"{HOME} is refused"),
-    "a terabyte of width": (lambda t: edited(t, model__width=10**6), "weights take 4.0 TB, and this machine has"),
+    "a terabyte of width": (lambda t: edited(t, model__width=10**6), "weights take 48.0 TB, and this machine has"),
     "a width without bounds": (lambda t: edited(t, model__width=2**62), "more than a million TB"),
     "a billion blocks": (lambda t: edited(t, model__depth=10**9), "weights take"),
     "registers for a terabyte": (lambda t: edited(t, model__registers=10**15), "weights take"),
@@ -863,9 +863,10 @@ def test_images_that_no_machine_can_hold_are_refused_with_their_number(home, ask
         (
             {"width": 10**6},
             {"copies": 4},
-            "weights, gradients and optimizer state take 16.0 TB, and this machine has 1.0 TB",
+            "weights, gradients and optimizer state take 576.0 TB, and this machine has 1.0 TB",
         ),
-        ({"depth": 10**8}, {}, "model.width=16 model.depth=100000000: the weights take 3.0 TB"),
+        ({"width": 10**8}, {}, "model.width=100000000 model.depth=3: the weights take 40,000.0 TB"),
+        ({"depth": 10**8}, {}, "model.width=16 model.depth=100000000: the weights take 4.3 TB"),
         ({"patch": 1}, {"image_size": (3000, 3000)}, "3000x3000 is 9,000,001 tokens"),
         ({"patch": 1}, {"image_size": (300, 300), "batch": 64}, "64 images of 90,001 tokens at once: a training step"),
         (

@@ -70,10 +70,11 @@ def hydra_main(words: list[str], many: bool) -> int:
 
 
 def rehearse(overrides: list[str]) -> None:
-    """Composes, checks and builds (on the meta device) every run of a multirun, before the first one starts."""
-    import torch
+    """Composes, checks and counts every run of a multirun, before the first one starts."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from vitlab import memory
 
     parsed = OverridesParser.create().parse_overrides(overrides)
     for batch in BasicSweeper.split_arguments(parsed, None):
@@ -81,9 +82,10 @@ def rehearse(overrides: list[str]) -> None:
             try:
                 node, _ = configuration.compose(cell)
                 parts = assemble(configuration.check(node))
-                with torch.device("meta"):
-                    data = parts["dataset"]
-                    parts["model"](image_size=data.shape, channels=data.channels, classes=len(data.classes))
+                data = parts["dataset"]
+                memory.check(
+                    parts["model"], image_size=data.shape, channels=data.channels, classes=len(data.classes), copies=3
+                )
             except (ValueError, OSError) as error:
                 raise ConfigError(f"[{' '.join(cell)}] {error}") from error
 

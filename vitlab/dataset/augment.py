@@ -100,7 +100,13 @@ class Augment:
     def transform(self, dataset: Dataset) -> Transform | None:
         """What one training image goes through, for `dataset`'s size; None where that is nothing."""
         flip = self.flip if dataset.flip else 0.0
-        if self.crop == "none" and not (flip or self.color_jitter or self.auto_augment):
+        colours = self.color_jitter or self.auto_augment
+        if dataset.channels > 4 or (colours and dataset.channels not in (1, 3)):
+            what = "changes colours of" if colours else "reads"
+            raise ValueError(
+                f"dataset.channels={dataset.channels}: vitlab {what} images of 1 channel (grey) or 3 (colour): use one"
+            )
+        if self.crop == "none" and not (flip or colours):
             return evaluation(dataset)
         timm, transforms = modules("timm.data.transforms_factory", "torchvision.transforms")
         if self.auto_augment is not None:
@@ -206,7 +212,8 @@ def check_policy(policy: str) -> None:
         odd = odd or [kind]
     if odd:
         raise ValueError(
-            f"augment.auto_augment={policy}: timm knows no {', '.join(odd)} in it; rand-m9-mstd0.5-inc1 is usual"
+            f"augment.auto_augment={policy!r}: timm knows no {', '.join(map(repr, odd))} in it; rand-m9-mstd0.5-inc1 is"
+            " usual"
         )
     for name, number in re.findall(r"-([a-z]+)([0-9.]+)(?=-|$)", policy):
         least, most = NUMBERS.get(name, (0, 1000))
