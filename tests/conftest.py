@@ -5,7 +5,7 @@ import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as many tests at once as there are cores
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
 install_import_hook(["vitlab.model", "vitlab.dataset"], "beartype.beartype")
 

@@ -209,7 +209,7 @@ def arguments(config: Node, path: str, allowed: tuple[str, ...]) -> tuple[dict[s
     """The type that each key of a node asks for, and the keys that it cannot do without; None where any will do."""
     if not path:
         kinds = {name: locate(target) for name, target in PARTS.items()}
-        kinds |= {name: Callable[..., kinds[name]] for name in FACTORIES}
+        kinds |= {name: Callable[..., kinds[name]] for name in FACTORIES}  # ty: ignore[invalid-type-form]
         return {"seed": int, "patch": dict, **kinds}, ["seed", "patch", *kinds]
     if path == "patch":
         return {"size": int}, ["size"]
