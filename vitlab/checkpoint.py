@@ -50,7 +50,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     with path.open("rb") as file:  # one that cannot be read is not damaged for it
         try:
-            if (wrong := zipfile.ZipFile(file).testzip()) is not None:
+            packed = zipfile.ZipFile(file)
+            if any(entry.compress_type for entry in packed.infolist()):
+                raise zipfile.BadZipFile("it is compressed, which vitlab's are not")
+            if (wrong := packed.testzip()) is not None:
                 raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
             file.seek(0)
             state = torch.load(file, map_location=device, weights_only=True)

@@ -63,6 +63,8 @@ class Lock:
 
 def holder(path: Path) -> dict[str, Any] | None:
     """Who holds the lock on this file: `process`, `host`, `since`; None where nobody does."""
+    if not path.is_file():
+        return None
     try:
         with path.open() as file:
             if taken(file, fcntl.LOCK_SH):

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def defaults(root: Path = CONF) -> dict[str, str]:
     return found
 
 
+@cache
 def known_keys(root: Path = CONF) -> dict[str, list[tuple[str, str]]]:
     """Every key that some option has, dotted, and the (group, option) pairs that have it."""
     found: dict[str, list[tuple[str, str]]] = {"seed": []}

@@ -137,6 +137,19 @@ class World:
         distributed.broadcast_object_list(told)
         return told[0]
 
+    def ask(self, question: Callable[[], Any]) -> Any:
+        """What the first process answers, in every process; the ValueError or OSError that it raises, all raise."""
+        answer = None
+        if self.first:
+            try:
+                answer = question()
+            except (ValueError, OSError) as error:
+                answer = error
+        answer = self.tell(answer)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
     def gather(self, value: Any) -> list[Any]:
         """What each process says, in every process."""
         if self.size == 1:

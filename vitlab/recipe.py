@@ -190,12 +190,13 @@ def prepare(
     steps_per_epoch = len(train) / fit.batch_size
     augment.transform(dataset)
 
+    momentum = getattr(optimizer, "keywords", {}).get("momentum")  # SGD's may be 0: nothing is kept for it then
     shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
     memory.check(
         model,
         **shape,
         device=world.device,
-        copies=1 if sharded else 3 + bool(fit.ema_decay),
+        copies=1 if sharded else 2 + (momentum != 0) + bool(fit.ema_decay),
         batch=1 if fit.auto_accumulate else fit.batch_size // (world.size * fit.accumulate),
         half=precision != "fp32",
         recomputed=system.activation_checkpointing,

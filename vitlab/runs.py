@@ -9,10 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vitlab.files import write_json, write_whole
+from vitlab.files import read_json, write_json, write_whole
 from vitlab.lock import holder
 
 LEAST_DISK = 64 * 2**20  # bytes
+MOST_RESULT = 100_000  # bytes of result.json
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Run:
         """The files that continue the training, the newest first."""
         kept = [(int(path.stem[5:]), path) for path in self.folder.glob("step-*.pt") if path.stem[5:].isdecimal()]
         found = [self.last, self.previous, *(path for _, path in sorted(kept, reverse=True))]
-        return [path for path in found if path.exists()]
+        return [path for path in found if path.is_file()]
 
     @property
     def best(self) -> Path:
@@ -89,6 +90,9 @@ class Run:
                     f"{self.folder} holds a symbolic link, {links[0]}, and what is written there would go elsewhere:"
                     " move it away"
                 )
+            odd = [path.name for path in self.folder.iterdir() if not (path.is_file() or path.is_dir())]
+            if odd:
+                raise ValueError(f"{self.folder} holds {odd[0]}, which is no file: move it away")
             write_json(self.folder / "probe.json", {})
             (self.folder / "probe.json").unlink()
         except OSError as error:
@@ -119,12 +123,10 @@ class Run:
         """
         path = self.folder / "result.json"
         try:
-            result = json.loads(path.read_text())
-            if not isinstance(result, dict) or not isinstance(result.get("status"), str):
+            result = read_json(path, MOST_RESULT) if path.exists() else {"status": "interrupted"}
+            if not isinstance(result.get("status"), str):
                 raise ValueError("it holds no status")
-        except FileNotFoundError:
-            result = {"status": "interrupted"}
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}): move the run's folder away and train it again") from error
         running = result["status"] == "interrupted" and holder(self.lock) is not None
         return result | {"status": "running"} if running else result

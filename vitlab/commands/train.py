@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -105,17 +105,16 @@ def run(node: Node, choices: dict[str, str]) -> int:
     with world(system) as here, ExitStack() as stack:
         slug = configuration.slug(config, choices)
         folder = runs.find(system.runs, f"{slug}-{configuration.identity(config)}")
-        result = here.tell(folder.result() if here.first else None)
-        if result["status"] == "finished" and not system.retrain:
-            if here.first:
-                print(f"This run is finished already; system.retrain=true trains it anew.\n\n{summary(folder, result)}")
-            return DONE
         try:
+            result = here.ask(folder.result)
+            if result["status"] == "finished" and not system.retrain:
+                came = summary(folder, result)
+                if here.first:
+                    print(f"This run is finished already; system.retrain=true trains it anew.\n\n{came}")
+                return DONE
             parts["tracking"] = called(parts["tracking"], slug, config, choices)
             ready = recipe.prepare(**parts, world=here)
-            problem = here.tell(claim(folder, system.retrain, stack) if here.first else None)
-            if problem is not None:
-                raise problem
+            here.ask(lambda: claim(folder, system.retrain, stack))
         except (ValueError, OSError) as error:
             return refuse(error)
         stack.enter_context(logging_to(folder.log if here.first else None, speak=here.first))
@@ -134,7 +133,8 @@ def run(node: Node, choices: dict[str, str]) -> int:
             leave_alone()
         except Exception as error:
             if here.first:
-                folder.write_result({"status": "failed", "error": str(error), "seed": ready.seed})
+                with suppress(OSError):  # where the disk is full it says interrupted, which is true too
+                    folder.write_result({"status": "failed", "error": str(error), "seed": ready.seed})
             expected = isinstance(error, ArithmeticError | ValueError | OSError | train.OutOfMemory)
             whole = os.environ.get("VITLAB_TRACEBACK") or not expected
             said = traceback.format_exc() if whole else f"vitlab: {error}"
@@ -155,23 +155,24 @@ def leave_alone() -> None:
     os._exit(FAILED)
 
 
-def claim(folder: "Run", retrain: bool, stack: ExitStack) -> Exception | None:
-    """Takes a run's folder for this process, a finished one's under a new name aside; or says why that cannot be."""
+def claim(folder: "Run", retrain: bool, stack: ExitStack) -> None:
+    """Takes a run's folder for this process, a finished one's under a new name aside.
+
+    Raises:
+        ValueError: the run has just been finished, or the folder is not to be written to.
+        OSError: another process has it, or it cannot be written.
+    """
     from vitlab import runs
     from vitlab.lock import Lock
 
-    try:
+    folder.create()
+    stack.enter_context(Lock(folder.lock))
+    if folder.result()["status"] == "finished":
+        if not retrain:
+            raise ValueError(f"{folder.folder} has just been finished by another process: type the same again")
+        print(f"The finished run is kept as {runs.set_aside(folder)}")
         folder.create()
         stack.enter_context(Lock(folder.lock))
-        if folder.result()["status"] == "finished":
-            if not retrain:
-                raise ValueError(f"{folder.folder} has just been finished by another process: type the same again")
-            print(f"The finished run is kept as {runs.set_aside(folder)}")
-            folder.create()
-            stack.enter_context(Lock(folder.lock))
-    except (ValueError, OSError) as error:
-        return error
-    return None
 
 
 def typed() -> str:
@@ -201,11 +202,11 @@ def called(tracking: Any, slug: str, config: Node, choices: dict[str, str]) -> A
 
 
 def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -> str:
-    """What came out of a run, and what to type next."""
+    """What came out of a run, and what to type next; raises ValueError where result.json lacks something."""
     offline = any(folder.folder.glob("wandb/offline-run-*"))
-    took = f"{result['seconds']:.0f} s of training" + (f", {seconds:.0f} s in all" if seconds else "")
-    return "\n".join(
-        (
+    try:
+        took = f"{result['seconds']:.0f} s of training" + (f", {seconds:.0f} s in all" if seconds else "")
+        lines = (
             f"run         {folder.folder}",
             f"validation  {result['val/accuracy']:.2%} (best, at step {result['best_step']} of {result['steps']})",
             f"test        {result['test/accuracy']:.2%}",
@@ -214,4 +215,6 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             f"            vitlab predict {folder.folder} IMAGE...",
             *([f"            vitlab sync {folder.folder}      (to Weights & Biases)"] if offline else []),
         )
-    )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder.folder}/result.json is damaged ({error}): move the run's folder away") from error
+    return "\n".join(lines)
