@@ -30,7 +30,7 @@ GROUPS = [g for g in menu() if g not in ("experiment", "system", "tracking")]
 OPTIONS = {group: list(menu()[group]) for group in GROUPS} | {"dataset": ["digits", "synthetic"]}
 NEEDS = ["model.width=8", "model.depth=1", "model.heads=1", "tracking=off", "fit.precision=fp32"]
 
-# What a machine can hold: larger numbers are refused where the machine is known.
+# What trains in no time; of what is larger only the absurd is drawn, which no machine can hold.
 LARGEST = {
     "model.width": 64, "model.depth": 4, "model.heads": 64, "model.registers": 64, "model.mlp.ratio": 64,
     "patch.size": 64, "dataset.image_size": 64, "dataset.examples": 512, "dataset.classes_count": 512,
@@ -116,30 +116,18 @@ ODD = st.sampled_from(
 ) | st.sampled_from(
     [[], [0.5], [1, 1], [0.9, 0.1], [0.1, 0.9, 1.0], [None], [[]], ["a"], {}, {"a": 1}, {"_target_": "os.system"}]
 )
-POLICIES = st.sampled_from(
-    [
-        "rand-m9-mstd0.5-inc1",
-        "rand",
-        "rand-m",
-        "rand-n0",
-        "rand-m9-n99",
-        "rand-m99999",
-        "rand-p0.5",
-        "rand-tweights",
-        "original-mstd1",
-        "originalr",
-        "augmix-m3-w3",
-        "augmix-w0",
-        "augmix-d0",
-        "augmix-a0",
-        "augmix-b1",
-        "3a",
-        "3a-",
-        "3aw",
-        "v0",
-        "v0r",
-    ]
-)
+# fmt: off
+POLICIES = st.sampled_from([
+    "rand-m9-mstd0.5-inc1", "rand", "rand-m", "rand-n0", "rand-m9-n99", "rand-m99999", "rand-p0.5", "rand-tweights",
+    "original-mstd1", "originalr", "augmix-m3-w3", "augmix-w0", "augmix-d0", "augmix-a0", "augmix-b1", "3a", "3a-",
+])
+BITS = st.sampled_from([
+    "0", "1", "2", "-1", "1e-3", "0.5", "1e400", "nan", "null", "true", "abc", "é", "[]", "[1,2]", "{}", "{a:1}", "''",
+    "", " ", "'", '"', "{", "}", "[", "]", "(", ")", ",", ":", "=", "\\", "\n", "\t", "#", "$", "${", "*", "%", "@",
+    "${seed}", "${model}", "${fit.clip}", "${nothing}", "${oc.env:HOME}", "${oc.env:NOTHING}", "${now:%Y}", "???",
+    "range(1,3)", "choice(1,2)", "glob(*)", "int(3)", "float(a)", "shuffle(1,2)", "{_target_:os.system}", "x" * 300,
+])
+# fmt: on
 
 
 def values(hint):
@@ -163,10 +151,10 @@ def values(hint):
 
 
 def fits(key, value):
-    """Whether a machine can hold it."""
+    """Whether it trains in no time, or never."""
     numbers = value if isinstance(value, list) else [value]
     most = LARGEST.get(key, math.inf)
-    return not any(isinstance(n, int | float) and most < n < math.inf for n in numbers)
+    return not any(isinstance(n, int | float) and most < n <= 10**12 for n in numbers)
 
 
 @st.composite
@@ -230,81 +218,6 @@ def test_a_composition_trains_or_is_refused_with_a_sentence():
 # --- compositions as words ----------------------------------------------------------------------------------------
 
 KEYS = [key for key in known_keys() if not key.startswith(("system", "tracking")) and not key.endswith("download")]
-BITS = (
-    st.sampled_from(
-        [
-            "0",
-            "1",
-            "2",
-            "-1",
-            "1e-3",
-            "0.5",
-            "1e400",
-            "nan",
-            "null",
-            "true",
-            "abc",
-            "é",
-            "[]",
-            "[1,2]",
-            "{}",
-            "{a:1}",
-            "''",
-        ]
-    )
-    | st.sampled_from(
-        [
-            "",
-            " ",
-            "'",
-            '"',
-            "{",
-            "}",
-            "[",
-            "]",
-            "(",
-            ")",
-            ",",
-            ":",
-            "=",
-            "\\",
-            "\n",
-            "\t",
-            "#",
-            "$",
-            "${",
-            "*",
-            "%",
-            "~",
-            "@",
-        ]
-    )
-    | st.sampled_from(
-        [
-            "${seed}",
-            "${model}",
-            "${fit.clip}",
-            "${nothing}",
-            "${oc.env:HOME}",
-            "${oc.env:NOTHING}",
-            "${now:%Y}",
-            "???",
-            "0x10",
-        ]
-    )
-    | st.sampled_from(
-        [
-            "range(1,3)",
-            "choice(1,2)",
-            "glob(*)",
-            "int(3)",
-            "float(a)",
-            "shuffle(1,2)",
-            "{_target_:os.system}",
-            "x" * 300,
-        ]
-    )
-)
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=4)
 
 
