@@ -359,7 +359,7 @@ def test_skipping_goes_on_after_a_resume_as_it_would_have(tmp_path, poison, stop
 
 def test_too_many_skipped_updates_end_the_training(tmp_path, poison):
     poison(*range(5, 300))
-    with pytest.raises(train.NonFinite, match="at step 105 of 300, nor in the 100 before it"):
+    with pytest.raises(train.NonFinite, match="at step 105 of 300, after 100 such steps in a row"):
         fit(tmp_path, "fit.steps=300", "fit.on_nonfinite=skip")
 
 
@@ -382,7 +382,7 @@ def test_a_nonfinite_loss_can_be_answered_with_the_last_good_weights(tmp_path, p
 def test_rollbacks_have_an_end(tmp_path, poison):
     poison(*range(5, 40))
     with pytest.raises(train.NonFinite, match="after 10 rollbacks"):
-        fit(tmp_path, "fit.steps=40", "fit.on_nonfinite=rollback", "fit.evaluate_every=100")
+        fit(tmp_path, "fit.steps=40", "fit.on_nonfinite=rollback")
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

@@ -107,12 +107,16 @@ class Store:
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The last checkpoint that can be believed; one that cannot is named, and gets another name."""
         self.wait()
-        for path in self.run.checkpoints():
+        paths = self.run.checkpoints()
+        for number, path in enumerate(paths, 1):
             try:
                 state = load(path)
             except Damaged as error:
                 aside = path.with_name(f"{path.name}.damaged")
-                log.warning("%s; the one before it is taken, and this one is kept as %s", error, aside.name)
+                while aside.exists():
+                    aside = aside.with_name(f"{aside.name}-again")
+                then = "the one before it is tried" if number < len(paths) else "there is none before it: starts anew"
+                log.warning("%s; it is kept as %s, and %s", error, aside.name, then)
                 path.replace(aside)
             else:
                 self.step = state.get("step")

@@ -58,12 +58,13 @@ class System:
     runs: str
     retrain: bool
 
-    def milestones(self, steps: int, steps_per_epoch: float) -> set[int]:
-        """After which updates a checkpoint is kept for good."""
+    def keeps(self, done: int, steps_per_epoch: float) -> bool:
+        """Whether the checkpoint after update `done` is kept for good."""
         if self.keep_every is None:
-            return set()
+            return False
         gap = max(1.0, self.keep_every * steps_per_epoch)
-        return {round(gap * i) for i in range(1, math.floor(steps / gap) + 1)}
+        turn = round(done / gap)
+        return turn > 0 and round(gap * turn) == done
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -77,6 +78,9 @@ class System:
         for name, span in (("save_minutes", self.save_minutes), ("keep_every", self.keep_every)):
             if span is not None and not 0 < span < math.inf:
                 raise ValueError(f"system.{name}={span}: must be above 0, or null for never")
+        for name, value, most in (("workers", self.workers, 1024), ("threads", self.threads, 4096)):
+            if isinstance(value, int) and value > most:
+                raise ValueError(f"system.{name}={value}: must be at most {most:,}")
         try:
             device = torch.device("cpu" if self.device == "auto" else self.device)
         except RuntimeError:

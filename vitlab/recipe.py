@@ -102,10 +102,11 @@ class Fit:
         ratio = self.batch_size / self.lr_batch_size
         return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.lr_scaling]
 
-    def evaluations(self, steps: int, steps_per_epoch: float) -> set[int]:
-        """After which updates the model is evaluated: every so many epochs, and at the end."""
+    def evaluates(self, done: int, steps: int, steps_per_epoch: float) -> bool:
+        """Whether the model is evaluated after update `done` of `steps`: every so many epochs, and at the end."""
         gap = max(1.0, self.evaluate_every * steps_per_epoch)
-        return {round(gap * i) for i in range(1, math.floor(steps / gap + 0.5))} | {steps}
+        turn = round(done / gap)
+        return done == steps or (0 < turn < math.floor(steps / gap + 0.5) and round(gap * turn) == done)
 
 
 @dataclass(frozen=True, kw_only=True)

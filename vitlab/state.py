@@ -16,7 +16,7 @@ from vitlab.meter import Meter
 from vitlab.parallel import parted, whole
 from vitlab.recipe import Ready
 
-PLAIN = ("step", "best", "stale", "seconds", "parts", "skipped", "rollbacks", "failing")
+PLAIN = ("step", "best", "stale", "seconds", "parts", "skipped", "rollbacks", "failing", "calm")
 
 
 class State:
@@ -39,6 +39,7 @@ class State:
         self.scaler = torch.amp.GradScaler(ready.world.device.type, enabled=ready.precision == "fp16")
         self.meter = Meter(ready.world.device)
         self.step = self.stale = self.skipped = self.rollbacks = self.failing = 0
+        self.calm = True  # whether nothing was rolled back since the last evaluation
         self.seconds = 0.0
         self.parts = ready.fit.accumulate
         self.best: dict[str, Any] | None = None
@@ -61,7 +62,8 @@ class State:
             with self.judged():
                 self.weights = whole(self.model.state_dict())
         if self.ready.fit.on_nonfinite == "rollback":
-            self.failing = 0
+            self.failing = 0 if self.calm else self.failing
+            self.calm = True
         return better
 
     def capture(self) -> dict[str, Any]:

@@ -51,8 +51,6 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
     options, here, device, total = ready.fit, ready.world, ready.world.device, ready.steps
     normalise = Normalise(ready.dataset.mean, ready.dataset.std).to(device)
     batchwise = ready.augment.batchwise(len(ready.dataset.classes), device)
-    evaluations = options.evaluations(total, ready.steps_per_epoch)
-    milestones = ready.system.milestones(total, ready.steps_per_epoch)
     wrote = {"vitlab": version("vitlab"), "torch": str(torch.__version__), "run": identity(config)}
     state = State(ready, wrote)
     store = Store(run, on=here.first, minutes=ready.system.save_minutes)
@@ -83,7 +81,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
 
     def save(*, better: bool = False) -> None:
         state.seconds = seconds()
-        keep = state.step in milestones
+        keep = ready.system.keeps(state.step, ready.steps_per_epoch)
         store.save(state.capture(), best() if better else None, keep=keep, rows=tracker.sync)
         state.meter.skip()
 
@@ -115,9 +113,9 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
             tracker.step()
 
             asked, due = here.most(interrupt.asked, store.due)
-            evaluating = state.step in evaluations
+            evaluating = options.evaluates(state.step, total, ready.steps_per_epoch)
             logging_ = evaluating or state.step % ready.system.log_every == 0
-            saving = evaluating or asked or due or state.step in milestones
+            saving = evaluating or asked or due or ready.system.keeps(state.step, ready.steps_per_epoch)
             if not (logging_ or saving):
                 continue
             bad = state.meter.fault(here)
@@ -248,8 +246,10 @@ def update(state: State, images: Tensor, targets: Tensor) -> Tensor:
         revert(buffers)
         state.skipped += 1
         state.failing += 1
+        if state.failing == 1:
+            log.warning("the loss was no finite number at step %d: such updates are left out", step)
         if state.failing > SKIPS:
-            raise NonFinite(step, ready.steps, learning_rate(optimizer), f", nor in the {SKIPS} before it")
+            raise NonFinite(step, ready.steps, learning_rate(optimizer), f", after {SKIPS} such steps in a row")
     else:
         state.failing = 0 if options.on_nonfinite == "skip" else state.failing
         state.meter.add(step, sums, len(images), norm)
@@ -327,6 +327,7 @@ def roll_back(state: State, store: Store, bad: int) -> int:
         "the loss was no finite number at step %d: goes on from there with the weights of step %d", bad, state.step
     )
     back, state.step, state.rollbacks, state.failing = state.step, step, rollbacks, failing
+    state.calm = False
     state.meter.clear()
     return back
 
@@ -337,8 +338,8 @@ class NonFinite(ArithmeticError):
     def __init__(self, step: int, steps: int, lr: float, more: str = ""):
         super().__init__(
             f"the loss was no finite number at step {step} of {steps}{more}, at a learning rate of {lr:.3g}. Try a"
-            " smaller optimizer.lr, a longer warm-up (schedule.warmup_fraction), fit.clip=1.0, fit.precision=fp32, or"
-            " fit.on_nonfinite=skip or rollback"
+            " smaller optimizer.lr, a longer warm-up (schedule.warmup_fraction), fit.clip=1.0 or fit.precision=fp32"
+            + ("" if more else ", or fit.on_nonfinite=skip or rollback")
         )
 
 

@@ -205,12 +205,16 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
     """What came out of a run, and what to type next; raises ValueError where result.json lacks something."""
     offline = any(folder.folder.glob("wandb/offline-run-*"))
     try:
-        took = f"{result['seconds']:.0f} s of training" + (f", {seconds:.0f} s in all" if seconds else "")
+        took = f"{result['seconds']:.0f} s of training" + (
+            f", {seconds:.0f} s in all" if seconds and seconds > result["seconds"] else ""
+        )
+        spared = [f"{result[key]} {key}" for key in ("skipped", "rollbacks") if result.get(key)]
         lines = (
             f"run         {folder.folder}",
             f"validation  {result['val/accuracy']:.2%} (best, at step {result['best_step']} of {result['steps']})",
             f"test        {result['test/accuracy']:.2%}",
             f"time        {took}, {result['images_per_second']:,.0f} images/s, {result['parameters']:,} parameters",
+            *([f"not finite  updates {', '.join(spared)}"] if spared else []),
             f"next        vitlab evaluate {folder.folder}",
             f"            vitlab predict {folder.folder} IMAGE...",
             *([f"            vitlab sync {folder.folder}      (to Weights & Biases)"] if offline else []),

@@ -56,6 +56,8 @@ class Dataset:
                 f"dataset.validation_fraction={self.validation_fraction}: must lie between 0 and 1, for the best"
                 " checkpoint is chosen on validation images; 0.1 is usual"
             )
+        if self.split_seed < 0:
+            raise ValueError(f"dataset.split_seed={self.split_seed}: must be 0 or more")
         if not 0 < self.train_fraction <= 1:
             raise ValueError(f"dataset.train_fraction={self.train_fraction}: must be above 0 and at most 1")
         if self.train_examples is not None and self.train_fraction != 1:
