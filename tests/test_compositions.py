@@ -34,7 +34,7 @@ NEEDS = ["model.width=8", "model.depth=1", "model.heads=1", "tracking=off", "fit
 LARGEST = {
     "model.width": 64, "model.depth": 4, "model.heads": 64, "model.registers": 64, "model.mlp.ratio": 64,
     "patch.size": 64, "dataset.image_size": 64, "dataset.examples": 512, "dataset.classes_count": 512,
-    "dataset.channels": 8, 
+    "dataset.channels": 8,
     "optimizer.iterations": 20,
 }  # fmt: skip
 
