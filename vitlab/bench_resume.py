@@ -53,7 +53,6 @@ def seconds(words: list[str], *, checkpoints: bool, order: bool) -> float:
             walk = AnyOrder(len(ready.splits["train"]), ready.fit.batch_size, ready.steps)
             stack.enter_context(mock.patch.object(recipe, "training_order", return_value=walk))
             stack.enter_context(mock.patch.object(train, "reseed", return_value=0))
-            stack.enter_context(mock.patch.object(torch, "manual_seed"))
         return train.fit(ready, Run(folder), node)["seconds"]
 
 
