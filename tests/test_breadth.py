@@ -11,7 +11,7 @@ from vitlab import config, recipe, train
 from vitlab.config import check, compose
 from vitlab.menu import CONF, menu
 from vitlab.parallel import alone
-from vitlab.runs import Run
+from vitlab.run import Run
 
 SMALL = ["tracking=off", "model.width=16", "model.depth=2", "model.heads=2", "fit.steps=1", "fit.batch_size=8"]
 SMALL += ["fit.precision=fp32"]

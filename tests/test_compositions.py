@@ -24,7 +24,7 @@ from vitlab import config, recipe, schedule, train
 from vitlab.__main__ import main
 from vitlab.menu import known_keys, menu
 from vitlab.parallel import alone
-from vitlab.runs import Run
+from vitlab.run import Run
 
 GROUPS = [g for g in menu() if g not in ("experiment", "system", "tracking")]
 OPTIONS = {group: list(menu()[group]) for group in GROUPS} | {"dataset": ["digits", "synthetic"]}

@@ -22,7 +22,7 @@ from vitlab.interrupt import Interrupt
 from vitlab.journal import Journal
 from vitlab.lock import Held, Lock, holder
 from vitlab.model.vit import ViT
-from vitlab.runs import Run
+from vitlab.run import Run
 
 SMALL = ["train", "tracking=off", "dataset.train_examples=60", "model.width=16", "model.depth=2", "model.heads=2"]
 SMALL += ["fit.batch_size=16", "fit.precision=fp32", "system.log_every=1", "fit.evaluate_every=1"]

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "vitlab"
 FLOORS = [
     {"vitlab.lean", "vitlab.files", "vitlab.memory", "vitlab.lock", "vitlab.journal", "vitlab.menu"},
     {"vitlab.model.*", "vitlab.dataset.*", "vitlab.interrupt", "vitlab.profile"},
-    {"vitlab.config", "vitlab.parallel", "vitlab.runs", "vitlab.optim"},
+    {"vitlab.config", "vitlab.parallel", "vitlab.run", "vitlab.optim"},
     {"vitlab.checkpoint", "vitlab.ema"},
     {"vitlab.judge", "vitlab.pictures"},
     {"vitlab.schedule", "vitlab.loss", "vitlab.meter", "vitlab.tracking", "vitlab.curves"},

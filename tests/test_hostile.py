@@ -195,7 +195,7 @@ CONFIGS = {  # what becomes of the configuration, and what is said of it
         "is refused",
     ),
     "a list of calls": (lambda t: edited(t, model__width=[{"_target_": "os.system"}]), "expected a whole number"),
-    "a part of vitlab that is no model": (lambda t: t.replace("vitlab.model.pool.Cls", "vitlab.runs.Run"), "refused"),
+    "a part of vitlab that is no model": (lambda t: t.replace("vitlab.model.pool.Cls", "vitlab.run.Run"), "refused"),
     "a function of a model's module": (lambda t: t.replace("vitlab.model.pool.Cls", "vitlab.model.mlp.nn"), "refused"),
     "a module that there is not": (lambda t: t.replace("vitlab.model.pool", "vitlab.model..os"), "vitlab"),
     "a part as the model": (lambda t: edited(t, model___target_="vitlab.model.mlp.Mlp"), "model."),

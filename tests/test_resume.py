@@ -12,7 +12,7 @@ import yaml
 from processes import Training, steps, until
 
 from vitlab import checkpoint
-from vitlab.runs import Run
+from vitlab.run import Run
 
 SMALL = ["train", "tracking=off", "dataset.train_examples=90", "model.width=96", "model.depth=2", "model.heads=2"]
 SMALL += ["fit.batch_size=16", "fit.precision=fp32", "fit.steps=60", "fit.evaluate_every=1.5", "system.log_every=1"]

@@ -208,7 +208,7 @@ def test_auto_is_offline_without_a_key_and_online_with_one(tmp_path, monkeypatch
         raise Stop
 
     monkeypatch.setattr(wandb, "init", init)
-    from vitlab.runs import Run
+    from vitlab.run import Run
 
     auto = config.assemble(check(compose(["tracking=auto"])[0]))["tracking"]
     for key in (False, True):

@@ -14,7 +14,7 @@ from test_config import check, compose
 import vitlab
 from vitlab import checkpoint, config, recipe, train
 from vitlab.parallel import World, resolve, world
-from vitlab.runs import Run, find
+from vitlab.run import Run, find
 
 SMALL = [
     "tracking=off",

@@ -18,7 +18,7 @@ from vitlab import recipe, train
 from vitlab.checkpoint import Store
 from vitlab.config import assemble, check, compose
 from vitlab.parallel import alone
-from vitlab.runs import Run
+from vitlab.run import Run
 from vitlab.state import State
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vitlab.files import write_whole
-from vitlab.runs import Run
+from vitlab.run import Run
 
 log = logging.getLogger("vitlab")
 

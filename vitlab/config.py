@@ -345,6 +345,11 @@ def identity(config: Node) -> str:
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def cell(config: Node) -> str:
+    """The same of everything but the seed: runs of one cell differ by chance alone."""
+    return identity({**config, "seed": 0})
+
+
 def slug(config: Node, choices: dict[str, str]) -> str:
     """A readable name: the experiment or the dataset, model and patch, and the seed."""
     words = [choices.get("dataset", ""), choices.get("model", ""), f"p{config['patch']['size']}", f"s{config['seed']}"]

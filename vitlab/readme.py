@@ -13,7 +13,7 @@ from vitlab import config, trained
 from vitlab.files import write_whole
 from vitlab.menu import menu as options_of
 from vitlab.menu import table
-from vitlab.runs import Run
+from vitlab.run import Run
 
 MARKS = ("<!-- options -->", "<!-- /options -->")
 INK, SOFT, FILL, CHOSEN = "#1f2933", "#7b8794", "#e8f0fe", "#fff4e0"

@@ -23,7 +23,7 @@ from vitlab.dataset.examples import Examples
 from vitlab.files import write_whole
 from vitlab.journal import Journal
 from vitlab.judge import Judgement
-from vitlab.runs import Run
+from vitlab.run import Run
 
 log = logging.getLogger("vitlab")
 QUIET = 30.0  # seconds without a line, at most, where no progress bar can be drawn

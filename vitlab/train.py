@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from vitlab import checkpoint, curves, judge, optim, runs
+from vitlab import checkpoint, curves, judge, optim
 from vitlab.checkpoint import Store
-from vitlab.config import identity
+from vitlab.config import cell, identity
 from vitlab.dataset.loader import AGAIN, Batch, places
 from vitlab.dataset.preprocess import Normalise
 from vitlab.dataset.seeding import reseed
@@ -25,7 +25,7 @@ from vitlab.model import count
 from vitlab.parallel import World, autocast, describe, gradient_sync, peak_memory, share_buffers
 from vitlab.profile import Trace
 from vitlab.recipe import Ready, evaluation_batches, facts, rates, training_batches
-from vitlab.runs import Run
+from vitlab.run import Run, environment
 from vitlab.state import State
 from vitlab.tracking import Tracker, Views
 
@@ -52,6 +52,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
     normalise = Normalise(ready.dataset.mean, ready.dataset.std).to(device)
     batchwise = ready.augment.batchwise(len(ready.dataset.classes), device)
     wrote = {"vitlab": version("vitlab"), "torch": str(torch.__version__), "run": identity(config)}
+    known = {"seed": ready.seed, "cell": cell(config)}
     state = State(ready, wrote)
     store = Store(run, on=here.first, minutes=ready.system.save_minutes)
 
@@ -65,9 +66,9 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
     start, before, began = state.step, state.seconds, time.perf_counter()
     if here.first:
         write_whole(run.config, lambda part: part.write_text(yaml.safe_dump(config, sort_keys=False)))
-        write_json(run.environment, runs.environment(describe(device)))
+        write_json(run.environment, environment(describe(device)))
         run.rewind(start)
-        run.write_result({"status": "interrupted", "seed": ready.seed})  # true until something better is
+        run.write_result({"status": "interrupted", **known})  # true until something better is
     batches = iter(training_batches(ready, start))  # its workers start before any thread does
     tracker = Tracker(run, ready.tracking, config, steps=total, start=start, on=here.first)
     trace = Trace(ready.system.profile_steps if here.first else 0, run.folder / "trace.json")
@@ -76,8 +77,9 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
         return before + time.perf_counter() - began
 
     def best() -> dict[str, Any] | None:
-        known = {"facts": facts(ready), "wrote": wrote}
-        return None if state.best is None else {"step": state.best["step"], "model": state.weights, **known}
+        if state.best is None:
+            return None
+        return {"step": state.best["step"], "model": state.weights, "facts": facts(ready), "wrote": wrote}
 
     def save(*, better: bool = False) -> None:
         state.seconds = seconds()
@@ -180,7 +182,8 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
         "skipped": state.skipped,
         "rollbacks": state.rollbacks,
         "device": describe(device),
-        "seed": ready.seed,
+        "test_images": len(ready.splits["test"]),
+        **known,
     }
     views = None
     if here.tell(tracker.curious):

@@ -26,7 +26,7 @@ from vitlab.judge import Judgement, Witness
 from vitlab.menu import CONF
 from vitlab.model.vit import ViT
 from vitlab.parallel import DTYPES, alone
-from vitlab.runs import Run
+from vitlab.run import Run
 
 DATASETS = ("vitlab.dataset.",)  # what a stranger's dataset may name
 MOST_BYTES, MOST_LETTERS = 100_000, 10_000  # of a config.yaml, and of a value there; vitlab's have some 3,000 and 80

@@ -34,7 +34,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document on the standard output, for programs")
     options = parser.parse_intermixed_args(words)
     from vitlab import trained
-    from vitlab.runs import Run
+    from vitlab.run import Run
 
     run, name = Run(Path(options.run)), ""
     try:

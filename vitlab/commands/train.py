@@ -17,7 +17,7 @@ from vitlab.config import ConfigError, Node, assemble
 from vitlab.menu import CONF, defaults, help_text
 
 if TYPE_CHECKING:
-    from vitlab.runs import Run
+    from vitlab.run import Run
 
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc", "--shell-completion")
 
@@ -92,8 +92,9 @@ def rehearse(overrides: list[str]) -> None:
 
 def run(node: Node, choices: dict[str, str]) -> int:
     """One training, from its configuration to its summary."""
-    from vitlab import recipe, runs, train
+    from vitlab import recipe, train
     from vitlab.parallel import Gone, together, world
+    from vitlab.run import find
     from vitlab.tracking import logging_to
 
     try:
@@ -104,7 +105,7 @@ def run(node: Node, choices: dict[str, str]) -> int:
     system = parts["system"]
     with world(system) as here, ExitStack() as stack:
         slug = configuration.slug(config, choices)
-        folder = runs.find(system.runs, f"{slug}-{configuration.identity(config)}")
+        folder = find(system.runs, f"{slug}-{configuration.identity(config)}")
         try:
             result = here.ask(folder.result)
             if result["status"] == "finished" and not system.retrain:
@@ -134,7 +135,14 @@ def run(node: Node, choices: dict[str, str]) -> int:
         except Exception as error:
             if here.first:
                 with suppress(OSError):  # where the disk is full it says interrupted, which is true too
-                    folder.write_result({"status": "failed", "error": str(error), "seed": ready.seed})
+                    folder.write_result(
+                        {
+                            "status": "failed",
+                            "error": str(error),
+                            "seed": ready.seed,
+                            "cell": configuration.cell(config),
+                        }
+                    )
             expected = isinstance(error, ArithmeticError | ValueError | OSError | train.OutOfMemory)
             whole = os.environ.get("VITLAB_TRACEBACK") or not expected
             said = traceback.format_exc() if whole else f"vitlab: {error}"
@@ -162,15 +170,15 @@ def claim(folder: "Run", retrain: bool, stack: ExitStack) -> None:
         ValueError: the run has just been finished, or the folder is not to be written to.
         OSError: another process has it, or it cannot be written.
     """
-    from vitlab import runs
     from vitlab.lock import Lock
+    from vitlab.run import set_aside
 
     folder.create()
     stack.enter_context(Lock(folder.lock))
     if folder.result()["status"] == "finished":
         if not retrain:
             raise ValueError(f"{folder.folder} has just been finished by another process: type the same again")
-        print(f"The finished run is kept as {runs.set_aside(folder)}")
+        print(f"The finished run is kept as {set_aside(folder)}")
         folder.create()
         stack.enter_context(Lock(folder.lock))
 
@@ -192,11 +200,10 @@ def called(tracking: Any, slug: str, config: Node, choices: dict[str, str]) -> A
         for group, option in choices.items()
         if group in TAGGED or (group.startswith("model/") and taken.get(group) != option)
     ]
-    seedless = configuration.identity({**config, "seed": 0})
     return replace(
         tracking,
         name=tracking.name or slug,
-        group=tracking.group or f"{slug.rpartition('-')[0]}-{seedless}",
+        group=tracking.group or f"{slug.rpartition('-')[0]}-{configuration.cell(config)}",
         tags=tracking.tags or tuple(tag[:64] for tag in tags),  # W&B takes no longer ones
     )
 
