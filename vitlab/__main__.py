@@ -5,6 +5,8 @@ import sys
 
 COMMANDS = {
     "train": "train a Vision Transformer: vitlab train [group=option] [key=value] ...",
+    "sweep": "ask a question: vitlab sweep patch_size [scale=NAME] [key=value] ...; --dry lists its runs",
+    "compare": "runs as a table with intervals, figures, a page: vitlab compare [SWEEP | RUN... | FOLDER]",
     "data": "look at what a composition feeds the model: vitlab data [group=option] [key=value] ...",
     "schedule": "draw a composition's learning rates: vitlab schedule [group=option] [key=value] ...",
     "evaluate": "read a trained run again: vitlab evaluate RUN",

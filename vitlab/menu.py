@@ -10,6 +10,12 @@ from typing import Any
 HERE = Path(__file__).parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
 
+# Ways to say one thing: an override of one of them takes the others' defaults away.
+ALTERNATIVES = (
+    ("fit.epochs", "fit.steps", "fit.images"),
+    ("schedule.warmup_fraction", "schedule.warmup_epochs", "schedule.warmup_steps"),
+)
+
 
 def menu(root: Path = CONF) -> dict[str, dict[str, str]]:
     """Every group, its options, and the line that each option's file opens with."""

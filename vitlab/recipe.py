@@ -159,49 +159,21 @@ def prepare(
     splits = dataset.splits()
     if fetches and world.first:
         world.wait()
-    train = splits["train"]
-    if fit.batch_size > len(train):
-        raise ValueError(f"fit.batch_size={fit.batch_size}: there are {len(train)} training images: use at most that")
-    if fit.batch_size % (world.size * fit.accumulate):
-        raise ValueError(
-            f"fit.batch_size={fit.batch_size} cannot be cut into {world.size} process(es) x fit.accumulate="
-            f"{fit.accumulate} equal parts: use a multiple of {world.size * fit.accumulate}"
-        )
-    sharded = system.parallel == "fsdp" and world.size > 1
-    if sharded and precision == "fp16":
-        raise ValueError("fit.precision=fp16 with system.parallel=fsdp: fp16 needs ddp; or use fit.precision=bf16")
-    if sharded and tracking.histograms:
-        raise ValueError(
-            "tracking.histograms=true with system.parallel=fsdp: each process has a part of each weight: use ddp"
-        )
-    if fit.auto_accumulate and world.size > 1:
-        raise ValueError(
-            f"fit.auto_accumulate=true with {world.size} processes, which cannot run out of memory together: give"
-            " fit.accumulate instead"
-        )
-    if world.size > 1 and augment.mixes and fit.batch_size % (2 * world.size):
-        raise ValueError(
-            f"fit.batch_size={fit.batch_size}: each of {world.size} processes needs pairs of images to mix: use a"
-            f" multiple of {2 * world.size}, or augment.mixup=0 augment.cutmix=0"
-        )
-    if fit.one_batch:
-        first = next(iter(Stream(examples=len(train), batch=fit.batch_size, start=0, stop=1, seed=seed)))
-        splits["train"] = train = train.take(torch.tensor([index for _, index in first]).numpy())
-    steps = fit.total(len(train))
-    steps_per_epoch = len(train) / fit.batch_size
-    augment.transform(dataset)
-
-    momentum = getattr(optimizer, "keywords", {}).get("momentum")  # SGD's may be 0: nothing is kept for it then
-    shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
-    memory.check(
-        model,
-        **shape,
-        device=world.device,
-        copies=1 if sharded else 2 + (momentum != 0) + bool(fit.ema_decay),
-        batch=1 if fit.auto_accumulate else fit.batch_size // (world.size * fit.accumulate),
-        half=precision != "fp32",
-        recomputed=system.activation_checkpointing,
+    steps, steps_per_epoch = examine(
+        model=model,
+        dataset=dataset,
+        augment=augment,
+        optimizer=optimizer,
+        fit=fit,
+        system=system,
+        tracking=tracking,
+        world=world,
+        train=len(splits["train"]),
     )
+    if fit.one_batch:
+        first = next(iter(Stream(examples=len(splits["train"]), batch=fit.batch_size, start=0, stop=1, seed=seed)))
+        splits["train"] = splits["train"].take(torch.tensor([index for _, index in first]).numpy())
+    shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
     torch.manual_seed(seed_of(seed))
     vit = model(**shape).to(world.device)
     loss.start(vit.head.output)
@@ -227,6 +199,70 @@ def prepare(
         steps_per_epoch=steps_per_epoch,
         precision=precision,
     )
+
+
+def examine(
+    *,
+    model: Callable[..., ViT],
+    dataset: Dataset,
+    augment: Augment,
+    optimizer: Callable[..., Optimizer],
+    fit: Fit,
+    system: System,
+    tracking: Tracking,
+    world: World,
+    train: int,
+) -> tuple[int, float]:
+    """Refuses values that do not go together; gives the training in steps, and the steps of an epoch.
+
+    Args:
+        train: number of training images; the rest as `prepare` takes it.
+
+    Raises:
+        ValueError: each with a way out.
+    """
+    precision = resolve(fit.precision, world.device)
+    if fit.batch_size > train:
+        raise ValueError(f"fit.batch_size={fit.batch_size}: there are {train} training images: use at most that")
+    if fit.batch_size % (world.size * fit.accumulate):
+        raise ValueError(
+            f"fit.batch_size={fit.batch_size} cannot be cut into {world.size} process(es) x fit.accumulate="
+            f"{fit.accumulate} equal parts: use a multiple of {world.size * fit.accumulate}"
+        )
+    sharded = system.parallel == "fsdp" and world.size > 1
+    if sharded and precision == "fp16":
+        raise ValueError("fit.precision=fp16 with system.parallel=fsdp: fp16 needs ddp; or use fit.precision=bf16")
+    if sharded and tracking.histograms:
+        raise ValueError(
+            "tracking.histograms=true with system.parallel=fsdp: each process has a part of each weight: use ddp"
+        )
+    if fit.auto_accumulate and world.size > 1:
+        raise ValueError(
+            f"fit.auto_accumulate=true with {world.size} processes, which cannot run out of memory together: give"
+            " fit.accumulate instead"
+        )
+    if world.size > 1 and augment.mixes and fit.batch_size % (2 * world.size):
+        raise ValueError(
+            f"fit.batch_size={fit.batch_size}: each of {world.size} processes needs pairs of images to mix: use a"
+            f" multiple of {2 * world.size}, or augment.mixup=0 augment.cutmix=0"
+        )
+    train = fit.batch_size if fit.one_batch else train
+    steps = fit.total(train)
+    steps_per_epoch = train / fit.batch_size
+    augment.transform(dataset)
+
+    momentum = getattr(optimizer, "keywords", {}).get("momentum")  # SGD's may be 0: nothing is kept for it then
+    shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
+    memory.check(
+        model,
+        **shape,
+        device=world.device,
+        copies=1 if sharded else 2 + (momentum != 0) + bool(fit.ema_decay),
+        batch=1 if fit.auto_accumulate else fit.batch_size // (world.size * fit.accumulate),
+        half=precision != "fp32",
+        recomputed=system.activation_checkpointing,
+    )
+    return steps, steps_per_epoch
 
 
 def rates(ready: Ready) -> str:

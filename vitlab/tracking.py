@@ -42,6 +42,7 @@ class Tracking:
         name: None is the folder's name.
         tags: words to filter by; none is one for each option chosen.
         notes: a sentence about the run.
+        sweep: name of the sweep that the run is part of, which becomes a tag and W&B's job type.
         mistakes: validation images in the table of the worst mistakes; 0 for no table.
         confusion: whether the validation images' confusion matrix is sent.
         histograms: whether weights and gradients are sent as histograms at each evaluation.
@@ -59,6 +60,7 @@ class Tracking:
     name: str | None
     tags: tuple[str, ...]
     notes: str | None
+    sweep: str | None
     mistakes: int
     confusion: bool
     histograms: bool
@@ -189,7 +191,8 @@ class Mirror:
             "entity": self.tracking.entity,
             "group": self.tracking.group,
             "name": self.tracking.name or self.run.folder.name,
-            "tags": list(self.tracking.tags),
+            "tags": [*self.tracking.tags, *([f"sweep={self.tracking.sweep}"[:64]] if self.tracking.sweep else [])],
+            "job_type": "sweep" if self.tracking.sweep else "train",
             "notes": self.tracking.notes,
             "id": self.identity(),
             "resume": "allow",

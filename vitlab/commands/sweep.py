@@ -1,0 +1,187 @@
+"""`vitlab sweep QUESTION`: every run of a question, and its answer."""
+
+import argparse
+import re
+import shlex
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from vitlab import config as configuration
+from vitlab import question
+from vitlab.commands import DONE, FAILED, refuse
+from vitlab.commands.compare import conclude
+from vitlab.files import write_json
+
+if TYPE_CHECKING:
+    from vitlab.sweep import Plan
+
+DESCRIPTION = """Asks a question: trains every cell of a sweep file with every seed, and writes the answer. What is
+finished is not trained again, what was interrupted goes on: the same command continues wherever it was stopped."""
+EPILOG = """words:
+  scale=NAME               one of the file's scales; the first when nothing is said
+  seeds=0,1,2              instead of the file's
+  launcher=serial|local|hydra   one after the other in this process; a fresh process each, as many at once as there are
+                           slots (taken when nothing is said and there is more than one); a Hydra launcher's:
+                           hydra/launcher=submitit_slurm, ray, joblib, ...
+  slots=N                  trainings at once; one a GPU, or else one a core
+  group=option key=value   of every run: fit.epochs=5 system.device=cpu tracking=off
+"""
+LAUNCHERS = ("serial", "local", "hydra")
+
+
+def main(words: list[str]) -> int:
+    """Runs a sweep; 1 where a training failed."""
+    if words[:1] == ["export"]:
+        from vitlab.commands import export
+
+        return export.main(words[1:])
+    parser = argparse.ArgumentParser(
+        prog="vitlab sweep",
+        usage="vitlab sweep QUESTION [word ...] [--dry] [--retries N] [--wandb] [--publish]",
+        description=DESCRIPTION,
+        epilog=EPILOG + listed(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("question", help="a sweep file, or the name of one that ships")
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--dry", action="store_true", help="checks everything and lists every run; trains nothing")
+    parser.add_argument("--retries", type=int, default=0, metavar="N", help="how often a failed run is tried again")
+    parser.add_argument("--wandb", action="store_true", help="the table and the figures to Weights & Biases as well")
+    parser.add_argument("--publish", action="store_true", help="the answer beside the sweep file as well: NAME.md")
+    options = parser.parse_intermixed_args(words)
+    try:
+        return ask(options)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+
+
+def listed() -> str:
+    """The sweeps that ship, with their questions."""
+    lines = []
+    for file in sorted(question.SWEEPS.rglob("*.yaml")):
+        found = re.search(r"^question: *(.*)$", file.read_text(), flags=re.MULTILINE)
+        lines.append(f"  {file.stem:<26} {found[1] if found else ''}")
+    return "\nquestions that ship:\n" + "\n".join(lines)
+
+
+def ask(options: argparse.Namespace) -> int:
+    given, overrides = own(options.words)
+    asked = question.read(question.find(options.question), given.get("scale"))
+    if "seeds" in given:
+        asked = replace(asked, seeds=seeds(given["seeds"]))
+    launcher = given.get("launcher", "hydra" if any(word.startswith("hydra/launcher") for word in overrides) else None)
+    if launcher not in (None, *LAUNCHERS):
+        raise ValueError(f"launcher={launcher}: one of {', '.join(LAUNCHERS)}")
+    if "slots" in given and not (given["slots"].isdecimal() and int(given["slots"]) > 0):
+        raise ValueError(f"slots={given['slots']}: expected 1 or more")
+
+    from vitlab import launch, sweep
+
+    plan = sweep.plan(asked, [word for word in overrides if not word.startswith("hydra")])
+    record = plan.record()
+    device = plan.cells[0].config["system"]["device"]
+    parts = launch.slots(int(given["slots"]) if "slots" in given else None, len(plan.jobs), device)
+    jobs = plan.jobs
+    todo = [job for job in jobs if job.run.result()["status"] != "finished"]
+    if options.dry:
+        show(plan, len(parts))
+        return DONE
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    write_json(plan.folder / "sweep.json", record)
+    print(
+        f"{asked.question}\n{len(jobs)} runs of {len(plan.cells)} cells; {len(jobs) - len(todo)} are finished already"
+    )
+    board = launch.Board(before=len(jobs) - len(todo))
+    launcher = launcher or ("local" if len(parts) > 1 else "serial")
+    failures: list[launch.Failure] = []
+    if asked.search is not None:
+        from vitlab import search
+
+        status, failures = search.run(plan, parts, board, options.retries, launcher)
+    elif launcher == "local":
+        local = launch.Local(parts, plan.folder / "logs", board, options.retries)
+        status = local.run(launch.Listed(todo))
+        failures = local.failures
+    elif launcher == "hydra":
+        from vitlab import cluster
+
+        status = cluster.run(todo, [word for word in overrides if word.startswith("hydra")])
+    else:
+        status = serial(todo)
+    if status >= 128:
+        print(f"stopped; every training is saved. The same command goes on:\nvitlab {shlex.join(sys.argv[1:])}")
+        return status
+    page = asked.file.with_suffix(".md") if options.publish else None
+    conclude(record, plan.runs, plan.folder, page=page, wandb=options.wandb)
+    complain(failures)
+    return max(status, DONE)
+
+
+def own(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The words that are about the sweep itself, and the overrides of its runs."""
+    pairs = [word.partition("=") for word in words]
+    mine = {key: value for key, _, value in pairs if key in ("scale", "seeds", "launcher", "slots")}
+    return mine, [word for word in words if word.partition("=")[0] not in mine]
+
+
+def seeds(said: str) -> tuple[int, ...]:
+    found = [int(each) for each in said.split(",") if each.strip().isdecimal()]
+    if not found or len(found) != len(said.split(",")) or len(set(found)) < len(found):
+        raise ValueError(f"seeds={said}: expected different seeds, such as seeds=0,1,2")
+    return tuple(found)
+
+
+def serial(jobs: list[Any]) -> int:
+    """One training after the other in this process, which imports and reads once for all."""
+    from vitlab.commands.train import run
+
+    status = DONE
+    for number, job in enumerate(jobs):
+        print(f"\n--- {number + 1} of {len(jobs)}: {job}")
+        code = run(*configuration.compose(job.words))
+        if code >= 128:
+            return code
+        status = max(status, FAILED if code else DONE)
+    return status
+
+
+def complain(failures: list[Any]) -> None:
+    """What failed, why, and how to see it again."""
+    for failure in failures:
+        print(f"\n{failure.job} failed: {failure.reason}", file=sys.stderr)
+        print("\n".join(f"  | {line}" for line in failure.tail.splitlines()), file=sys.stderr)
+        print(f"  {failure.job.command}", file=sys.stderr)
+
+
+def show(plan: "Plan", slots: int) -> None:
+    """Every run as a command that can be pasted, with its cost, and what the store knows of the time it takes."""
+    from vitlab import store, sweep
+    from vitlab.figures import si
+    from vitlab.launch import span
+
+    known = store.runs(plan.runs) if plan.runs.is_dir() else None
+    if known is not None:
+        known = known[known["status"] == "finished"] if len(known) else None
+    total, unknown, flops = 0.0, 0, 0.0
+    print(f"{plan.question.question}\n{plan.question.source}".rstrip())
+    for cell in plan.cells:
+        guess = sweep.estimate(cell, known)
+        cost = sweep.BACKWARD * cell.flops_per_image * cell.images
+        time = "time unknown" if guess.seconds is None else f"{span(guess.seconds)} a run"
+        print(
+            f"\n# {cell.name}{' (baseline)' if cell.baseline else ''}: {si(cell.parameters)} parameters,"
+            f" {si(cell.flops_per_image)} FLOPs an image, {si(cost)} FLOPs a run, {time} ({guess.source})"
+        )
+        for seed in plan.question.seeds:
+            job = cell.job(seed)
+            status = job.run.result()["status"] if job.run.folder.is_dir() else ""
+            print(job.command + (f"   # {status}" if status else ""))
+            if status != "finished":
+                total, unknown, flops = total + (guess.seconds or 0), unknown + (guess.seconds is None), flops + cost
+    runs = len(plan.jobs)
+    time = f"{span(total)} of training, about {span(total / slots)} with {slots} at once" if total else "no time known"
+    print(
+        f"\n{runs} runs of {len(plan.cells)} cells; what is not finished takes {si(flops)} FLOPs, {time}"
+        + (f"; of {unknown} runs the time is not known" if unknown and total else "")
+    )

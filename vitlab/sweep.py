@@ -1,0 +1,230 @@
+"""A sweep: every cell of a question composed, checked and built before its first run starts."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitlab import config as configuration
+from vitlab import memory, optim, recipe
+from vitlab.config import ConfigError, Node
+from vitlab.launch import Job
+from vitlab.model import count
+from vitlab.parallel import alone
+from vitlab.question import BASELINE, Cell, Question
+from vitlab.run import find
+
+FOLDER = "sweeps"  # of the answers, in the folder of all runs
+BACKWARD = 3  # a training step costs about three times its forward pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A cell that can be trained.
+
+    Args:
+        name: of the cell.
+        overrides: what gives it.
+        identity: what its runs have in common, whatever their seed.
+        baseline: whether the others are compared with it.
+        config: of its first seed.
+        choices: option of each group.
+        steps: of a training.
+        images: that a training sees.
+        parameters: of the model.
+        flops_per_image: of a forward pass.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    identity: str
+    baseline: bool
+    config: Node
+    choices: Mapping[str, str]
+    steps: int
+    images: int
+    parameters: int
+    flops_per_image: int
+
+    def job(self, seed: int) -> Job:
+        """One run of it."""
+        config: Node = {**self.config, "seed": seed}
+        name = f"{configuration.slug(config, dict(self.choices))}-{configuration.identity(config)}"
+        run = find(config["system"]["runs"], name)
+        return Job(name=self.name, seed=seed, words=(*self.overrides, f"seed={seed}"), run=run, steps=self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A question whose every cell has been checked.
+
+    Args:
+        question: what is asked.
+        words: overrides of every cell that were given with it.
+        cells: the baseline first, where no arm is the same.
+    """
+
+    question: Question
+    words: tuple[str, ...]
+    cells: tuple[Checked, ...]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every run, seed by seed, so that an early end leaves whole comparisons."""
+        return [cell.job(seed) for seed in self.question.seeds for cell in self.cells]
+
+    @property
+    def runs(self) -> Path:
+        """The folder of all runs."""
+        return Path(self.cells[0].config["system"]["runs"])
+
+    @property
+    def folder(self) -> Path:
+        """Where the answer is written."""
+        return folder(self.runs, self.question, self.words)
+
+    def record(self) -> dict[str, Any]:
+        """What is kept of it beside the answer, which is made anew from it and the store, without torch or Hydra."""
+        asked = self.question
+        return {
+            "name": asked.name,
+            "file": str(asked.file),
+            "scale": asked.scale,
+            "words": list(self.words),
+            "question": asked.question,
+            "source": asked.source,
+            "metric": asked.metric,
+            "x": asked.x,
+            "expect": asdict(asked.expect) if asked.expect.says or asked.expect.numbers else None,
+            "seeds": list(asked.seeds),
+            "baseline": next(cell.name for cell in self.cells if cell.baseline),
+            "cells": {cell.name: {"cell": cell.identity, "overrides": list(cell.overrides)} for cell in self.cells},
+        }
+
+
+def folder(runs: Path, question: Question, words: Sequence[str]) -> Path:
+    """Where a sweep's answer is written: the same words, the same folder."""
+    name = "-".join(word for word in (question.name, question.scale) if word)
+    counted = sorted(word for word in words if not word.startswith(("system.", "tracking")))
+    if counted:
+        name += "-" + hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:6]
+    return runs / FOLDER / name
+
+
+def plan(question: Question, words: Iterable[str] = ()) -> Plan:
+    """Composes, checks and builds every cell; reads each dataset once, and writes nothing.
+
+    Args:
+        question: what is asked.
+        words: overrides of every cell.
+
+    Raises:
+        ConfigError: a cell that cannot be, with its name, its line and the reason.
+    """
+    words = tuple(words)
+    images: dict[str, int] = {}
+    costs: dict[str, tuple[int, int]] = {}
+    tracked = (f"tracking.sweep={question.name}",)
+    found: dict[str, Checked] = {}
+    for cell in question.cells(words):
+        try:
+            checked = check(replace(cell, overrides=(*cell.overrides, *tracked)), question.seeds[0], images, costs)
+        except (ValueError, OSError) as error:
+            where = f"{question.file}, line {cell.line}, {cell.name}"
+            raise ConfigError(
+                f"{where}: {error}" if cell.name != BASELINE else f"{where} of all cells: {error}"
+            ) from error
+        same = found.get(checked.identity)
+        if same is not None and not same.name == BASELINE:
+            raise ConfigError(
+                f"{question.file}, line {cell.line}: {cell.name} and {same.name} are the same training: leave one out"
+            )
+        found[checked.identity] = replace(checked, baseline=True) if same is not None else checked
+    return Plan(question=question, words=words, cells=tuple(found.values()))
+
+
+def check(cell: Cell, seed: int, images: dict[str, int], costs: dict[str, tuple[int, int]]) -> Checked:
+    """A cell, checked as its training would be, without memory for its weights.
+
+    Args:
+        cell: what to compose.
+        seed: one of its seeds.
+        images: number of training images of each dataset that was read before.
+        costs: parameters and FLOPs of each model that was built before.
+
+    Raises:
+        ValueError: what cannot be.
+        OSError: a dataset that is not there.
+    """
+    node, choices = configuration.compose((*cell.overrides, f"seed={seed}"))
+    config = configuration.check(node)
+    parts = configuration.assemble(config)
+    data, fit, make = parts["dataset"], parts["fit"], parts["model"]
+    if (key := json.dumps(config["dataset"], sort_keys=True)) not in images:
+        images[key] = len(data.splits()["train"])
+    kinds = ("model", "dataset", "augment", "optimizer", "fit", "system", "tracking")
+    here = alone("cuda" if torch.cuda.is_available() and parts["system"].device != "cpu" else "cpu")
+    steps, steps_per_epoch = recipe.examine(**{kind: parts[kind] for kind in kinds}, world=here, train=images[key])
+    shape = {"image_size": data.shape, "channels": data.channels, "classes": len(data.classes)}
+    model = memory.shadow(make, **shape)
+    updates = optim.build(parts["optimizer"], model, layer_decay=fit.layer_decay, scale=fit.lr_factor())
+    parts["schedule"].start(updates, steps, steps_per_epoch)
+    if (of := json.dumps([config["model"], config["patch"], str(shape)], sort_keys=True)) not in costs:
+        costs[of] = count.parameters(model), flops(make, shape)
+    return Checked(
+        name=cell.name,
+        overrides=cell.overrides,
+        identity=configuration.cell(config),
+        baseline=cell.name == BASELINE,
+        config=config,
+        choices=choices,
+        steps=steps,
+        images=steps * fit.batch_size,
+        parameters=costs[of][0],
+        flops_per_image=costs[of][1],
+    )
+
+
+def flops(make: partial, shape: Mapping[str, Any]) -> int:
+    """FLOPs of an image in a model of any depth, from one and two blocks: blocks are alike."""
+    depth, image = make.keywords["depth"], (shape["channels"], *shape["image_size"])
+    one, two = (count.flops(make(**{**shape, "depth": min(depth, blocks)}), image) for blocks in (1, 2))
+    return one + (depth - 1) * (two - one)
+
+
+# --- time ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """How long a training will take, and how that is known."""
+
+    seconds: float | None
+    source: str
+
+
+def estimate(cell: Checked, known: Any) -> Estimate:
+    """The time of a cell's training from what the store knows: of its own runs, or of those of the nearest cost.
+
+    Args:
+        cell: what is to be trained.
+        known: table of the store's finished runs; None where there is none.
+    """
+    if known is None or not len(known):
+        return Estimate(seconds=None, source="unknown: no run in the store")
+    same = known[known["cell"] == cell.identity]
+    if len(same):
+        return Estimate(seconds=float(same["seconds"].median()), source=f"measured, {len(same)} runs")
+    rates = known["images"] * known["flops_per_image"] / known["seconds"]
+    distance = (known["flops_per_image"].astype(float).apply(math.log) - math.log(cell.flops_per_image)).abs()
+    nearest = rates[distance.sort_values(kind="stable").index[:5]]
+    return Estimate(
+        seconds=cell.images * cell.flops_per_image / float(nearest.median()),
+        source=f"estimated from {len(nearest)} runs of the nearest cost",
+    )
