@@ -205,7 +205,9 @@ def read(file: Path, scale: str | None = None) -> Question:
     if scale is not None and scale not in scales:
         raise WrongFile(f"{file}: there is no scale {scale!r}; there are {', '.join(scales) or 'none'}")
     chosen = scale or next(iter(scales), "")
-    more = reader.mapping(scales[chosen], f"scale.{chosen}", (*KEYS, "overrides", "takes")) if chosen else {}
+    more = (
+        reader.mapping(scales[chosen], f"scale.{chosen}", (*KEYS, "baseline", "overrides", "takes")) if chosen else {}
+    )
     at = {key: f"scale.{chosen}.{key}" if key in more else key for key in (*top, *more)}
     said = {**top, **more}
 
@@ -263,8 +265,8 @@ class Reader:
 
     def note(self, node: Any, path: str, depth: int) -> None:
         self.lines.setdefault(path, node.start_mark.line + 1)
-        if depth > 20:
-            raise WrongFile(f"{self.file}, line {node.start_mark.line + 1}: nested too deeply")
+        if depth > 20 or len(self.lines) > 100_000:
+            raise WrongFile(f"{self.file}, line {node.start_mark.line + 1}: nested too deeply, or too much")
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
             inner = f"{path}.{key.value}" if path else str(key.value)
             self.lines[inner] = key.start_mark.line + 1

@@ -14,6 +14,7 @@ import torch
 from vitlab import config as configuration
 from vitlab import memory, optim, recipe
 from vitlab.config import ConfigError, Node
+from vitlab.dataset.dataset import DatasetMissing
 from vitlab.launch import Job
 from vitlab.model import count
 from vitlab.parallel import alone
@@ -117,12 +118,13 @@ def folder(runs: Path, question: Question, words: Sequence[str]) -> Path:
     return runs / FOLDER / name
 
 
-def plan(question: Question, words: Iterable[str] = ()) -> Plan:
+def plan(question: Question, words: Iterable[str] = (), *, absent: bool = False) -> Plan:
     """Composes, checks and builds every cell; reads each dataset once, and writes nothing.
 
     Args:
         question: what is asked.
         words: overrides of every cell.
+        absent: whether a published dataset may be missing: its size is known.
 
     Raises:
         ConfigError: a cell that cannot be, with its name, its line and the reason.
@@ -134,7 +136,8 @@ def plan(question: Question, words: Iterable[str] = ()) -> Plan:
     found: dict[str, Checked] = {}
     for cell in question.cells(words):
         try:
-            checked = check(replace(cell, overrides=(*cell.overrides, *tracked)), question.seeds[0], images, costs)
+            words_of = (*cell.overrides, *tracked)
+            checked = check(replace(cell, overrides=words_of), question.seeds[0], images, costs, absent=absent)
         except (ValueError, OSError) as error:
             where = f"{question.file}, line {cell.line}, {cell.name}"
             raise ConfigError(
@@ -149,7 +152,9 @@ def plan(question: Question, words: Iterable[str] = ()) -> Plan:
     return Plan(question=question, words=words, cells=tuple(found.values()))
 
 
-def check(cell: Cell, seed: int, images: dict[str, int], costs: dict[str, tuple[int, int]]) -> Checked:
+def check(
+    cell: Cell, seed: int, images: dict[str, int], costs: dict[str, tuple[int, int]], *, absent: bool = False
+) -> Checked:
     """A cell, checked as its training would be, without memory for its weights.
 
     Args:
@@ -157,6 +162,7 @@ def check(cell: Cell, seed: int, images: dict[str, int], costs: dict[str, tuple[
         seed: one of its seeds.
         images: number of training images of each dataset that was read before.
         costs: parameters and FLOPs of each model that was built before.
+        absent: whether a published dataset may be missing.
 
     Raises:
         ValueError: what cannot be.
@@ -167,7 +173,12 @@ def check(cell: Cell, seed: int, images: dict[str, int], costs: dict[str, tuple[
     parts = configuration.assemble(config)
     data, fit, make = parts["dataset"], parts["fit"], parts["model"]
     if (key := json.dumps(config["dataset"], sort_keys=True)) not in images:
-        images[key] = len(data.splits()["train"])
+        try:
+            images[key] = len(data.splits()["train"])
+        except DatasetMissing:
+            if not absent or (expected := data.expected()) is None:
+                raise
+            images[key] = expected
     kinds = ("model", "dataset", "augment", "optimizer", "fit", "system", "tracking")
     here = alone("cuda" if torch.cuda.is_available() and parts["system"].device != "cpu" else "cpu")
     steps, steps_per_epoch = recipe.examine(**{kind: parts[kind] for kind in kinds}, world=here, train=images[key])
@@ -220,11 +231,11 @@ def estimate(cell: Checked, known: Any) -> Estimate:
         return Estimate(seconds=None, source="unknown: no run in the store")
     same = known[known["cell"] == cell.identity]
     if len(same):
-        return Estimate(seconds=float(same["seconds"].median()), source=f"measured, {len(same)} runs")
+        return Estimate(seconds=float(same["seconds"].median()), source=f"measured in {len(same)} run{'s' * (len(same) > 1)}")
     rates = known["images"] * known["flops_per_image"] / known["seconds"]
     distance = (known["flops_per_image"].astype(float).apply(math.log) - math.log(cell.flops_per_image)).abs()
     nearest = rates[distance.sort_values(kind="stable").index[:5]]
     return Estimate(
         seconds=cell.images * cell.flops_per_image / float(nearest.median()),
-        source=f"estimated from {len(nearest)} runs of the nearest cost",
+        source=f"estimated from the {len(nearest)} of nearest cost",
     )

@@ -78,7 +78,7 @@ def ask(options: argparse.Namespace) -> int:
 
     from vitlab import launch, sweep
 
-    plan = sweep.plan(asked, [word for word in overrides if not word.startswith("hydra")])
+    plan = sweep.plan(asked, [word for word in overrides if not word.startswith("hydra")], absent=options.dry)
     record = plan.record()
     device = plan.cells[0].config["system"]["device"]
     parts = launch.slots(int(given["slots"]) if "slots" in given else None, len(plan.jobs), device)

@@ -43,6 +43,8 @@ class Dataset:
         "download",
     )  # options of where the files are
 
+    published: ClassVar[int | None] = None  # training images of a whole copy, those of validation among them
+
     image_size: Size | None
     validation_fraction: float
     train_fraction: float
@@ -82,6 +84,13 @@ class Dataset:
     def read(self) -> dict[str, Examples]:
         """The splits that the dataset comes with: `train`, and `validation` and `test` where it has them."""
         raise NotImplementedError(f"{type(self).__name__} has no read")
+
+    def expected(self) -> int | None:
+        """How many images a whole copy of a published set trains on; None of a set that nobody published."""
+        if self.published is None or self.train_examples is not None:
+            return self.train_examples
+        rest = self.published - round(self.published * self.validation_fraction)
+        return round(rest * self.train_fraction)
 
     def splits(self) -> dict[str, Examples]:
         """`train`, `validation` and `test`, resized where they are held in memory."""

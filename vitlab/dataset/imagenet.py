@@ -31,6 +31,7 @@ class ImageNet(ClassFolders):
     citation = "Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge"
 
     name = "imagenet"
+    published = 1_281_167
     places = ("root", "verify")
 
     def find(self) -> dict[str, Path]:
@@ -76,6 +77,7 @@ class TinyImageNet(ClassFolders):
     citation = "Le and Yang 2015, Tiny ImageNet Visual Recognition Challenge (Stanford CS231n)"
 
     name = "tiny_imagenet"
+    published = 100_000
     places = ("root", "verify")
 
     def find(self) -> dict[str, Path]:

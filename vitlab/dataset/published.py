@@ -94,6 +94,7 @@ class Cifar10(Published):
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)
     flip = True
+    published = 50_000
     citation = "Krizhevsky 2009, Learning multiple layers of features from tiny images"
 
     name = "cifar10"
