@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from vitlab import launch
-from vitlab.launch import Board, Child, Job, Listed, Local, Slot
+from vitlab import board, launch
+from vitlab.board import Board
+from vitlab.launch import Child, Job, Listed, Local, Slot
 from vitlab.lock import Lock
 from vitlab.run import Run
 
@@ -263,4 +264,4 @@ def test_the_table_of_a_terminal_shows_progress_and_what_is_left(tmp_path):
     ("seconds", "words"), [(42, "42 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (273600, "3 days 4 h")]
 )
 def test_durations_are_said_as_a_person_says_them(seconds, words):
-    assert launch.span(seconds) == words
+    assert board.span(seconds) == words

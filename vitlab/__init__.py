@@ -1,16 +1,20 @@
 """vitlab: train Vision Transformers and answer questions about them.
 
-`vitlab.ViT` is the model, `vitlab.load(RUN)` a trained one. Both are imported when first asked for.
+`vitlab.ViT` is the model, `vitlab.load(RUN)` a trained one, `vitlab.runs(FOLDER)` the table of all runs, and
+`vitlab.compare(table)` what they differ in. Each is imported when first asked for.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitlab.comparison import compare
     from vitlab.model.vit import ViT
+    from vitlab.store import runs
     from vitlab.trained import load
 
-__all__ = ["ViT", "load"]
+__all__ = ["ViT", "compare", "load", "runs"]
 _HOMES = {"ViT": "vitlab.model.vit", "load": "vitlab.trained"}
+_HOMES |= {"runs": "vitlab.store", "compare": "vitlab.comparison"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from vitlab.files import write_whole
-from vitlab.judge import BINS, Judgement, Mistake
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from vitlab.judge import Judgement, Mistake
 
 INK, SOFT, BLUE, PALE, RED, GREEN = "#1f2933", "#7b8794", "#9cc3ee", "#dbe8f8", "#f0a093", "#a8d6a2"
 LABELLED, COUNTED = 150, 30  # the most classes that still have their names, and their counts, in a confusion matrix
@@ -47,7 +48,7 @@ def save(figure: "Figure", path: Path, dpi: int = 120) -> None:
         write_whole(path, lambda part: figure.savefig(part, format="png", dpi=dpi, facecolor="white"))
 
 
-def confusion(judgement: Judgement, title: str = "") -> "Figure":
+def confusion(judgement: "Judgement", title: str = "") -> "Figure":
     """The confusion matrix: each row shows where the images of a class went.
 
     Up to 30 classes have their counts in the cells, up to 150 their names; with more, the axes count classes.
@@ -93,13 +94,14 @@ def confusion(judgement: Judgement, title: str = "") -> "Figure":
     return figure
 
 
-def calibration(judgement: Judgement, title: str = "") -> "Figure":
+def calibration(judgement: "Judgement", title: str = "") -> "Figure":
     """Reliability (Guo et al. 2017): accuracy against the probability that was given, and how often it was given."""
     bins = judgement.bins
     figure = blank(5.2, 6.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    middles, filled = (np.arange(BINS) + 0.5) / BINS, bins.examples > 0
-    width = 0.92 / BINS
+    count = len(bins.examples)
+    middles, filled = (np.arange(count) + 0.5) / count, bins.examples > 0
+    width = 0.92 / count
     above.bar(middles[filled], bins.accuracy[filled], width, color=BLUE, label="accuracy")
     above.plot((0, 1), (0, 1), color=SOFT, linestyle="--", linewidth=1, label="as right as it is sure")
     for sure, colour, words in ((True, RED, "too sure by"), (False, GREEN, "not sure enough by")):
@@ -116,11 +118,11 @@ def calibration(judgement: Judgement, title: str = "") -> "Figure":
     below.set_yscale("symlog", linthresh=1)
     below.yaxis.set_major_formatter("{x:,.0f}")
     below.set(xlabel="highest probability", ylabel="images", ylim=(0, None))
-    entitle(figure, title, f"ECE {judgement.ece:.2%}, {len(judgement.labels):,} images, {BINS} bins")
+    entitle(figure, title, f"ECE {judgement.ece:.2%}, {len(judgement.labels):,} images, {count} bins")
     return figure
 
 
-def mistakes(images: Sequence[Image.Image], found: Sequence[Mistake], title: str = "") -> "Figure":
+def mistakes(images: Sequence[Image.Image], found: "Sequence[Mistake]", title: str = "") -> "Figure":
     """Wrong answers: each image with what it was taken for (red) and what it is (green), and their probabilities.
 
     Args:

@@ -146,6 +146,41 @@ class Question:
         return cells
 
 
+def slugs(names: Iterable[str]) -> dict[str, str]:
+    """Names of cells by a word for each that no shell, Hydra or W&B takes for anything else."""
+    found: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^\w.]+", "-", name).strip("-") or "arm"
+        word = next(each for each in (plain, *(f"{plain}-{n}" for n in itertools.count(2))) if each not in found)
+        found[word] = name
+    return found
+
+
+def cell(said: str) -> tuple[Question, Cell]:
+    """The cell that `SWEEP/ARM` or `SWEEP/SCALE/ARM` means; an arm may be said as the word that `slugs` makes of it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    name, _, arm = said.rpartition("/")
+    try:
+        asked = read(find(name))
+    except (WrongFile, OSError):
+        raise
+    except ValueError as error:
+        sweep, _, scale = name.rpartition("/")
+        if not sweep:
+            raise ValueError(f"cell={said}: expected SWEEP/ARM or SWEEP/SCALE/ARM; {error}") from error
+        asked = read(find(sweep), scale)
+    cells = {each.name: each for each in asked.cells()}
+    words = slugs(cells)
+    if (found := words.get(arm)) is None:
+        raise ValueError(
+            f"cell={said}: {asked.name} has no cell {arm!r}{nearest(arm, words)} (there are {', '.join(words)})"
+        )
+    return asked, cells[found]
+
+
 def key_of(word: str) -> str:
     """The key that an override is about."""
     return word.lstrip("+~").partition("=")[0]
@@ -230,7 +265,7 @@ def read(file: Path, scale: str | None = None) -> Question:
         takes=take("takes", reader.text, ""),
         lines={key.removeprefix(f"scale.{chosen}."): line for key, line in sorted(reader.lines.items())},
     )
-    if not (found.arms or found.axes or found.search or len(found.seeds) > 1):
+    if not (found.arms or found.axes or found.search or ("seeds" in said and len(found.seeds) > 1)):
         raise reader.wrong("", "nothing varies: give arms, axes, a search, or several seeds")
     names = {cell.name for cell in found.cells()}
     for name in found.expect.numbers:

@@ -212,11 +212,13 @@ def examine(
     tracking: Tracking,
     world: World,
     train: int,
+    here: bool = True,
 ) -> tuple[int, float]:
     """Refuses values that do not go together; gives the training in steps, and the steps of an epoch.
 
     Args:
         train: number of training images; the rest as `prepare` takes it.
+        here: whether it is to be trained on this machine, whose memory must hold it.
 
     Raises:
         ValueError: each with a way out.
@@ -251,6 +253,8 @@ def examine(
     steps_per_epoch = train / fit.batch_size
     augment.transform(dataset)
 
+    if not here:
+        return steps, steps_per_epoch
     momentum = getattr(optimizer, "keywords", {}).get("momentum")  # SGD's may be 0: nothing is kept for it then
     shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
     memory.check(

@@ -119,13 +119,13 @@ def folder(runs: Path, question: Question, words: Sequence[str]) -> Path:
     return runs / FOLDER / name
 
 
-def plan(question: Question, words: Iterable[str] = (), *, absent: bool = False) -> Plan:
+def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = False) -> Plan:
     """Composes, checks and builds every cell; reads each dataset once, and writes nothing.
 
     Args:
         question: what is asked.
         words: overrides of every cell.
-        absent: whether a published dataset may be missing: its size is known.
+        elsewhere: whether other machines train it: a published dataset may be missing, and the memory too small.
 
     Raises:
         ConfigError: a cell that cannot be, with its name, its line and the reason.
@@ -138,7 +138,7 @@ def plan(question: Question, words: Iterable[str] = (), *, absent: bool = False)
     for cell in question.cells(words):
         try:
             words_of = (*cell.overrides, *tracked)
-            checked = check(replace(cell, overrides=words_of), question.seeds[0], images, costs, absent=absent)
+            checked = check(replace(cell, overrides=words_of), question.seeds[0], images, costs, elsewhere=elsewhere)
         except (ValueError, OSError) as error:
             where = f"{question.file}, line {cell.line}, {cell.name}"
             raise ConfigError(
@@ -154,7 +154,7 @@ def plan(question: Question, words: Iterable[str] = (), *, absent: bool = False)
 
 
 def check(
-    cell: Cell, seed: int, images: dict[str, int], costs: dict[str, tuple[int, int]], *, absent: bool = False
+    cell: Cell, seed: int, images: dict[str, int], costs: dict[str, tuple[int, int]], *, elsewhere: bool = False
 ) -> Checked:
     """A cell, checked as its training would be, without memory for its weights.
 
@@ -163,7 +163,7 @@ def check(
         seed: one of its seeds.
         images: number of training images of each dataset that was read before.
         costs: parameters and FLOPs of each model that was built before.
-        absent: whether a published dataset may be missing.
+        elsewhere: whether it is trained elsewhere.
 
     Raises:
         ValueError: what cannot be.
@@ -171,18 +171,22 @@ def check(
     """
     node, choices = configuration.compose((*cell.overrides, f"seed={seed}"))
     config = configuration.check(node)
-    parts = configuration.assemble(config)
-    data, fit, make = parts["dataset"], parts["fit"], parts["model"]
-    if (key := json.dumps(config["dataset"], sort_keys=True)) not in images:
-        try:
+    key, of_data = json.dumps(config["dataset"], sort_keys=True), config["dataset"]
+    try:
+        data = configuration.build(of_data)
+        if key not in images:
             images[key] = len(data.splits()["train"])
-        except DatasetMissing:
-            if not absent or (expected := data.expected()) is None:
-                raise
-            images[key] = expected
+    except DatasetMissing:
+        kind, options = configuration.locate(of_data["_target_"]), {k: v for k, v in of_data.items() if k != "_target_"}
+        if not elsewhere or (found := kind.planned(**options)) is None:
+            raise
+        data, images[key] = found
+    parts = configuration.assemble({k: v for k, v in config.items() if k != "dataset"}) | {"dataset": data}
+    fit, make = parts["fit"], parts["model"]
     kinds = ("model", "dataset", "augment", "optimizer", "fit", "system", "tracking")
-    here = alone("cuda" if torch.cuda.is_available() and parts["system"].device != "cpu" else "cpu")
-    steps, steps_per_epoch = recipe.examine(**{kind: parts[kind] for kind in kinds}, world=here, train=images[key])
+    taken = {kind: parts[kind] for kind in kinds}
+    world = alone("cuda" if torch.cuda.is_available() and parts["system"].device != "cpu" else "cpu")
+    steps, steps_per_epoch = recipe.examine(**taken, world=world, train=images[key], here=not elsewhere)
     shape = {"image_size": data.shape, "channels": data.channels, "classes": len(data.classes)}
     model = memory.shadow(make, **shape)
     updates = optim.build(parts["optimizer"], model, layer_decay=fit.layer_decay, scale=fit.lr_factor())
@@ -232,7 +236,9 @@ def estimate(cell: Checked, known: Any) -> Estimate:
         return Estimate(seconds=None, source="unknown: no run in the store")
     same = known[known["cell"] == cell.identity]
     if len(same):
-        return Estimate(seconds=float(same["seconds"].median()), source=f"measured in {len(same)} run{'s' * (len(same) > 1)}")
+        return Estimate(
+            seconds=float(same["seconds"].median()), source=f"measured in {len(same)} run{'s' * (len(same) > 1)}"
+        )
     rates = known["images"] * known["flops_per_image"] / known["seconds"]
     distance = (known["flops_per_image"].astype(float).apply(math.log) - math.log(cell.flops_per_image)).abs()
     nearest = rates[distance.sort_values(kind="stable").index[:5]]

@@ -156,6 +156,9 @@ def facts(record: dict[str, Any], found: "Comparison") -> dict[str, str]:
     command = f"vitlab sweep {' '.join(word for word in words if word)}" if record.get("file") else ""
     said = {
         "command": command,
+        "search": f"{len(record['search']['trials'])} trials, by validation alone: search.md"
+        if record.get("search")
+        else "",
         "cost": f"{seconds / 3600:.2f} hours of training in {len(table)} runs",
         "hardware": kinds("device"),
         "commit": ", ".join(sorted({value[:10] for value in table.get("commit", []) if isinstance(value, str)})),

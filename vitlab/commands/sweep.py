@@ -45,7 +45,7 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("question", help="a sweep file, or the name of one that ships")
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--dry", action="store_true", help="checks everything and lists every run; trains nothing")
+    parser.add_argument("--dry", action="store_true", help="checks and lists every run, here or for elsewhere")
     parser.add_argument("--retries", type=int, default=0, metavar="N", help="how often a failed run is tried again")
     parser.add_argument("--wandb", action="store_true", help="the table and the figures to Weights & Biases as well")
     parser.add_argument("--publish", action="store_true", help="the answer beside the sweep file as well: NAME.md")
@@ -77,11 +77,13 @@ def ask(options: argparse.Namespace) -> int:
         raise ValueError(f"slots={given['slots']}: expected 1 or more")
 
     from vitlab import launch, sweep
+    from vitlab.board import Board
 
-    plan = sweep.plan(asked, [word for word in overrides if not word.startswith("hydra")], absent=options.dry)
+    plan = sweep.plan(asked, [word for word in overrides if not word.startswith("hydra")], elsewhere=options.dry)
     record = plan.record()
     device = plan.cells[0].config["system"]["device"]
-    parts = launch.slots(int(given["slots"]) if "slots" in given else None, len(plan.jobs), device)
+    most = max(len(plan.jobs), asked.search.trials if asked.search else 0)
+    parts = launch.slots(int(given["slots"]) if "slots" in given else None, most, device)
     jobs = plan.jobs
     todo = [job for job in jobs if job.run.result()["status"] != "finished"]
     if options.dry:
@@ -92,13 +94,18 @@ def ask(options: argparse.Namespace) -> int:
     print(
         f"{asked.question}\n{len(jobs)} runs of {len(plan.cells)} cells; {len(jobs) - len(todo)} are finished already"
     )
-    board = launch.Board(before=len(jobs) - len(todo))
+    board = Board(before=len(jobs) - len(todo))
     launcher = launcher or ("local" if len(parts) > 1 else "serial")
     failures: list[launch.Failure] = []
     if asked.search is not None:
         from vitlab import search
 
-        status, failures = search.run(plan, parts, board, options.retries, launcher)
+        found = search.run(plan, parts, board, options.retries, launcher, serial)
+        status, failures = found.status, [*found.failures]
+        for cell in found.cells:
+            record["cells"][cell.name] = {"cell": cell.identity, "overrides": list(cell.overrides)}
+        record["search"] = found.record
+        write_json(plan.folder / "sweep.json", record)
     elif launcher == "local":
         local = launch.Local(parts, plan.folder / "logs", board, options.retries)
         status = local.run(launch.Listed(todo))
@@ -112,7 +119,10 @@ def ask(options: argparse.Namespace) -> int:
     if status >= 128:
         print(f"stopped; every training is saved. The same command goes on:\nvitlab {shlex.join(sys.argv[1:])}")
         return status
-    page = asked.file.with_suffix(".md") if options.publish else None
+    page = None
+    if options.publish:  # the answer at the first scale has the question's own name
+        first = question.read(asked.file).scale == asked.scale
+        page = asked.file.with_name(asked.name + ("" if first else f"-{asked.scale}") + ".md")
     conclude(record, plan.runs, plan.folder, page=page, wandb=options.wandb)
     complain(failures)
     return max(status, DONE)
@@ -157,8 +167,8 @@ def complain(failures: list[Any]) -> None:
 def show(plan: "Plan", slots: int) -> None:
     """Every run as a command that can be pasted, with its cost, and what the store knows of the time it takes."""
     from vitlab import store, sweep
+    from vitlab.board import span
     from vitlab.figures import si
-    from vitlab.launch import span
 
     known = store.runs(plan.runs) if plan.runs.is_dir() else None
     if known is not None:

@@ -1,7 +1,7 @@
 """Dataset: facts about a set of labelled images, and its train, validation and test splits."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vitlab import memory
 from vitlab.dataset.examples import Examples, Pixels
@@ -43,7 +43,9 @@ class Dataset:
         "download",
     )  # options of where the files are
 
-    published: ClassVar[int | None] = None  # training images of a whole copy, those of validation among them
+    published: ClassVar[tuple[int, int] | None] = (
+        None  # training images, with validation's, and classes of a whole copy
+    )
 
     image_size: Size | None
     validation_fraction: float
@@ -85,12 +87,20 @@ class Dataset:
         """The splits that the dataset comes with: `train`, and `validation` and `test` where it has them."""
         raise NotImplementedError(f"{type(self).__name__} has no read")
 
-    def expected(self) -> int | None:
-        """How many images a whole copy of a published set trains on; None of a set that nobody published."""
-        if self.published is None or self.train_examples is not None:
-            return self.train_examples
-        rest = self.published - round(self.published * self.validation_fraction)
-        return round(rest * self.train_fraction)
+    @classmethod
+    def planned(cls, **options: Any) -> "tuple[Dataset, int] | None":
+        """A published dataset whose files are not there, to plan with and never to read, and its training images.
+
+        Args:
+            options: of the constructor.
+        """
+        if cls.published is None:
+            return None
+        images, classes = cls.published
+        data = object.__new__(cls)
+        vars(data).update(options, classes=tuple(str(number) for number in range(classes)))
+        rest = images - round(images * data.validation_fraction)
+        return data, data.train_examples or round(rest * data.train_fraction)
 
     def splits(self) -> dict[str, Examples]:
         """`train`, `validation` and `test`, resized where they are held in memory."""

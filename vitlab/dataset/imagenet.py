@@ -31,7 +31,7 @@ class ImageNet(ClassFolders):
     citation = "Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge"
 
     name = "imagenet"
-    published = 1_281_167
+    published = (1_281_167, 1000)
     places = ("root", "verify")
 
     def find(self) -> dict[str, Path]:
@@ -77,7 +77,7 @@ class TinyImageNet(ClassFolders):
     citation = "Le and Yang 2015, Tiny ImageNet Visual Recognition Challenge (Stanford CS231n)"
 
     name = "tiny_imagenet"
-    published = 100_000
+    published = (100_000, 200)
     places = ("root", "verify")
 
     def find(self) -> dict[str, Path]:

@@ -46,7 +46,7 @@ class Mnist(Dataset):
     mean = (0.1307,)
     std = (0.3081,)
     flip = False
-    published = 60_000
+    published = (60_000, 10)
     citation = "LeCun, Bottou, Bengio and Haffner 1998, Gradient-based learning applied to document recognition"
 
     name: ClassVar[str] = "mnist"

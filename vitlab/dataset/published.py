@@ -94,7 +94,7 @@ class Cifar10(Published):
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)
     flip = True
-    published = 50_000
+    published = (50_000, 10)
     citation = "Krizhevsky 2009, Learning multiple layers of features from tiny images"
 
     name = "cifar10"
@@ -118,6 +118,7 @@ class Cifar100(Cifar10):
         "skyscraper,snail,snake,spider,squirrel,streetcar,sunflower,sweet pepper,table,tank,telephone,television,tiger,"
         "tractor,train,trout,tulip,turtle,wardrobe,whale,willow tree,wolf,woman,worm"
     )
+    published = (50_000, 100)
     mean = (0.5071, 0.4865, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
 
