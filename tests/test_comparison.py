@@ -50,11 +50,13 @@ def rows(comparison):
 
 
 def test_the_interval_of_three_seeds_is_that_of_the_t_table():
-    """t = 4.303 with 2 degrees of freedom, 2.776 with 4: 0.8, 0.9, 1.0 have the standard deviation 0.1."""
-    (row,) = compared(arms(a=[0.8, 0.9, 1.0])).rows
-    assert (row.score.n, row.score.mean, row.score.sd) == (3, pytest.approx(0.9), pytest.approx(0.1))
+    """t = 4.303 with 2 degrees of freedom, 2.776 with 4: 0.4, 0.5, 0.6 have the standard deviation 0.1."""
+    (row,) = compared(arms(a=[0.4, 0.5, 0.6])).rows
+    assert (row.score.n, row.score.mean, row.score.sd) == (3, pytest.approx(0.5), pytest.approx(0.1))
     assert row.score.high - row.score.mean == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=2e-4)
     assert row.score.mean - row.score.low == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=2e-4)
+    (row,) = compared(arms(a=[0.8, 0.9, 1.0])).rows
+    assert row.score.high == 1.0  # of a share, which cannot be more
     five = estimate(pd.Series([1.0, 2, 3, 4, 5]))
     assert five.high - 3 == pytest.approx(2.776 * math.sqrt(2.5 / 5), rel=2e-4)
 
@@ -217,7 +219,7 @@ def test_of_two_runs_of_a_cell_and_seed_the_newest_finished_one_counts():
 def test_seeds_that_were_not_asked_for_do_not_count():
     found = compared(arms(a=[0.1, 0.2, 0.9]), planned=[0, 1])
     assert found.rows[0].score.mean == pytest.approx(0.15)
-    assert "1 of seeds that were not asked for" in " ".join(found.notes)
+    assert "1 run of other seeds than were asked for left out" in " ".join(found.notes)
     by_arm = compared(arms(a=[0.1, 0.2], b=[0.3, 0.4]), planned={"a": [0], "b": [0, 1]})
     assert [row.score.n for row in by_arm.rows] == [1, 2]
 

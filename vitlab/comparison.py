@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -258,8 +258,8 @@ def compare(
             seeds=seeds[name],
             runs=group,
             state=states[name],
-            score=estimate(scores[name]),
-            validation=validation[name],
+            score=bounded(estimate(scores[name]), metric),
+            validation=bounded(validation[name], counterpart(metric)),
             difference=differences.get(name),
             p=corrected.get(name),
             verdict="the baseline"
@@ -447,6 +447,13 @@ def estimate(values: pd.Series, scale: float | None = None) -> Estimate | None:
     return Estimate(n=n, mean=mean, sd=sd, low=mean - half, high=mean + half)
 
 
+def bounded(found: Estimate | None, metric: str) -> Estimate | None:
+    """An accuracy's interval cut at 0 and 1, of which Student's t knows nothing."""
+    if found is None or found.low is None or found.high is None or "accuracy" not in metric:
+        return found
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+
+
 def paired(one: pd.Series, other: pd.Series) -> Estimate | None:
     """One minus the other, over the seeds that both have."""
     both = one.index.intersection(other.index).sort_values()
@@ -560,7 +567,7 @@ def notes(
     if twice:
         said.append(f"{twice} more of a cell and seed that is there already: of each the newest finished run counts.")
     if stray:
-        said.append(f"{stray} of seeds that were not asked for are left out.")
+        said.append(f"{stray} run{'s' * (stray > 1)} of other seeds than were asked for left out.")
     if lost:
         said.append(f"{len(lost)} cannot be read, and belong to no arm: {listed(lost)}.")
     return said

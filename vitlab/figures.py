@@ -193,6 +193,8 @@ def combined(comparison: Comparison) -> "Figure":
     from matplotlib import rc_context
 
     key = costs(comparison)
+    known = [row.cost[key] for row in comparison.rows if row.score and number(row.cost.get(key))] if key else []
+    key = key if known and max(known) > 1.2 * min(known) else None  # compute tells nothing where all cost the same
     found = [] if key else [learning(row) for row in comparison.rows]
     tall = 3.6 if numeric(comparison) else min(12.0, max(3.6, 1.15 + 0.3 * len(comparison.rows)))
     with rc_context(STYLE):
@@ -275,7 +277,14 @@ def draw_spots(axes: "Axes", comparison: Comparison, spots: Sequence[Spot], x: s
     xs = [spot.x for spot in spots]
     if min(xs) > 0 and max(xs) / min(xs) > LOG:
         axes.set_xscale("log")
-    if not say and len({*xs}) == len(xs):
+    shown, lines = {spot.place for spot in spots}, {} if say else series(spots, x)
+    if lines:
+        spots = [spot._replace(place=n) for n, line in enumerate(lines.values()) for spot in line]
+        for n, (name, line) in enumerate(lines.items()):
+            path = sorted((spot.x, scale * spot.y.mean) for spot in line)
+            axes.plot(*zip(*path, strict=True), color=COLOURS[n % len(COLOURS)], lw=1, label=shorten(name, 34))
+        axes.legend(frameon=False, fontsize=7.5)
+    elif not say and len({*xs}) == len(xs):
         path = sorted((spot.x, scale * spot.y.mean) for spot in spots)
         axes.plot(*zip(*path, strict=True), color=SOFT, lw=0.8, alpha=0.6, zorder=1)
     for spot in spots:
@@ -293,12 +302,20 @@ def draw_spots(axes: "Axes", comparison: Comparison, spots: Sequence[Spot], x: s
             if len({*xs}) <= 8 and not say:
                 axes.set_xticks(sorted({*xs}))
             axes.xaxis.set_minor_formatter(lambda value, _: "")
-    shown = {spot.place for spot in spots}
     missing = [f"{row.name} ({row.state or 'unknown'})" for i, row in enumerate(comparison.rows) if i not in shown]
-    lines = [mean_words([spot.row for spot in spots]), *say]
-    caption(axes, lines + ([f"not shown: {', '.join(missing)}"] if missing else []))
-    few = len(spots) <= LABELLED
+    words = [mean_words([spot.row for spot in spots]), *say]
+    caption(axes, words + ([f"not shown: {', '.join(missing)}"] if missing else []))
+    few = len(spots) <= LABELLED and not lines
     label(axes, [(s, scale) for s in spots if few or s.row.baseline or s.row.best])
+
+
+def series(spots: Sequence[Spot], x: str) -> dict[str, list[Spot]]:
+    """The lines of a grid: arms that differ along the axis alone, by what they share; none where none results."""
+    found: dict[str, list[Spot]] = {}
+    for spot in spots:
+        rest = [f"{key.rpartition('.')[2]}={value}" for key, value in spot.row.differs.items() if key != x]
+        found.setdefault(", ".join(rest), []).append(spot)
+    return found if len(found) > 1 and all(len({s.x for s in line}) > 1 for line in found.values()) else {}
 
 
 def label(axes: "Axes", spots: Sequence[tuple[Spot, float]]) -> None:

@@ -152,7 +152,10 @@ def facts(record: dict[str, Any], found: "Comparison") -> dict[str, str]:
         return ", ".join(f"{value} ({count} runs)" for value, count in sorted(Counter(values).items()))
 
     seconds = pd.to_numeric(table.get("seconds", pd.Series(dtype=float)), errors="coerce").sum()
-    words = [record.get("file"), f"scale={record['scale']}" if record.get("scale") else None, *record.get("words", [])]
+    from vitlab.question import SWEEPS
+
+    ships = Path(record.get("file", "")).resolve().is_relative_to(SWEEPS.resolve())
+    words = [record["name"] if ships else record.get("file"), f"scale={record['scale']}" if record.get("scale") else None, *record.get("words", [])]
     command = f"vitlab sweep {' '.join(word for word in words if word)}" if record.get("file") else ""
     said = {
         "command": command,
