@@ -28,7 +28,7 @@ FLOORS = [
     {"vitlab.train"},
     {"vitlab.trained", "vitlab.predict"},
     {"vitlab.bench", "vitlab.bench_resume", "vitlab.readme", "vitlab.remote"},
-    {"vitlab.commands.*", "vitlab.commands.__init__", "vitlab.cluster"},
+    {"vitlab.commands.*", "vitlab.commands.__init__"},
     {"vitlab.__main__", "vitlab.__init__"},
 ]
 

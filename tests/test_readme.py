@@ -9,9 +9,11 @@ import pytest
 import torch
 import yaml
 
-from vitlab import config
+from vitlab import config, question, readme, sweep
+from vitlab.answer import finding_of
 from vitlab.menu import table
 from vitlab.model.vit import ViT
+from vitlab.question import SWEEPS
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -19,6 +21,11 @@ TEXT = (ROOT / "README.md").read_text()
 
 def block(language, opening):
     return re.search(rf"```{language}\n({re.escape(opening)}.*?)```", TEXT, flags=re.DOTALL)[1]
+
+
+def between(page, name):
+    text = (ROOT / page).read_text()
+    return text.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0].strip()
 
 
 def test_it_is_short_and_its_figures_are_there():
@@ -35,8 +42,34 @@ def test_every_module_is_on_the_map():
 
 
 def test_its_table_is_what_can_be_chosen():
-    start, end = (TEXT.index(mark) for mark in ("<!-- options -->", "<!-- /options -->"))
-    assert TEXT[start:end].split("\n", 1)[1].strip() == table(), "python -m vitlab.readme writes it anew"
+    assert between("README.md", "options") == table(), "python -m vitlab.readme writes it anew"
+
+
+def test_its_answer_and_the_index_of_questions_are_those_of_the_published_pages():
+    assert between("README.md", "answer") == readme.short(SWEEPS / "ablation" / "patch_size.md")
+    assert between("sweeps/README.md", "answers") == readme.index(), "python -m vitlab.readme writes it anew"
+
+
+def test_every_question_that_ships_has_its_answer_and_somebodys_finding():
+    for file in SWEEPS.rglob("*.yaml"):
+        page = file.with_suffix(".md")
+        assert page.with_suffix(".png").is_file(), page
+        assert "No finding is written yet" not in finding_of(page), page
+
+
+def test_the_sweep_of_the_page_can_be_asked(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(block("yaml", "question:"))
+    plan = sweep.plan(question.read(path))
+    assert len(plan.jobs) == 3 * (1 + 3 * 2)
+    assert question.read(path, "quick").expect.says
+
+
+def test_the_search_of_the_questions_page_can_be_asked(tmp_path):
+    path = tmp_path / "mine.yaml"
+    text = (SWEEPS / "README.md").read_text()
+    path.write_text(re.search(r"```yaml\n(question:.*?)```", text, flags=re.DOTALL)[1])
+    assert len(question.read(path).search.space) == 3
 
 
 def test_the_position_embedding_of_two_files_works(monkeypatch):

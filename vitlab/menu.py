@@ -75,10 +75,12 @@ def unknown_option(group: str, option: str, options: Iterable[str]) -> str:
 
 
 def table() -> str:
-    """Every group and its options as a table in Markdown, what is taken when nothing is said in bold."""
+    """Every group with a choice and its options as a table in Markdown, what is taken when nothing is said in bold."""
     taken = defaults()
     rows = ["| group | options |", "|--|--|"]
     for group, options in sorted(menu().items(), key=lambda item: item[0].split("/")):
+        if len(options) == 1:
+            continue
         names = " ".join(f"**{name}**" if taken.get(group) == name else name for name in options)
         rows.append(f"| `{'+' if group == 'experiment' else ''}{group}=` | {names} |")
     return "\n".join(rows)

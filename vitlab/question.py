@@ -151,7 +151,9 @@ def slugs(names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in names:
         plain = re.sub(r"[^\w.]+", "-", name).strip("-") or "arm"
-        word = next(each for each in (plain, *(f"{plain}-{n}" for n in itertools.count(2))) if each not in found)
+        word, number = plain, 1
+        while word in found:
+            word, number = f"{plain}-{number + 1}", number + 1
         found[word] = name
     return found
 

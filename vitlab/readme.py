@@ -1,21 +1,20 @@
-"""What the README shows of vitlab: `python -m vitlab.readme [RUN]` writes its table and draws its figures anew."""
+"""What the README shows of vitlab: `python -m vitlab.readme` writes its tables and draws the model anew."""
 
-import sys
+import re
 from pathlib import Path
 
-import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from vitlab import config, trained
+from vitlab import question
+from vitlab.answer import finding_of
 from vitlab.files import write_whole
 from vitlab.menu import menu as options_of
 from vitlab.menu import table
-from vitlab.run import Run
+from vitlab.question import SWEEPS
 
-MARKS = ("<!-- options -->", "<!-- /options -->")
+SHORT = ("arm", "test accuracy", "n", "verdict", "FLOPs per image", "training time")  # columns for the first page
 INK, SOFT, FILL, CHOSEN = "#1f2933", "#7b8794", "#e8f0fe", "#fff4e0"
 
 
@@ -91,46 +90,42 @@ def overview(path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def learned(run: Run, path: Path) -> None:
-    """What a run learned: its curves, and test images with what it takes them for."""
-    rows, model = run.rows(), trained.load(run.folder)
-    test = config.build(config.check(trained.read_config(run)["dataset"], "dataset")).splits()["test"]
-    with torch.no_grad():
-        images = torch.stack([model.preprocess(test.image(i)) for i in range(len(test))])
-        taken = model(images).argmax(dim=-1)
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = np.ravel(np.asarray(figure.subfigures(1, 2, width_ratios=[1, 1.25])))
-    axes = left.subplots()
-    for key, label in (("train/accuracy", "training"), ("val/accuracy", "validation")):
-        points = [(row["epoch"], 100 * row[key]) for row in rows if key in row]
-        axes.plot(*zip(*points, strict=True), label=label, linewidth=1 if key.startswith("train") else 2)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("accuracy (%)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
-    result = run.result()
-    axes.set_title(f"test accuracy {result['test/accuracy']:.2%}", fontsize=10)
-    axes.legend(frameon=False, loc="lower right")
-    for index, cell in enumerate(right.subplots(3, 10).flat):
-        right_answer = int(taken[index]) == int(test.labels[index])
-        cell.imshow(test.image(index), cmap="gray_r")
-        cell.set_title(model.classes[int(taken[index])], fontsize=9, color=INK if right_answer else "#c62828", pad=2)
-        cell.axis("off")
-    figure.savefig(path, dpi=130)
+def cells(line: str) -> list[str]:
+    """The cells of a line of a table in Markdown."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
 
 
-def write_table(page: Path) -> None:
-    """Puts the table of what can be chosen between the two marks of the page."""
-    text = page.read_text()
-    start, end = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
-    write_whole(page, lambda part: part.write_text(f"{text[:start]}\n{table()}\n{text[end:]}"))
+def short(page: Path) -> str:
+    """The table of a published answer, without what the first page has no room for."""
+    lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    keep = [i for i, name in enumerate(cells(lines[0])) if any(name.startswith(kept) for kept in SHORT)]
+    rows = [[cells(line)[i] for i in keep] for line in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["--"] * len(keep), *rows[2:]])
+
+
+def index() -> str:
+    """Every question that ships, its answer, and what was found, as a table in Markdown."""
+    lines = ["| question | answer | found | time |", "|--|--|--|--|"]
+    for file in sorted(SWEEPS.rglob("*.yaml")):
+        asked, page = question.read(file), file.with_suffix(".md")
+        link = f"[{asked.name}]({page.relative_to(SWEEPS).as_posix()})" if page.exists() else f"`{asked.name}`"
+        found = finding_of(page) if page.exists() else ""
+        lines.append(f"| {asked.question} | {link} | {' '.join(found.split())} | {asked.takes} |")
+    return "\n".join(lines)
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Puts a text between the two marks of this name in a page."""
+    before, start, rest = page.read_text().partition(f"<!-- {name} -->")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not (start and end):
+        raise ValueError(f"{page} has no marks for {name}: put <!-- {name} --> and <!-- /{name} --> back")
+    write_whole(page, lambda part: part.write_text(f"{before}{start}\n{text}\n{end}{after}"))
 
 
 if __name__ == "__main__":
-    write_table(Path("README.md"))
-    folder = Path(".readme")
-    folder.mkdir(exist_ok=True)
-    overview(folder / "model.png")
-    if len(sys.argv) > 1:
-        learned(Run(Path(sys.argv[1])), folder / "digits.png")
+    put(Path("README.md"), "options", table())
+    put(Path("README.md"), "answer", short(SWEEPS / "ablation" / "patch_size.md"))
+    put(SWEEPS / "README.md", "answers", index())
+    Path(".readme").mkdir(exist_ok=True)
+    overview(Path(".readme/model.png"))

@@ -134,7 +134,7 @@ def conclude(
     if wandb:
         from vitlab import remote
 
-        remote.log(record, found, folder)
+        remote.send(record, found, folder)
     print(f"\n{answer.table_text(found, 'plain')}")
     print(f"\nanswer      {folder}/answer.md" + (f", {page}" if page else ""))
     print(f"page        {folder}/answer.html")
@@ -155,7 +155,11 @@ def facts(record: dict[str, Any], found: "Comparison") -> dict[str, str]:
     from vitlab.question import SWEEPS
 
     ships = Path(record.get("file", "")).resolve().is_relative_to(SWEEPS.resolve())
-    words = [record["name"] if ships else record.get("file"), f"scale={record['scale']}" if record.get("scale") else None, *record.get("words", [])]
+    words = [
+        record["name"] if ships else record.get("file"),
+        f"scale={record['scale']}" if record.get("scale") else None,
+        *record.get("words", []),
+    ]
     command = f"vitlab sweep {' '.join(word for word in words if word)}" if record.get("file") else ""
     said = {
         "command": command,

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 
 from vitlab.commands import DONE
-from vitlab.commands.train import hydra_main
+from vitlab.commands.multirun import hydra_main
 
 COMPOSING = ("train", "data", "schedule")
 

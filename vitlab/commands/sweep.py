@@ -111,7 +111,7 @@ def ask(options: argparse.Namespace) -> int:
         status = local.run(launch.Listed(todo))
         failures = local.failures
     elif launcher == "hydra":
-        from vitlab import cluster
+        from vitlab.commands import cluster
 
         status = cluster.run(todo, [word for word in overrides if word.startswith("hydra")])
     else:

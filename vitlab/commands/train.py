@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vitlab import config as configuration
 from vitlab.commands import DONE, FAILED, refuse
 from vitlab.config import ConfigError, Node, assemble
-from vitlab.menu import CONF, defaults, help_text
+from vitlab.menu import defaults, help_text
 
 if TYPE_CHECKING:
     from vitlab.run import Run
@@ -23,78 +23,61 @@ HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc"
 
 TAGGED = ("experiment", "dataset", "model", "patch", "augment", "loss", "optimizer", "schedule")
 
+CELL = "  vitlab train cell=SWEEP/ARM seed=0          one run of a sweep; cell=SWEEP/SCALE/ARM at one of its scales"
+
 log = logging.getLogger("vitlab")
 
 
 def main(words: list[str]) -> int:
     """Trains what the words ask for: one run, or with -m one for each combination."""
     if "--help" in words or "-h" in words:
-        print(help_text())
+        print(f"{help_text()}\n{CELL}")
         return DONE
     overrides = [word for word in words if not word.startswith("-")] if not set(HYDRA_FLAGS) & set(words) else []
     many = bool({"-m", "--multirun"} & set(words))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own reports hide which value was wrong
     try:
-        given = configuration.complete(overrides, many=many)
-        if many:
-            rehearse(given)
-        return hydra_main([*(word for word in words if word not in overrides), *given], many)
+        given = configuration.complete(unfold(overrides, many=many), many=many)
+        flags = [word for word in words if word not in overrides]
+        from vitlab.commands.multirun import hydra_main, multirun
+
+        return multirun(flags, given, words) if many else hydra_main([*flags, *given], many=False)
     except Exception as error:
         return refuse(configuration.explain(error, overrides))
 
 
-def hydra_main(words: list[str], many: bool) -> int:
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
+def unfold(overrides: list[str], many: bool = False) -> list[str]:
+    """The overrides, with those of a sweep's cell for `cell=SWEEP/ARM`.
 
-    outcomes: list[int] = []
+    Raises:
+        ValueError: there is no such cell, or several are asked for.
+    """
+    if not (named := [word for word in overrides if word.startswith("cell=")]):
+        return overrides
+    from vitlab import question
 
-    def app(composed: Any) -> None:
-        sys.argv = typed  # what the user typed is what a run records
-        try:
-            node, choices = configuration.plain(composed, HydraConfig.get().runtime.choices)
-        except ConfigError as error:  # said by us: Hydra would say it in its own words as well
-            outcomes.append(refuse(error))
-            return
-        outcomes.append(run(node, choices))
-        if many and outcomes[-1] >= 128:
-            raise SystemExit(outcomes[-1])  # a signal asked to leave: the jobs that follow leave too
-
-    typed = sys.argv
-    sys.argv = [typed[0], *words]
-    try:
-        hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")(app)()
-    finally:
-        sys.argv = typed
-    return max(outcomes, default=DONE)
+    if many or len(named) > 1:
+        raise ConfigError(f"{' '.join(named)}: one cell a command; vitlab sweep trains all of them")
+    asked, cell = question.cell(named[0].removeprefix("cell="))
+    rest = [word for word in overrides if word not in named]
+    apart = [word for word in rest if question.key_of(word) == "seed" or word.startswith("hydra")]
+    cells = {each.name: each for each in asked.cells(word for word in rest if word not in apart)}
+    tracked = [] if any(word.startswith("tracking.sweep=") for word in rest) else [f"tracking.sweep={asked.name}"]
+    return [*cells[cell.name].overrides, *tracked, *apart]
 
 
-def rehearse(overrides: list[str]) -> None:
-    """Composes, checks and counts every run of a multirun, before the first one starts."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def place(config: Node, choices: dict[str, str]) -> "Run":
+    """Where a checked configuration's run is, or will be."""
+    from vitlab.run import find
 
-    from vitlab import memory
-
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    for batch in BasicSweeper.split_arguments(parsed, None):
-        for cell in batch:
-            try:
-                node, _ = configuration.compose(cell)
-                parts = assemble(configuration.check(node))
-                data = parts["dataset"]
-                memory.check(
-                    parts["model"], image_size=data.shape, channels=data.channels, classes=len(data.classes), copies=3
-                )
-            except (ValueError, OSError) as error:
-                raise ConfigError(f"[{' '.join(cell)}] {error}") from error
+    name = f"{configuration.slug(config, choices)}-{configuration.identity(config)}"
+    return find(config["system"]["runs"], name)
 
 
 def run(node: Node, choices: dict[str, str]) -> int:
     """One training, from its configuration to its summary."""
     from vitlab import recipe, train
     from vitlab.parallel import Gone, together, world
-    from vitlab.run import find
     from vitlab.tracking import logging_to
 
     try:
@@ -105,7 +88,7 @@ def run(node: Node, choices: dict[str, str]) -> int:
     system = parts["system"]
     with world(system) as here, ExitStack() as stack:
         slug = configuration.slug(config, choices)
-        folder = find(system.runs, f"{slug}-{configuration.identity(config)}")
+        folder = place(config, choices)
         try:
             result = here.ask(folder.result)
             if result["status"] == "finished" and not system.retrain:

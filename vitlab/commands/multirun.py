@@ -1,0 +1,295 @@
+"""Trainings that Hydra starts: one, or with `vitlab train -m` one for each combination, by any sweeper and launcher."""
+
+import math
+import os
+import re
+import shlex
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitlab import config as configuration
+from vitlab.commands import DONE, FAILED, refuse
+from vitlab.commands.train import place, run
+from vitlab.config import ConfigError, assemble
+from vitlab.files import read_json, write_json
+from vitlab.menu import CONF
+
+if TYPE_CHECKING:
+    from vitlab.run import Run
+
+
+@dataclass(kw_only=True)
+class Task:
+    """What Hydra runs: a training, in this process or in one that a launcher has started somewhere.
+
+    Args:
+        typed: the command, which a run records and tells to type again.
+        many: whether others follow, which a failure must not keep from their turn.
+        folder: where a job notes, as NUMBER.json, that it has begun, and what became of it; None is nowhere.
+        process: where the command was typed.
+        codes: exit statuses of the jobs of this process.
+    """
+
+    typed: list[str]
+    many: bool = False
+    folder: Path | None = None
+    process: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    codes: list[int] = field(default_factory=list)
+
+    def __call__(self, composed: Any) -> float:
+        """Trains; gives the validation accuracy, which is what a sweeper goes by, or NaN."""
+        from hydra.core.hydra_config import HydraConfig
+
+        given = HydraConfig.get()
+        here = self.process == f"{socket.gethostname()}:{os.getpid()}"
+        words = list(given.overrides.task)
+        self.note(given, {"status": None, "words": words})
+        with apart():
+            sys.argv = self.typed if here else ["vitlab", "train", *words]
+            code, folder = self.trained(composed, given.runtime.choices)
+        self.codes.append(code)
+        accuracy = math.nan
+        if folder is not None:
+            with suppress(ValueError, TypeError):
+                accuracy = float(folder.result().get("val/accuracy", math.nan)) if code == DONE else math.nan
+        where = str(folder.folder.absolute()) if folder is not None else None
+        self.note(given, {"status": code, "words": words, "run": where})
+        if code >= 128 and self.many:
+            if not here:
+                hand_on(code - 128)
+            if here or "SUBMITIT_EXECUTOR" in os.environ:  # the jobs that follow leave too; Slurm may start this again
+                raise SystemExit(code)
+        return accuracy
+
+    def trained(self, composed: Any, options: Any) -> "tuple[int, Run | None]":
+        try:
+            node, choices = configuration.plain(composed, options)
+            config = configuration.check(node)
+        except ConfigError as error:  # said by us: Hydra would say it in its own words as well
+            return refuse(error), None
+        try:
+            return run(node, choices), place(config, choices)
+        except Exception:
+            if not self.many:
+                raise
+            traceback.print_exc()
+            return FAILED, place(config, choices)
+
+    def note(self, given: Any, said: dict[str, Any]) -> None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / f"{given.job.num}.json", said)
+
+
+def notes(folder: Path) -> dict[int, dict[str, Any]]:
+    """What became of the jobs that have begun, by number."""
+    return {int(file.stem): read_json(file) for file in folder.glob("*.json") if file.stem.isdecimal()}
+
+
+@contextmanager
+def apart() -> Generator[None]:
+    """Leaves the process as it was found: what one job draws or sets is not the next one's."""
+    import random
+
+    import numpy as np
+    import torch
+
+    environ, argv, threads = dict(os.environ), sys.argv, torch.get_num_threads()
+    drawn = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - environ.keys():
+            del os.environ[name]
+        os.environ.update(environ)
+        sys.argv = argv
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])  # noqa: NPY002
+        torch.set_rng_state(drawn[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def hand_on(number: int) -> None:
+    """Gives a signal that the training has answered to whoever listened before it.
+
+    submitit listens to SIGUSR2, which comes ahead of a time limit or a preemption: it has the job queued again, and the
+    job goes on from what the training has just saved.
+    """
+    if callable(listener := signal.getsignal(number)) and listener is not signal.default_int_handler:
+        signal.raise_signal(number)
+
+
+@contextmanager
+def patient(words: Iterable[str]) -> Generator[None]:
+    """Has a job that submitit lost count as a failed one: its launcher would stop waiting for the others.
+
+    Args:
+        words: which may ask for submitit.
+    """
+    if not any(word.startswith("hydra/launcher=submitit") for word in words):
+        yield
+        return
+    try:
+        from submitit.core.core import Job
+    except ImportError:  # which Hydra will say
+        yield
+        return
+    from hydra.core.utils import JobReturn, JobStatus
+
+    results = Job.results
+
+    def found(job: Any) -> list[Any]:
+        try:
+            return results(job)
+        except Exception as error:
+            return [JobReturn(status=JobStatus.FAILED, _return_value=error)]
+
+    Job.results = found  # ty: ignore[invalid-assignment]
+    try:
+        yield
+    finally:
+        Job.results = results
+
+
+def hydra_main(words: list[str], many: bool) -> int:
+    """Hands the words to Hydra, which runs what they ask for in this process."""
+    task = Task(typed=sys.argv, many=many)
+    handed(task, words)
+    return max(task.codes, default=DONE)
+
+
+def handed(task: Task, words: list[str]) -> None:
+    import hydra
+
+    typed = sys.argv
+    sys.argv = [typed[0], *words]
+    try:
+        hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")(task)()
+    finally:
+        sys.argv = typed
+
+
+def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
+    """One training for each combination, by Hydra's sweeper and launcher, whichever they are; then their comparison."""
+    first = int(os.environ.get("RANK", "0")) == 0
+    planned = rehearse(given) if sweeper(given) == "basic" else None
+    task = Task(typed=sys.argv, many=True)
+    if first:
+        task.folder = folder = timed(runs_of(given))
+        if not any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in given):
+            given = [*given, f"hydra.sweep.dir={quoted(folder)}"]
+    broken = None
+    try:
+        with patient(given):
+            handed(task, [*flags, *given])
+    except SystemExit:
+        if not (task.codes and task.codes[-1] >= 128):
+            raise
+    except Exception as error:
+        if not first or not notes(folder):
+            if first:
+                with suppress(OSError):  # it is empty, or Hydra's
+                    folder.rmdir()
+            raise
+        broken = error
+    if not first:
+        return max(task.codes, default=DONE)
+    found = notes(folder)
+    ended = [note for note in found.values() if note["status"] is not None]
+    code = max([note["status"] for note in ended], default=DONE)
+    if code < 128 and (lost := max(planned or 0, len(found)) - len(ended)):
+        reason = f" ({' '.join(str(broken).split())[:200]})" if broken else ""
+        print(f"vitlab: {lost} runs were lost by their launcher{reason}; the same command trains them", file=sys.stderr)
+        broken = broken or ChildProcessError(lost)
+    elif code < 128 and broken is not None:
+        print(f"vitlab: {' '.join(str(broken).split())[:400]}", file=sys.stderr)
+    code = max(code, FAILED) if broken is not None else code
+    return code if code >= 128 else max(code, compared(folder, [note["run"] for note in ended], words))
+
+
+def compared(folder: Path, runs: list[str | None], words: list[str]) -> int:
+    """Writes and says how these runs differ, where there are several that are finished."""
+    from vitlab.run import Run
+
+    there = sorted({each for each in runs if each is not None and (Path(each) / "config.yaml").is_file()})
+    try:
+        if sum(Run(Path(each)).result()["status"] == "finished" for each in there) < 2:
+            return DONE
+        from vitlab.commands.compare import conclude, picked
+
+        question = f"How do the runs of `vitlab train {shlex.join(words)}` differ?"
+        conclude({"name": "multirun", "question": question}, picked(there, folder), folder)
+    except (ValueError, OSError) as error:
+        refuse(error)
+        return FAILED
+    return DONE
+
+
+def sweeper(given: list[str]) -> str:
+    """Which of Hydra's sweepers is asked for."""
+    return ([word.partition("=")[2] for word in given if word.startswith("hydra/sweeper=")] or ["basic"])[-1]
+
+
+def runs_of(given: list[str]) -> Path:
+    """The folder of all runs."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    said = OverridesParser.create().parse_overrides([word for word in given if word.startswith("system.runs=")])
+    found = [str(word.value()) for word in said if not word.is_sweep_override()]
+    default = re.search(r"^runs: (.*)$", (CONF / "system" / "default.yaml").read_text(), flags=re.MULTILINE)
+    return Path(found[-1] if found else default[1] if default else "runs")
+
+
+def timed(runs: Path) -> Path:
+    """A new folder for what several runs have in common, hidden among them."""
+    name, number = f"{datetime.now():%Y-%m-%d_%H-%M-%S}", 0
+    while True:
+        folder = (runs / ".multirun" / (f"{name}_{number}" if number else name)).absolute()
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+            number += 1
+        else:
+            return folder
+
+
+def quoted(value: object) -> str:
+    """A value as Hydra takes it for these very characters."""
+    said = str(value)
+    return said if re.fullmatch(r"[\w/.\-]+", said) else "'" + said.replace("'", r"\'") + "'"
+
+
+def rehearse(overrides: list[str]) -> int:
+    """Composes, checks and counts every run of a multirun, before the first one starts; gives their number."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from vitlab import memory
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    cells = [cell for batch in BasicSweeper.split_arguments(parsed, None) for cell in batch]
+    for cell in cells:
+        try:
+            node, _ = configuration.compose(cell)
+            parts = assemble(configuration.check(node))
+            data = parts["dataset"]
+            memory.check(
+                parts["model"], image_size=data.shape, channels=data.channels, classes=len(data.classes), copies=3
+            )
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"[{' '.join(cell)}] {error}") from error
+    return len(cells)
