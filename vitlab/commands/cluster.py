@@ -18,13 +18,12 @@ from typing import Any
 
 from vitlab import config as configuration
 from vitlab.commands import DONE, FAILED
-from vitlab.commands.multirun import Task, notes, patient, quoted, timed
+from vitlab.commands.multirun import Task, notes, option, patient, quoted, suited, timed
 from vitlab.config import ConfigError
 from vitlab.launch import Job
 from vitlab.menu import CONF
 
 EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "ray_aws": "ray"}
-TIMEOUTS = 100  # how often Slurm may end a training at its time limit: each time it goes on where it was
 LOOK = 1.0  # seconds between two looks at a run that is at work elsewhere
 
 
@@ -83,8 +82,8 @@ def run(jobs: list[Job], words: list[str]) -> int:
     return complain(jobs, lost, launch)
 
 
-def chosen(words: Sequence[str]) -> str:
-    """The name of the launcher that is asked for.
+def chosen(words: Sequence[str]) -> None:
+    """Looks for the launcher that is asked for.
 
     Raises:
         ValueError: it is not installed.
@@ -92,7 +91,7 @@ def chosen(words: Sequence[str]) -> str:
     from hydra.core.config_store import ConfigStore
     from hydra.core.plugins import Plugins
 
-    name = ([word.partition("=")[2] for word in words if word.startswith("hydra/launcher=")] or ["basic"])[-1]
+    name = option(words, "launcher")
     Plugins.instance()  # imports them, which then store their options
     there = sorted(file.removesuffix(".yaml") for file in ConfigStore.instance().list("hydra/launcher"))
     if name not in there:
@@ -102,7 +101,6 @@ def chosen(words: Sequence[str]) -> str:
             f"hydra/launcher={name}: there is no such launcher here{extra} (there are {', '.join(there)}; more come"
             f" with {more})"
         )
-    return name
 
 
 def prepared(jobs: list[Job], words: list[str]) -> Launch:
@@ -113,14 +111,11 @@ def prepared(jobs: list[Job], words: list[str]) -> Launch:
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
 
-    name = chosen(words)
+    chosen(words)
     folder = timed(jobs[0].run.folder.parent)
-    free = name.startswith("ray")  # its keys are those of Ray, which its schema does not name
-    given = [f"++{word}" if free and word.startswith("hydra.launcher.") else word for word in words]
+    given = suited(words)
     if not any(word.startswith("hydra.sweep.dir=") for word in words):
         given.append(f"hydra.sweep.dir={quoted(folder)}")
-    if name == "submitit_slurm" and not any("max_num_timeout" in word for word in words):
-        given.append(f"hydra.launcher.max_num_timeout={TIMEOUTS}")
     task = Task(typed=list(sys.argv), many=True, folder=folder)
     GlobalHydra.instance().clear()
     try:

@@ -25,6 +25,8 @@ from vitlab.menu import CONF
 if TYPE_CHECKING:
     from vitlab.run import Run
 
+TIMEOUTS = 100  # how often Slurm may end a training at its time limit: each time it goes on where it was
+
 
 @dataclass(kw_only=True)
 class Task:
@@ -34,7 +36,8 @@ class Task:
         typed: the command, which a run records and tells to type again.
         many: whether others follow, which a failure must not keep from their turn.
         folder: where a job notes, as NUMBER.json, that it has begun, and what became of it; None is nowhere.
-        process: where the command was typed.
+        process: which the command was typed for.
+        place: where it was typed; the machines share its file system.
         codes: exit statuses of the jobs of this process.
     """
 
@@ -42,6 +45,7 @@ class Task:
     many: bool = False
     folder: Path | None = None
     process: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    place: str = field(default_factory=os.getcwd)
     codes: list[int] = field(default_factory=list)
 
     def __call__(self, composed: Any) -> float:
@@ -51,6 +55,8 @@ class Task:
         given = HydraConfig.get()
         here = self.process == f"{socket.gethostname()}:{os.getpid()}"
         words = list(given.overrides.task)
+        if not here:
+            os.chdir(self.place)
         self.note(given, {"status": None, "words": words})
         with apart():
             sys.argv = self.typed if here else ["vitlab", "train", *words]
@@ -184,8 +190,8 @@ def handed(task: Task, words: list[str]) -> None:
 def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
     """One training for each combination, by Hydra's sweeper and launcher, whichever they are; then their comparison."""
     first = int(os.environ.get("RANK", "0")) == 0
-    planned = rehearse(given) if sweeper(given) == "basic" else None
-    task = Task(typed=sys.argv, many=True)
+    planned = rehearse(given) if option(given, "sweeper") == "basic" else None
+    task, given = Task(typed=sys.argv, many=True), suited(given)
     if first:
         task.folder = folder = timed(runs_of(given))
         if not any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in given):
@@ -237,9 +243,21 @@ def compared(folder: Path, runs: list[str | None], words: list[str]) -> int:
     return DONE
 
 
-def sweeper(given: list[str]) -> str:
-    """Which of Hydra's sweepers is asked for."""
-    return ([word.partition("=")[2] for word in given if word.startswith("hydra/sweeper=")] or ["basic"])[-1]
+def option(words: Iterable[str], group: str) -> str:
+    """Which of Hydra's sweepers or launchers is asked for."""
+    return ([word.partition("=")[2] for word in words if word.startswith(f"hydra/{group}=")] or ["basic"])[-1]
+
+
+def suited(words: list[str]) -> list[str]:
+    """The words about Hydra's launcher, with what it needs for trainings that go on where they were."""
+    name, given = option(words, "launcher"), list(words)
+    if name.startswith("ray"):  # its schema does not name the keys of ray.init
+        given = [f"++{word}" if word.startswith("hydra.launcher.") else word for word in words]
+        if any(".ray.init.address=" in word for word in words) and not any("object_store" in word for word in words):
+            given.append("++hydra.launcher.ray.init.object_store_memory=null")  # set, it keeps Ray from joining others
+    if name == "submitit_slurm" and not any("max_num_timeout" in word for word in words):
+        given.append(f"hydra.launcher.max_num_timeout={TIMEOUTS}")
+    return given
 
 
 def runs_of(given: list[str]) -> Path:
