@@ -11,6 +11,7 @@ import optuna
 import pytest
 
 from vitlab import question, search, search_figures, sweep
+from vitlab.__main__ import main
 from vitlab.board import Board
 from vitlab.files import read_json
 from vitlab.launch import Job
@@ -476,3 +477,16 @@ def test_a_real_search_from_the_command_line(tmp_path):
     assert [trial["state"] for trial in record["search"]["trials"]] == ["finished"] * 4
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 5
     assert "best found" in (folder / "answer.md").read_text()
+
+
+def test_dry_says_how_many_trials_and_of_what(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "question: q?\nseeds: 2\nsearch: {method: random, trials: 7, space: {optimizer.lr: {log: [1e-4, 1e-2]}}}\n"
+    )
+    assert main(["sweep", str(file), "--dry", f"system.runs={tmp_path}/runs"]) == 0
+    said = capsys.readouterr().out
+    assert "# 7 trials of one seed (random: optimizer.lr log 1e-4, 1e-2)" in said
+    assert "of 10 runs" not in said
+    assert said.count("\nvitlab train ") == 2
+    assert not (tmp_path / "runs").exists()

@@ -189,6 +189,15 @@ def show(plan: "Plan", slots: int) -> None:
             print(job.command + (f"   # {status}" if status else ""))
             if status != "finished":
                 total, unknown, flops = total + (guess.seconds or 0), unknown + (guess.seconds is None), flops + cost
+        if cell.baseline and (search := plan.question.search) is not None:
+            space = "; ".join(f"{each.key} {each.kind} {', '.join(map(str, each.values))}" for each in search.space)
+            print(
+                f"\n# {search.trials} trials of one seed ({search.method}: {space}), each about as long as a run of the"
+                f" baseline; then the best of them with {len(plan.question.seeds)} seeds"
+            )
+            more = search.trials + len(plan.question.seeds) - 1  # the best trial is one of them
+            total, flops = total + more * (guess.seconds or 0), flops + more * cost
+            unknown += more * (guess.seconds is None)
     runs = len(plan.jobs)
     time = f"{span(total)} of training, about {span(total / slots)} with {slots} at once" if total else "no time known"
     print(
