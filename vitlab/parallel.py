@@ -332,7 +332,8 @@ def describe(device: torch.device) -> str:
     """The name of the hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.cpu.get_capabilities()['cpu_name']} (CPU, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"{torch.cpu.get_capabilities()['cpu_name']} (CPU, {threads} thread{'s' * (threads != 1)})"
 
 
 def peak_memory(device: torch.device) -> int:

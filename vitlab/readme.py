@@ -104,13 +104,13 @@ def short(page: Path) -> str:
 
 
 def index() -> str:
-    """Every question that ships, its answer, and what was found, as a table in Markdown."""
+    """Every question that ships, its answer, and the first sentence of what was found, as a table in Markdown."""
     lines = ["| question | answer | found | time |", "|--|--|--|--|"]
     for file in sorted(SWEEPS.rglob("*.yaml")):
         asked, page = question.read(file), file.with_suffix(".md")
         link = f"[{asked.name}]({page.relative_to(SWEEPS).as_posix()})" if page.exists() else f"`{asked.name}`"
-        found = finding_of(page) if page.exists() else ""
-        lines.append(f"| {asked.question} | {link} | {' '.join(found.split())} | {asked.takes} |")
+        found = " ".join(finding_of(page).split()) if page.exists() else ""
+        lines.append(f"| {asked.question} | {link} | {re.split(r'(?<=[.!?]) (?=[A-Z])', found)[0]} | {asked.takes} |")
     return "\n".join(lines)
 
 
