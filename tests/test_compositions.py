@@ -68,7 +68,7 @@ def _two_steps(monkeypatch):
 
     monkeypatch.setattr(schedule.Started, "set", limited)
     monkeypatch.setattr(train.curves, "draw", lambda *_: None)
-    monkeypatch.setattr(train.runs, "environment", lambda _: {})
+    monkeypatch.setattr(train, "environment", lambda _: {})
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 

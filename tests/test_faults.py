@@ -454,4 +454,6 @@ def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, stop):
     stop(tmp_path, 5, *words)
     run, _ = fit(tmp_path, *words)
     identity = (run.folder / "wandb-id.txt").read_text()
-    assert [path.name.rpartition("-")[2] for path in run.folder.glob("wandb/offline-run-*")] == [identity, identity]
+    folders = list(run.folder.glob("wandb/offline-run-*"))  # W&B numbers those of one second
+    assert len(folders) == 2
+    assert all(identity in folder.name for folder in folders)

@@ -202,7 +202,7 @@ def test_every_command_of_the_sweeps_page_composes():
     commands = re.findall(r"^vitlab train (.*)$", page, flags=re.MULTILINE)
     assert commands
     for line in commands:
-        words = [word for word in line.split() if word != "-m"]
+        words = [word for word in line.partition("#")[0].split() if word != "-m"]
         config.check(config.compose([re.sub(r"=([^,\[]*),.*", r"=\1", word) for word in words])[0])
 
 
