@@ -299,7 +299,7 @@ def test_costs_are_medians_of_what_finished():
     [
         ({"metric": "test/acuracy"}, "no run reports such a number; there are .*test/accuracy"),
         ({"metric": "device"}, "no run reports such a number"),
-        ({"baseline": "c"}, "there is no such arm; there are a, b"),
+        ({"baseline": "c"}, "there is no such arm; there are a; b"),
         ({"x": "patches.size"}, "there is no such key; there are .*patch.size"),
         ({"x": "patch.sise", "cells": None}, "there is no such key; there are .*patch.size"),
     ],
@@ -357,9 +357,9 @@ def test_a_table_of_unlike_runs_says_so():
     two = {"commit": "b" * 40, "dirty": False, "vitlab": "0.2", "torch": "2.2", "device": "H200", "precision": "bf16"}
     lines = [line("a", 0, 0.5, dataset="Digits", **one), line("b", 0, 0.5, dataset="Cifar", **two)]
     said = " ".join(compared(lines).notes)
-    for word in ("2 commits of the code (aaaaaaa, bbbbbbb)", "versions of vitlab", "versions of torch", "2 precisions"):
+    for word in ("2 commits of the code (aaaaaaa; bbbbbbb)", "versions of vitlab", "versions of torch", "2 precisions"):
         assert word in said
-    assert "2 devices (CPU, H200): times, speeds and memory are not comparable" in said
+    assert "2 devices (CPU; H200): times, speeds and memory are not comparable" in said
     assert "1 of 2 runs were of code with changes that were not committed" in said
     assert "2 datasets" in said
     assert "Fewer than 3 seeds: a, b" in said

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 import yaml
+from processes import until
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from vitlab import comparison, config, question, remote, store, sweep
@@ -115,8 +116,9 @@ def test_a_comparison_is_a_run_of_its_own_and_its_failure_a_line(tmp_path, monke
     found = comparison.compare(store.runs(tmp_path / "runs"))
     remote.send({"name": "mine"}, found, tmp_path)
     (folder,) = tmp_path.glob("wandb/offline-run-*")
-    data = next(folder.glob("*.wandb")).read_bytes()
-    assert b"comparison" in data
+    (file,) = folder.glob("*.wandb")
+    until(lambda: b"comparison" in file.read_bytes())  # W&B's own process writes it
+    data = file.read_bytes()
     assert b"sweep=mine" in data
     assert list(folder.glob("files/media/table/comparison*.table.json"))
     monkeypatch.setenv("WANDB_MODE", "online")

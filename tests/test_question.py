@@ -40,6 +40,8 @@ def test_arms_are_a_star_and_axes_a_grid(tmp_path):
     cells = {cell.name: cell.overrides for cell in asked.cells()}
     assert list(cells) == [
         BASELINE,
+        "baseline, dropout=0.0",
+        "baseline, dropout=1e-1",
         "small, dropout=0.0",
         "small, dropout=1e-1",
         "two words, dropout=0.0",
@@ -80,7 +82,7 @@ def test_scales_replace_what_they_name(tmp_path):
     assert (quick.scale, quick.seeds, quick.baseline) == ("quick", (0, 1), ("patch=p2", "fit.epochs=1"))
     assert (large.seeds, large.baseline, list(large.arms)) == ((0, 1, 2), ("dataset=cifar10",), ["b"])
     assert large.takes == "a day"
-    with pytest.raises(WrongFile, match="there is no scale 'huge'; there are quick, large"):
+    with pytest.raises(WrongFile, match="there is no scale 'huge'; there is quick, large"):
         read(path, "huge")
 
 

@@ -61,7 +61,7 @@ def test_the_sweep_of_the_page_can_be_asked(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(block("yaml", "question:"))
     plan = sweep.plan(question.read(path))
-    assert len(plan.jobs) == 3 * (1 + 3 * 2)
+    assert len(plan.jobs) == 3 * 4 * 2  # the baseline is one of its own grid
     assert question.read(path, "quick").expect.says
 
 

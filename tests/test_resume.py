@@ -88,7 +88,7 @@ ANY = Any()
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(recipe, tmp_path):
-    """SIGKILL at random moments, every second time in the middle of a save; at least 6 a recipe."""
+    """SIGKILL at random moments, every second time in the middle of a save; 4 a recipe, if it lasts."""
     words = [*SMALL, *RECIPES[recipe], "system.save_minutes=0.0005"]
     draw = random.Random(recipe)
     workers = WORKERS.get(recipe, ["0"])
@@ -100,7 +100,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(re
         tries += 1
         command = [*words, f"system.runs={killed}", f"system.workers={workers[tries % len(workers)]}"]
         run = Training(command, tmp_path / f"killed-{tries}.txt")
-        if kills >= 6:
+        if kills >= 4:
             assert run.wait() == [0], run.said
             break
         before, stale = steps(killed), parts(killed)

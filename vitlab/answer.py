@@ -232,7 +232,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def row_name(row: Row) -> str:
-    return one_line(row.name) + (" (baseline)" if row.baseline else "")
+    return one_line(row.name) + figures.beside_name(row)
 
 
 def scaled(value: float, metric: str, sign: str = "") -> str:
@@ -246,7 +246,7 @@ def spread(of: Estimate | None, metric: str) -> str:
 
 
 def interval(of: Estimate | None, metric: str) -> str:
-    if of is None or of.low is None or of.high is None:
+    if of is None or not of.sd or of.low is None or of.high is None:  # without a spread nothing can be said
         return NONE
     return f"{scaled(of.low, metric)} … {scaled(of.high, metric)}"
 
@@ -254,7 +254,7 @@ def interval(of: Estimate | None, metric: str) -> str:
 def change(of: Estimate | None, metric: str) -> str:
     if of is None:
         return NONE
-    half = "" if of.low is None or of.high is None else f" ± {scaled((of.high - of.low) / 2, metric)}"
+    half = "" if not of.sd or of.low is None or of.high is None else f" ± {scaled((of.high - of.low) / 2, metric)}"
     return scaled(of.mean, metric, "+") + half
 
 

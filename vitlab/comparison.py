@@ -364,8 +364,9 @@ def show(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def listed(names: list[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+def listed(names: list[str], most: int = 20) -> str:
+    """Names, which may have commas."""
+    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")
 
 
 def numbers(table: pd.DataFrame, key: str) -> pd.Series:
@@ -550,9 +551,8 @@ def notes(
         said.append(f"{dirty} of {len(used)} runs were of code with changes that were not committed.")
     few = [row.name for row in rows if row.score is not None and row.score.n < 3]
     if few:
-        said.append(
-            f"Fewer than 3 seeds: {listed(few)}. With 2 an interval is very wide, with 1 there is none: train more."
-        )
+        which = "all" if len(few) == len(rows) > 1 else listed(few, 5)
+        said.append(f"Fewer than 3 seeds: {which}. With 2 an interval is very wide, with 1 there is none: train more.")
     if any(row.score is not None and row.score.low is not None for row in rows):
         images = numbers(used, "test_images").min()
         what = f" (one is {100 / images:.2g} points)" if images > 0 and metric == "test/accuracy" else ""

@@ -7,6 +7,8 @@ its comparison, and so do the bytes of its files.
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import pairwise
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +30,7 @@ LINES, MARKS = ("-", "--", ":", "-."), "osD^vP"
 INK, SOFT, GRID = "#1f2933", "#6b7785", "#e3e8ee"
 NONE = "\N{EN DASH}"  # where nothing is known
 WIDTH = 5.5  # inches: a column of a paper
-LOG = 20  # an axis is logarithmic where its largest number is more than this many times the smallest
+LOG = 4  # an axis is logarithmic where its largest number is at least this many times the smallest
 LABELLED = 24  # the most points that all have their names beside them
 STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
@@ -90,12 +92,25 @@ def learning(row: Row, key: str = "val/accuracy") -> list[Curve]:
     found = []
     finished = row.runs["status"] == "finished" if "status" in row.runs else pd.Series(True, index=row.runs.index)
     for seed, folder, done in zip(row.runs.index, row.runs.get("run", ()), finished, strict=False):
-        lines = Run(Path(folder)).rows() if isinstance(folder, str | Path) else []
-        told = [(line["epoch"], line[key]) for line in lines if number(line.get("epoch")) and number(line.get(key))]
-        if told:
+        if isinstance(folder, str | Path) and (told := points(Run(Path(folder)), key)):
             epochs, values = zip(*told, strict=True)
             found.append(Curve(seed, folder, bool(done), [*map(float, epochs)], [*map(float, values)]))
     return found
+
+
+def points(run: Run, key: str) -> tuple[tuple[float, float], ...]:
+    """(epoch, value) of a run's rows; read once as long as they stay the same."""
+    try:
+        seen = run.metrics.stat()
+    except OSError:
+        return ()
+    return points_of(run, key, seen.st_mtime_ns, seen.st_size)
+
+
+@lru_cache(maxsize=4096)
+def points_of(run: Run, key: str, _written: int, _size: int) -> tuple[tuple[float, float], ...]:
+    lines = [line for line in run.rows(having=key) if number(line.get("epoch")) and number(line.get(key))]
+    return tuple((float(line["epoch"]), float(line[key])) for line in lines)
 
 
 def number(value: Any) -> bool:
@@ -107,6 +122,13 @@ def costs(comparison: Comparison) -> str | None:
     known = [row.cost for row in comparison.rows if row.score]
     most = {key: sum(number(cost.get(key)) for cost in known) for key in ("training_flops", "flops_per_image")}
     return max(most, key=lambda key: most[key]) if any(most.values()) else None
+
+
+def telling(comparison: Comparison) -> str | None:
+    """The same, where some arm costs more than another."""
+    key = costs(comparison)
+    known = [row.cost[key] for row in comparison.rows if row.score and number(row.cost.get(key))] if key else []
+    return key if known and max(known) > 1.2 * min(known) else None
 
 
 def front(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[int]:
@@ -144,6 +166,10 @@ def looks(row: Row, place: int) -> tuple[str, str, str]:
     return colour, MARKS[cycle % len(MARKS)], "-" if row.baseline else LINES[cycle % len(LINES)]
 
 
+def beside_name(row: Row) -> str:
+    return " (baseline)" if row.baseline and row.name != "baseline" else ""
+
+
 def drawn(width: float, height: float, draw: "Callable[[Axes], None]") -> "Figure":
     """A figure of one panel."""
     from matplotlib import rc_context
@@ -175,8 +201,8 @@ def curves(comparison: Comparison, key: str = "val/accuracy") -> "Figure | None"
 
 
 def compute(comparison: Comparison) -> "Figure | None":
-    """The metric against training FLOPs (or those of an image), with its Pareto front; None where none are known."""
-    key = costs(comparison)
+    """The metric against training FLOPs (or those of an image), with its Pareto front; None where they tell nothing."""
+    key = telling(comparison)
     return drawn(WIDTH, 3.4, lambda axes: draw_compute(axes, comparison, key)) if key else None
 
 
@@ -192,9 +218,7 @@ def combined(comparison: Comparison) -> "Figure":
     """One figure that says most: left the metric against its axis, right against compute, or learning curves."""
     from matplotlib import rc_context
 
-    key = costs(comparison)
-    known = [row.cost[key] for row in comparison.rows if row.score and number(row.cost.get(key))] if key else []
-    key = key if known and max(known) > 1.2 * min(known) else None  # compute tells nothing where all cost the same
+    key = telling(comparison)
     found = [] if key else [learning(row) for row in comparison.rows]
     tall = 3.6 if numeric(comparison) else min(12.0, max(3.6, 1.15 + 0.3 * len(comparison.rows)))
     with rc_context(STYLE):
@@ -241,7 +265,7 @@ def draw_names(axes: "Axes", comparison: Comparison) -> None:
             axes.text(0.02, i, words_of, transform=axes.get_yaxis_transform(), va="center", color=SOFT, size=8)
         if row.baseline and row.score:
             axes.axvline(scale * row.score.mean, color=SOFT, lw=0.8, ls="--", zorder=0)
-    names = [shorten(str(row.x if by_word else row.name), 34) + (" (baseline)" if row.baseline else "") for row in rows]
+    names = [shorten(str(row.x if by_word else row.name), 34) + beside_name(row) for row in rows]
     axes.set_yticks(range(len(rows)), names, parse_math=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -273,14 +297,17 @@ def draw_compute(axes: "Axes", comparison: Comparison, key: str) -> None:
 
 def draw_spots(axes: "Axes", comparison: Comparison, spots: Sequence[Spot], x: str, say: Sequence[str] = ()) -> None:
     """Arms at their numbers, each with its name beside it."""
+    from matplotlib.ticker import LogLocator
+
     scale = 100 if is_share(comparison.metric) else 1
     xs = [spot.x for spot in spots]
-    if min(xs) > 0 and max(xs) / min(xs) > LOG:
+    if min(xs) > 0 and max(xs) / min(xs) >= LOG:
         axes.set_xscale("log")
     shown, lines = {spot.place for spot in spots}, {} if say else series(spots, x)
     if lines:
-        spots = [spot._replace(place=n) for n, line in enumerate(lines.values()) for spot in line]
-        for n, (name, line) in enumerate(lines.items()):
+        beside = [[aside(spot, n, len(lines), xs) for spot in line] for n, line in enumerate(lines.values())]
+        spots = [spot for line in beside for spot in line]
+        for n, (name, line) in enumerate(zip(lines, beside, strict=True)):
             path = sorted((spot.x, scale * spot.y.mean) for spot in line)
             axes.plot(*zip(*path, strict=True), color=COLOURS[n % len(COLOURS)], lw=1, label=shorten(name, 34))
         axes.legend(frameon=False, fontsize=7.5)
@@ -299,12 +326,15 @@ def draw_spots(axes: "Axes", comparison: Comparison, spots: Sequence[Spot], x: s
     if min(xs) > 0:
         axes.xaxis.set_major_formatter(lambda value, _: si(value) if value >= 1000 else f"{value:g}")
         if axes.get_xscale() == "log":
-            if len({*xs}) <= 8 and not say:
-                axes.set_xticks(sorted({*xs}))
+            at = sorted({*xs})
+            if not say and len(at) <= 8 and all(b > 1.3 * a for a, b in pairwise(at)):
+                axes.set_xticks(at)
+            else:
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_minor_formatter(lambda value, _: "")
     missing = [f"{row.name} ({row.state or 'unknown'})" for i, row in enumerate(comparison.rows) if i not in shown]
     words = [mean_words([spot.row for spot in spots]), *say]
-    caption(axes, words + ([f"not shown: {', '.join(missing)}"] if missing else []))
+    caption(axes, words + ([f"not shown: {'; '.join(missing)}"] if missing else []))
     few = len(spots) <= LABELLED and not lines
     label(axes, [(s, scale) for s in spots if few or s.row.baseline or s.row.best])
 
@@ -315,7 +345,15 @@ def series(spots: Sequence[Spot], x: str) -> dict[str, list[Spot]]:
     for spot in spots:
         rest = [f"{key.rpartition('.')[2]}={value}" for key, value in spot.row.differs.items() if key != x]
         found.setdefault(", ".join(rest), []).append(spot)
-    return found if len(found) > 1 and all(len({s.x for s in line}) > 1 for line in found.values()) else {}
+    return found if sum(len({s.x for s in line}) > 1 for line in found.values()) > 1 else {}
+
+
+def aside(spot: Spot, line: int, lines: int, xs: Sequence[float]) -> Spot:
+    """A little beside its place, so that the intervals of several lines can be seen."""
+    share = 0.02 * (line - (lines - 1) / 2)
+    if min(xs) > 0 and max(xs) / min(xs) >= LOG:
+        return spot._replace(place=line, x=spot.x * (max(xs) / min(xs)) ** share)
+    return spot._replace(place=line, x=spot.x + (max(xs) - min(xs)) * share)
 
 
 def label(axes: "Axes", spots: Sequence[tuple[Spot, float]]) -> None:
@@ -326,7 +364,7 @@ def label(axes: "Axes", spots: Sequence[tuple[Spot, float]]) -> None:
     boxes = [(x - 4 * unit, y - 4 * unit, x + 4 * unit, y + 4 * unit) for x, y in at]
     frame = axes.get_window_extent()
     for (spot, scale), (x, y) in zip(spots, at, strict=True):
-        name = shorten(spot.row.name, 26) + (" (baseline)" if spot.row.baseline else "")
+        name = shorten(spot.row.name, 26) + beside_name(spot.row)
         wide, high = 4.3 * unit * len(name), 9.5 * unit
         tried = []
         for right, up in ((1, 1), (1, -1), (0, 1), (0, -1), (1, 2), (1, -2), (0, 2), (0, -2), (1, 3), (1, -3)):
@@ -356,9 +394,10 @@ def draw_curves(axes: "Axes", comparison: Comparison, found: Sequence[Sequence[C
         if ended:
             epochs, mean, low, high = banded(ended)
             axes.fill_between(epochs, scale * low, scale * high, color=colour, alpha=0.15, lw=0)
-            axes.plot(epochs, scale * mean, line, color=colour, lw=1.8 if row.baseline else 1.2)
+            mark = "o" if len(epochs) == 1 else ""
+            axes.plot(epochs, scale * mean, line, marker=mark, ms=4, color=colour, lw=1.8 if row.baseline else 1.2)
         if runs:
-            name = shorten(row.name, 30) + (" (baseline)" if row.baseline else "")
+            name = shorten(row.name, 30) + beside_name(row)
             names.append((axes.plot([], [], line if ended else ":", color=colour)[0], name))
     axes.set_xlabel("epoch")
     axes.set_ylabel(named(key))
@@ -371,7 +410,7 @@ def draw_curves(axes: "Axes", comparison: Comparison, found: Sequence[Sequence[C
     without = [row.name for row, runs in zip(comparison.rows, found, strict=True) if not runs]
     lines = ["lines: means of the finished seeds; bands: from the lowest seed to the highest"]
     lines += ["dotted thin lines: runs that did not finish"] if cut else []
-    caption(axes, lines + ([f"without a curve: {', '.join(without)}"] if without else []))
+    caption(axes, lines + ([f"without a curve: {'; '.join(without)}"] if without else []))
 
 
 def banded(runs: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

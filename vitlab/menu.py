@@ -17,6 +17,7 @@ ALTERNATIVES = (
 )
 
 
+@cache
 def menu(root: Path = CONF) -> dict[str, dict[str, str]]:
     """Every group, its options, and the line that each option's file opens with."""
     groups: dict[str, dict[str, str]] = {}
@@ -54,6 +55,19 @@ def known_keys(root: Path = CONF) -> dict[str, list[tuple[str, str]]]:
                 if key != "defaults":
                     found.setdefault(f"{group.replace('/', '.')}.{key}", []).append((group, option))
     return found
+
+
+@cache
+def options(root: Path = CONF) -> dict[tuple[str, str], str]:
+    """The option of a group that makes this class, where one alone does, and none of the group is made of another."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for group, there in menu(root).items():
+        texts = {option: (root / group / f"{option}.yaml").read_text() for option in there}
+        targets = {option: re.search(r"^_target_: (.*)$", text, flags=re.MULTILINE) for option, text in texts.items()}
+        if all(targets.values()):
+            for option, target in targets.items():
+                found.setdefault((group, target[1] if target else ""), []).append(option)
+    return {key: names[0] for key, names in found.items() if len(names) == 1}
 
 
 def is_known(key: str, known: Iterable[str]) -> bool:

@@ -114,7 +114,7 @@ class Question:
         return self.file.stem
 
     def cells(self, words: Iterable[str] = ()) -> list[Cell]:
-        """The baseline, and every arm at every point of the axes.
+        """The baseline; and every arm, the baseline's own values among them, at every point of the axes.
 
         Args:
             words: overrides of every cell.
@@ -132,7 +132,8 @@ class Question:
                 raise WrongFile(f"{word}: a sweep has several: seeds=0,1,2")
         fixed = merged(self.baseline, words)
         cells = [Cell(name=BASELINE, overrides=fixed, line=self.lines.get("baseline", 1))]
-        for arm, overrides in (self.arms or ({"": ()} if self.axes else {})).items():
+        arms: dict[str, tuple[str, ...]] = {BASELINE if self.arms else "": ()} if self.axes else {}
+        for arm, overrides in (arms | dict(self.arms)).items():
             for point in itertools.product(*self.axes.values()):
                 values = [f"{key}={value}" for key, value in zip(self.axes, point, strict=True)]
                 short = [f"{key.rpartition('.')[2]}={value}" for key, value in zip(self.axes, point, strict=True)]
@@ -240,7 +241,7 @@ def read(file: Path, scale: str | None = None) -> Question:
         raise reader.wrong("", "question is missing: say in a sentence what is asked")
     scales = reader.mapping(top["scale"], "scale") if "scale" in top else {}
     if scale is not None and scale not in scales:
-        raise WrongFile(f"{file}: there is no scale {scale!r}; there are {', '.join(scales) or 'none'}")
+        raise WrongFile(f"{file}: there is no scale {scale!r}; there is {', '.join(scales) or 'none'}")
     chosen = scale or next(iter(scales), "")
     more = (
         reader.mapping(scales[chosen], f"scale.{chosen}", (*KEYS, "baseline", "overrides", "takes")) if chosen else {}

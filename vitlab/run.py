@@ -134,10 +134,12 @@ class Run:
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.folder / "result.json", result)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, up to one that was cut short."""
-        rows = []
+    def rows(self, having: str = "") -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, up to one that was cut short; only those that have a key, where one is given."""
+        rows, word = [], f'"{having}"' if having else ""
         for line in self.metrics.read_text(errors="replace").splitlines() if self.metrics.exists() else []:
+            if word not in line:
+                continue
             try:
                 row = json.loads(line)
             except ValueError:
@@ -167,6 +169,9 @@ def set_aside(run: Run) -> Path:
     return kept
 
 
+CODE = ("vitlab", "conf", "pyproject.toml")  # what a run is made by, beside its configuration
+
+
 def environment(device: str) -> dict[str, Any]:
     """What a run ran on: packages, code, device, command."""
     import platform
@@ -174,7 +179,7 @@ def environment(device: str) -> dict[str, Any]:
     from importlib import metadata
 
     def git(*words: str) -> str | None:
-        here = Path(__file__).parent
+        here = Path(__file__).parent.parent
         done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
@@ -185,7 +190,7 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(metadata, name) for name in names},
-        "git": None if commit is None else {"commit": commit, "dirty": bool(git("status", "--porcelain"))},
+        "git": None if commit is None else {"commit": commit, "dirty": bool(git("status", "--porcelain", "--", *CODE))},
         "device": device,
         "cpus": os.cpu_count(),
     }

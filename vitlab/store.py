@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from vitlab.files import read_json, read_text
+from vitlab.menu import options
 from vitlab.run import Run
 
 MOST_CONFIG = 100_000  # bytes of config.yaml
@@ -189,9 +190,10 @@ def parse(path: Path) -> Any:
 
 
 def flatten(node: Line, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with dots, and plain values."""
+    """Keys with dots, and plain values; a part by its option, or its class where several options make it."""
     if path and "_target_" in node:
-        yield path, str(node["_target_"]).rpartition(".")[2]
+        target = str(node["_target_"])
+        yield path, options().get((path.replace(".", "/"), target), target.rpartition(".")[2])
     for key, value in node.items():
         at = f"{path}.{key}" if path else str(key)
         if key in ("_target_", "_partial_"):

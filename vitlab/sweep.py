@@ -145,11 +145,11 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
                 f"{where}: {error}" if cell.name != BASELINE else f"{where} of all cells: {error}"
             ) from error
         same = found.get(checked.identity)
-        if same is not None and not same.name == BASELINE:
+        if same is not None and not (same.name == BASELINE or same.name.startswith(f"{BASELINE}, ")):
             raise ConfigError(
                 f"{question.file}, line {cell.line}: {cell.name} and {same.name} are the same training: leave one out"
             )
-        found[checked.identity] = replace(checked, baseline=True) if same is not None else checked
+        found[checked.identity] = replace(checked, baseline=same.baseline) if same is not None else checked
     return Plan(question=question, words=words, cells=tuple(found.values()))
 
 

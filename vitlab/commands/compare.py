@@ -85,7 +85,7 @@ def picked(what: list[str], runs: Path) -> "pd.DataFrame":
         elif each.is_dir():
             parts.append(store.runs(each))
         else:
-            raise ValueError(f"{each} is no run and no folder of runs")
+            raise ValueError(f"{each} is no run and no folder of runs: vitlab train or vitlab sweep makes some")
     for root, of in names.items():
         table = store.runs(root)
         parts.append(table[table["name"].isin(of)])
@@ -126,7 +126,7 @@ def conclude(
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}/sweep.json is damaged ({error!r}): run the sweep again") from error
-    told = facts(record, found)
+    told = facts(record, found, table)
     folder.mkdir(parents=True, exist_ok=True)
     answer.write(found, folder, facts=told)
     if page is not None:
@@ -140,33 +140,44 @@ def conclude(
     print(f"page        {folder}/answer.html")
 
 
-def facts(record: dict[str, Any], found: "Comparison") -> dict[str, str]:
-    """What an answer says of itself: the command that gives it, what it cost, on what, with which code."""
+def facts(record: dict[str, Any], found: "Comparison", store: "pd.DataFrame") -> dict[str, str]:
+    """What an answer says of itself: the command that gives it, what it cost, on what, with which code.
+
+    Args:
+        record: what was asked.
+        found: the answer.
+        store: all runs, with the trials of a search among them.
+    """
     import pandas as pd
+
+    from vitlab.figures import duration
 
     rows = [row.runs for row in found.rows if len(row.runs)]
     table = pd.concat(rows) if rows else pd.DataFrame()
+    search: dict[str, Any] = record.get("search") or {"trials": [], "best": None}
+    tried = {Path(trial["run"]).name for trial in search["trials"] if trial.get("run")}
+    spent = store[store["name"].isin({*tried, *table.get("name", [])})] if len(store) else store
 
     def kinds(column: str) -> str:
         values = [value for value in table.get(column, []) if isinstance(value, str)]
-        return ", ".join(f"{value} ({count} runs)" for value, count in sorted(Counter(values).items()))
+        return ", ".join(f"{value} ({n} run{'s' * (n > 1)})" for value, n in sorted(Counter(values).items()))
 
-    seconds = pd.to_numeric(table.get("seconds", pd.Series(dtype=float)), errors="coerce").sum()
+    seconds = pd.to_numeric(spent.get("seconds", pd.Series(dtype=float)), errors="coerce").sum()
     from vitlab.question import SWEEPS
 
     ships = Path(record.get("file", "")).resolve().is_relative_to(SWEEPS.resolve())
     words = [
         record["name"] if ships else record.get("file"),
         f"scale={record['scale']}" if record.get("scale") else None,
+        f"seeds={','.join(map(str, record['seeds']))}" if record.get("own_seeds") else None,
         *record.get("words", []),
     ]
     command = f"vitlab sweep {' '.join(word for word in words if word)}" if record.get("file") else ""
     said = {
         "command": command,
-        "search": f"{len(record['search']['trials'])} trials, by validation alone: search.md"
-        if record.get("search")
-        else "",
-        "cost": f"{seconds / 3600:.2f} hours of training in {len(table)} runs",
+        "search": f"{len(search['trials'])} trials, by validation alone; each is in search.md" if tried else "",
+        "best found": " ".join(search["best"]["overrides"]) if search["best"] else "",
+        "cost": f"{duration(seconds)} of training in {len(spent)} run{'s' * (len(spent) != 1)}",
         "hardware": kinds("device"),
         "commit": ", ".join(sorted({value[:10] for value in table.get("commit", []) if isinstance(value, str)})),
     }

@@ -26,6 +26,8 @@ EPILOG = """words:
                            hydra/launcher=submitit_slurm, ray, joblib, ...
   slots=N                  trainings at once; one a GPU, or else one a core
   group=option key=value   of every run: fit.epochs=5 system.device=cpu tracking=off
+
+vitlab sweep export QUESTION --wandb   writes it as a Weights & Biases sweep instead
 """
 LAUNCHERS = ("serial", "local", "hydra")
 
@@ -79,8 +81,9 @@ def ask(options: argparse.Namespace) -> int:
     from vitlab import launch, sweep
     from vitlab.board import Board
 
+    configuration.complete([word for word in overrides if not word.startswith("hydra")])  # not the file's fault
     plan = sweep.plan(asked, [word for word in overrides if not word.startswith("hydra")], elsewhere=options.dry)
-    record = plan.record()
+    record: dict[str, Any] = plan.record() | {"own_seeds": "seeds" in given}
     device = plan.cells[0].config["system"]["device"]
     most = max(len(plan.jobs), asked.search.trials if asked.search else 0)
     parts = launch.slots(int(given["slots"]) if "slots" in given else None, most, device)
@@ -92,7 +95,8 @@ def ask(options: argparse.Namespace) -> int:
     plan.folder.mkdir(parents=True, exist_ok=True)
     write_json(plan.folder / "sweep.json", record)
     print(
-        f"{asked.question}\n{len(jobs)} runs of {len(plan.cells)} cells; {len(jobs) - len(todo)} are finished already"
+        f"{asked.question}{at(asked, ' (', ')')}\n{count(len(jobs), 'run')} of {count(len(plan.cells), 'cell')};"
+        f" {len(jobs) - len(todo)} finished already"
     )
     board = Board(before=len(jobs) - len(todo))
     launcher = launcher or ("local" if len(parts) > 1 else "serial")
@@ -156,6 +160,14 @@ def serial(jobs: list[Any]) -> int:
     return status
 
 
+def at(asked: question.Question, before: str = "", after: str = "") -> str:
+    return f"{before}scale={asked.scale}{after}" if asked.scale else ""
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def complain(failures: list[Any]) -> None:
     """What failed, why, and how to see it again."""
     for failure in failures:
@@ -174,14 +186,15 @@ def show(plan: "Plan", slots: int) -> None:
     if known is not None:
         known = known[known["status"] == "finished"] if len(known) else None
     total, unknown, flops = 0.0, 0, 0.0
-    print(f"{plan.question.question}\n{plan.question.source}".rstrip())
+    print("\n".join(line for line in (plan.question.question, plan.question.source, at(plan.question)) if line))
     for cell in plan.cells:
         guess = sweep.estimate(cell, known)
         cost = sweep.BACKWARD * cell.flops_per_image * cell.images
-        time = "time unknown" if guess.seconds is None else f"{span(guess.seconds)} a run"
+        time = f"{'time' if guess.seconds is None else f'{span(guess.seconds)} a run'} ({guess.source})"
+        mark = " (baseline)" if cell.baseline and cell.name != question.BASELINE else ""
         print(
-            f"\n# {cell.name}{' (baseline)' if cell.baseline else ''}: {si(cell.parameters)} parameters,"
-            f" {si(cell.flops_per_image)} FLOPs an image, {si(cost)} FLOPs a run, {time} ({guess.source})"
+            f"\n# {cell.name}{mark}: {si(cell.parameters)} parameters,"
+            f" {si(cell.flops_per_image)} FLOPs an image, {si(cost)} FLOPs a run, {time}"
         )
         for seed in plan.question.seeds:
             job = cell.job(seed)
@@ -201,6 +214,6 @@ def show(plan: "Plan", slots: int) -> None:
     runs = len(plan.jobs)
     time = f"{span(total)} of training, about {span(total / slots)} with {slots} at once" if total else "no time known"
     print(
-        f"\n{runs} runs of {len(plan.cells)} cells; what is not finished takes {si(flops)} FLOPs, {time}"
-        + (f"; of {unknown} runs the time is not known" if unknown and total else "")
+        f"\n{count(runs, 'run')} of {count(len(plan.cells), 'cell')}; what is not finished takes {si(flops)} FLOPs,"
+        f" {time}" + (f"; of {unknown} runs the time is not known" if unknown and total else "")
     )
