@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitlab import memory, optim
-from vitlab.dataset.augment import Augment, evaluation
+from vitlab.dataset.augment import Augment, Transform, evaluation
 from vitlab.dataset.dataset import Dataset
 from vitlab.dataset.examples import Examples
+from vitlab.dataset.geometry import Geometry
 from vitlab.dataset.loader import Batch, Once, Stream, loader
 from vitlab.dataset.seeding import seed_of
 from vitlab.loss import Loss
@@ -301,8 +302,23 @@ def training_order(ready: Ready, start: int) -> Stream:
     )
 
 
+def seen(ready: Ready) -> Transform | Geometry | None:
+    """What training images go through: a whole batch at once where that can be, else each alone."""
+    return ready.augment.geometry(ready.dataset) or ready.augment.transform(ready.dataset)
+
+
+def reading(ready: Ready) -> str:
+    """How training images come to the model, in words."""
+    transform, count = seen(ready), workers(ready, seen(ready))
+    where = f"in {count} worker process{'es' * (count != 1)}" if count else "in the training's own process"
+    if transform is None:
+        return f"images come from memory as they are, {where}"
+    what = "whole batches" if isinstance(transform, Geometry) else "images one by one"
+    return f"images are augmented as {what}, {where}"
+
+
 def training_batches(ready: Ready, start: int) -> Iterable[Batch]:
-    transform = ready.augment.transform(ready.dataset)
+    transform = seen(ready)
     return loader(
         ready.splits["train"],
         transform,

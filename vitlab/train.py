@@ -24,7 +24,7 @@ from vitlab.interrupt import Interrupt
 from vitlab.model import count
 from vitlab.parallel import World, autocast, describe, gradient_sync, peak_memory, share_buffers
 from vitlab.profile import Trace
-from vitlab.recipe import Ready, evaluation_batches, facts, rates, training_batches
+from vitlab.recipe import Ready, evaluation_batches, facts, rates, reading, training_batches
 from vitlab.run import Run, environment
 from vitlab.state import State
 from vitlab.tracking import Tracker, Views
@@ -62,7 +62,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
     resumed = resume(state, store)
     if resumed:
         log.info("continues from step %d of %d", state.step, total)
-    log.info("%s", rates(ready))
+    log.info("%s; %s", rates(ready), reading(ready))
     start, before, began = state.step, state.seconds, time.perf_counter()
     if here.first:
         write_whole(run.config, lambda part: part.write_text(yaml.safe_dump(config, sort_keys=False)))

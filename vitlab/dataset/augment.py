@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitlab.dataset.dataset import Dataset
+from vitlab.dataset.geometry import Geometry
 from vitlab.dataset.preprocess import Resize, to_pixels
 from vitlab.dataset.seeding import reseed, seeded
 from vitlab.lean import modules
@@ -133,6 +134,14 @@ class Augment:
         if self.auto_augment is not None and dataset.channels == 1:  # the policies know colour images only
             second.transforms = [transforms.Grayscale(3), *second.transforms, transforms.Grayscale(1)]
         return transforms.Compose([*steps, *second.transforms, *last.transforms])
+
+    def geometry(self, dataset: Dataset) -> Geometry | None:
+        """The same for whole batches, where nothing but crop and mirror is asked for of images held at their size."""
+        flip = self.flip if dataset.flip else 0.0
+        if dataset.size is None or self.color_jitter or self.auto_augment or (self.crop == "none" and not flip):
+            return None
+        border = (round(dataset.shape[0] * self.pad), round(dataset.shape[1] * self.pad))
+        return Geometry(size=dataset.shape, crop=self.crop, border=border, area=self.area, flip=flip)
 
     def batchwise(self, classes: int, device: torch.device) -> "Batchwise | None":
         """What one training batch goes through on the device; None where that is nothing."""

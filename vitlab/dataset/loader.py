@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitlab.dataset.augment import Transform
 from vitlab.dataset.examples import Examples, Pixels
+from vitlab.dataset.geometry import Geometry
 from vitlab.dataset.seeding import reseed, seed_of, seeded
 
 Key = tuple[int, int]  # (round, index): an image looks different in every round; an epoch is `repeats` rounds
@@ -21,18 +22,19 @@ AGAIN = -1  # the round, and then the label, of an image that fills a batch up a
 class View(Dataset):
     """Examples as a loader's workers read them: a whole batch at a time, each image with its own seed."""
 
-    def __init__(self, examples: Examples, transform: Transform | None, seed: int):
+    def __init__(self, examples: Examples, transform: Transform | Geometry | None, seed: int):
         self.examples = examples
         self.transform = transform
         self.seed = seed
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        if self.transform is None:
+        if self.transform is None or isinstance(self.transform, Geometry):
             assert isinstance(self.examples, Pixels)
-            indices = [index for _, index in keys]
-            counted = torch.tensor([turn != AGAIN for turn, _ in keys])
-            labels = torch.from_numpy(self.examples.labels[indices])
-            return self.examples.pixels[indices], labels.where(counted, AGAIN)
+            turns, indices = np.array(keys).T
+            pixels = self.examples.pixels[torch.from_numpy(indices)]
+            if self.transform is not None:
+                pixels = self.transform(pixels, self.seed, turns.clip(min=0), indices)
+            return pixels, torch.from_numpy(np.where(turns == AGAIN, AGAIN, self.examples.labels[indices]))
         images, labels = [], []
         with seeded(self.seed):
             for turn, index in keys:
@@ -141,7 +143,7 @@ class Once(Sampler):
 
 def loader(
     examples: Examples,
-    transform: Transform | None,
+    transform: Transform | Geometry | None,
     batches: Stream | Once,
     *,
     seed: int = 0,

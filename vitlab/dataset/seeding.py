@@ -6,12 +6,32 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / the golden ratio: SplitMix64's step
 
 
 def seed_of(*key: int) -> int:
     """A 63-bit seed from integers that are at least 0; any change of any of them gives an unrelated one."""
     low, high = np.random.SeedSequence(key).generate_state(2, np.uint32)
     return int(low) | (int(high) >> 1 << 32)
+
+
+def uniforms(
+    seed: int, rounds: Int[np.ndarray, " b"], indices: Int[np.ndarray, " b"], draws: int
+) -> Float[np.ndarray, "b draws"]:
+    """Numbers in 0 ... 1 for each (seed, round, index), all at once: SplitMix64 (Steele et al. 2014) as a hash."""
+    state = mixed(np.uint64(seed_of(seed)) + rounds.astype(np.uint64) * GOLDEN)
+    state = mixed(state + indices.astype(np.uint64) * GOLDEN)
+    found = mixed(state[:, None] + np.arange(1, draws + 1, dtype=np.uint64) * GOLDEN)
+    return (found >> np.uint64(11)) * 2.0**-53
+
+
+def mixed(bits: np.ndarray) -> np.ndarray:
+    """Every bit of the 64 that come out depends on all that go in."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
 
 
 @contextmanager
