@@ -9,6 +9,7 @@ COMMANDS = {
     "compare": "runs as a table with intervals, figures, a page: vitlab compare [SWEEP | RUN... | FOLDER]",
     "data": "look at what a composition feeds the model: vitlab data [group=option] [key=value] ...",
     "schedule": "draw a composition's learning rates: vitlab schedule [group=option] [key=value] ...",
+    "bench": "measure a composition's speed and memory: vitlab bench [group=option] [key=value] ...; --peers, --sweep",
     "evaluate": "read a trained run again: vitlab evaluate RUN",
     "predict": "say what a trained run takes images for: vitlab predict RUN IMAGE...",
     "sync": "upload runs that were tracked offline to Weights & Biases: vitlab sync [RUN...]",

@@ -6,19 +6,14 @@ libraries' models can take as well: all in one process, one after the other in e
 loss and optimizer. What is reported is the median over the rounds, after rounds that warm up.
 """
 
-import gc
 import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -26,21 +21,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vitlab import optim
+from vitlab.bare import Bare, Work, infer, largest_batch, peak_bytes
 from vitlab.dataset.loader import places
 from vitlab.dataset.preprocess import Normalise
-from vitlab.loss import Loss
+from vitlab.memory import shadow
 from vitlab.model import count
-from vitlab.model.vit import ViT
-from vitlab.parallel import DTYPES, System, alone, autocast, spread
-from vitlab.peers import LIBRARIES, Shape
+from vitlab.parallel import DTYPES
+from vitlab.peers import LIBRARIES
 from vitlab.recipe import Ready, training_batches
 from vitlab.state import State
 from vitlab.train import out_of_memory, update
 
 STAGES = ("data", "forward", "backward", "optimizer")
 SWEEPS = ("batch", "tokens", "width", "depth")
-LARGEST = 2**20  # images of a batch at most
 
 
 # --- time ---------------------------------------------------------------------------------------------------------
@@ -121,7 +114,7 @@ def composition(ready: Ready, *, rounds: int, warmup: int) -> dict[str, Any]:
     here, device, watch = ready.world, ready.world.device, Stopwatch(ready.world.device)
     net, loss = Marked(ready.net, watch, before="forward"), Marked(ready.loss, watch, after="backward")
     last = ready.steps - 1
-    ready = replace(ready, net=net, loss=loss, steps=max(ready.steps, rounds + warmup))  # ty: ignore[invalid-argument-type]
+    ready = replace(ready, net=net, loss=loss, steps=max(ready.steps, rounds + warmup))
     state = State(ready, {"run": "bench"})
     unscale = state.scaler.unscale_
 
@@ -129,7 +122,7 @@ def composition(ready: Ready, *, rounds: int, warmup: int) -> dict[str, Any]:
         watch.mark("optimizer")
         unscale(optimizer)
 
-    state.scaler.unscale_ = optimizer_begins  # ty: ignore[invalid-assignment]
+    state.scaler.unscale_ = optimizer_begins
     normalise = Normalise(ready.dataset.mean, ready.dataset.std).to(device)
     batchwise = ready.augment.batchwise(len(ready.dataset.classes), device)
     batches = iter(training_batches(ready, 0))
@@ -150,7 +143,9 @@ def composition(ready: Ready, *, rounds: int, warmup: int) -> dict[str, Any]:
         update(state, images, targets)
         stages.append(watch.read())
         part = images[: max(1, len(images) // ready.fit.accumulate)]
+        ready.model.eval()
         inference.append(watch.time(partial(infer, ready.model, part, ready.precision)))
+        ready.model.train()
     steps = [{stage: spent[stage] for stage in STAGES} for spent in stages[warmup:]]
     peak, side = machine_peak(device, ready.precision)
 
@@ -167,7 +162,9 @@ def composition(ready: Ready, *, rounds: int, warmup: int) -> dict[str, Any]:
         }
 
     training = told([sum(each.values()) for each in steps], ready.fit.batch_size, 3 * ready.flops)
-    training["stages_ms"] = {stage: statistics.median(each[stage] for each in steps) for stage in STAGES}
+    middle = {stage: statistics.median(each[stage] for each in steps) for stage in STAGES}
+    scale = training["ms"] / sum(middle.values())  # the medians of parts are no parts of a median
+    training["stages_ms"] = {stage: ms * scale for stage, ms in middle.items()}
     training["stages_ms_of_rounds"] = steps
     return {
         "startup_seconds": startup,
@@ -177,187 +174,61 @@ def composition(ready: Ready, *, rounds: int, warmup: int) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
-def infer(model: nn.Module, images: Tensor, precision: str) -> None:
-    model.eval()
-    with autocast(images.device, precision):
-        model(images)
-    model.train()
+# --- bare steps -----------------------------------------------------------------------------------------------------
 
 
-# --- bare steps -------------------------------------------------------------------------------------------------------
+def alike(works: list[Work]) -> tuple[list[Work], dict[str, int], dict[str, str]]:
+    """The works whose library is here, their parameters, and what there is to say about each library.
 
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """A model and the batch that it is measured with.
-
-    Args:
-        make: `functools.partial` of the ViT, with its patch, width, depth and heads.
-        image_size: height and width in pixels.
-        library: whose ViT it is.
-        threads: of torch on a CPU.
+    A library's ViT may have more or fewer parameters than vitlab's, the first, as far as `peers` explains the number.
     """
-
-    make: Callable[..., ViT]
-    image_size: tuple[int, int]
-    channels: int
-    classes: int
-    batch: int
-    precision: str
-    device: torch.device
-    loss: Loss
-    optimizer: Callable[..., Optimizer]
-    system: System
-    threads: int
-    library: str = "vitlab"
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """What the ViT is told by."""
-        return getattr(self.make, "keywords", {})
-
-    def model(self) -> nn.Module:
-        """The model, on its device; raises ImportError where its library is not installed."""
-        if self.library == "vitlab":
-            made = self.make(image_size=self.image_size, channels=self.channels, classes=self.classes)
-            return spread(made.to(self.device), alone(self.device), self.system)
-        size = {name: self.told[name] for name in ("patch", "width", "depth", "heads")}
-        shape = Shape(side=self.image_size[0], channels=self.channels, classes=self.classes, **size)
-        library = LIBRARIES[self.library]
-        model = library.make(library.load(), shape).to(self.device)
-        if self.system.compile:
-            model.compile()
-        return model
-
-    def explain(self, ours: int, theirs: int) -> str:
-        """Why this library's model has another number of parameters than vitlab's; nothing where it has not."""
-        if ours == theirs:
-            return ""
-        library, size = LIBRARIES[self.library], {n: self.told[n] for n in ("patch", "width", "depth", "heads")}
-        shape = Shape(side=self.image_size[0], channels=self.channels, classes=self.classes, **size)
-        known = theirs - ours == library.more(shape)
-        return f"{theirs - ours:+,} parameters: {library.why if known else 'unexplained, so not the same model'}"
-
-
-class Bare:
-    """A step of training and one of inference on images that are there already."""
-
-    def __init__(self, work: Work):
-        self.work, self.model = work, work.model().train()
-        self.optimizer = optim.build(work.optimizer, self.model)
-        self.scaler = torch.amp.GradScaler(work.device.type, enabled=work.precision == "fp16")
-        self.images = torch.randn(work.batch, work.channels, *work.image_size, device=work.device)
-        self.labels = torch.randint(0, work.classes, (work.batch,), device=work.device)
-
-    def train(self) -> None:
-        self.optimizer.zero_grad()
-        with autocast(self.images.device, self.work.precision):
-            out = self.model(self.images)
-            loss = self.work.loss(out if isinstance(out, Tensor) else out.logits, self.labels)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-
-    def infer(self) -> None:
-        infer(self.model, self.images, self.work.precision)
-
-
-def missing(libraries: list[str]) -> dict[str, str]:
-    """Why each library that cannot be imported cannot."""
-    found = {}
-    for name in libraries:
+    here, counts, said = [], {}, {}
+    for work in works:
         try:
-            LIBRARIES[name].load()
+            model = replace(work, device=torch.device("cpu")).model()
         except ImportError as error:
-            found[name] = str(error)
-    return found
+            said[work.library] = f"not installed ({error}): uv sync --group bench brings it"
+            continue
+        here.append(work)
+        counts[work.library] = count.parameters(model)
+        if more := counts[work.library] - counts[works[0].library]:
+            library = LIBRARIES[work.library]
+            why = library.why if more == library.more(work.shape) else "unexplained, so it is another model"
+            said[work.library] = f"{more:+,} parameters: {why}"
+    return here, counts, said
 
 
 def measure(works: list[Work], *, rounds: int, warmup: int) -> dict[str, dict[str, Any]]:
-    """Milliseconds of training and inference, bytes and parameters of each library's model, vitlab's first."""
+    """Milliseconds of a training step and of inference, and bytes, of each library's model."""
     memory = {work.library: peak_bytes(work) for work in works}
+    if None in memory.values():
+        raise torch.OutOfMemoryError("out of memory")
     watch, models = Stopwatch(works[0].device), {work.library: Bare(work) for work in works}
     times: dict[str, dict[str, list[float]]] = {name: {"training": [], "inference": []} for name in models}
     order = list(models)
     for turn in range(warmup + rounds):
-        order = order[1:] + order[:1]  # whoever is first has colder caches
+        order = order[1:] + order[:1]  # nobody always comes after the same
         for name in order:
-            for kind, act in (("training", models[name].train), ("inference", models[name].infer)):
+            for kind, act in (("training", models[name].step), ("inference", models[name].infer)):
+                models[name].model.train(kind == "training")
                 took = watch.time(act)
                 if turn >= warmup:
                     times[name][kind].append(took)
-    found = {}
-    for work in works:
-        found[work.library] = {
-            "training_ms": statistics.median(times[work.library]["training"]),
-            "inference_ms": statistics.median(times[work.library]["inference"]),
-            "memory_bytes": memory[work.library],
-            "parameters": count.parameters(models[work.library].model),
-            "ms_of_rounds": times[work.library],
+    return {
+        name: {
+            "training_ms": statistics.median(of["training"]),
+            "inference_ms": statistics.median(of["inference"]),
+            "memory_bytes": memory[name],
+            "ms_of_rounds": of,
         }
-    for work in works:
-        one, ours = found[work.library], found[works[0].library]
-        one["ratio"] = {
-            key: one[key] / ours[key] if one[key] and ours[key] else None
-            for key in ("training_ms", "inference_ms", "memory_bytes")
-        }
-        one["differs"] = work.explain(ours["parameters"], one["parameters"])
-    return found
+        for name, of in times.items()
+    }
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------
-
-
-def peak_bytes(work: Work) -> int | None:
-    """What a model, its optimizer and two training steps take at most; None where it is more than there is.
-
-    Of a GPU's memory; on a CPU of a fresh process's, above what it has once everything is imported.
-    """
-    if work.device.type == "cuda":
-        try:
-            return taken(work)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            return None
-        finally:
-            gc.collect()
-            torch.cuda.empty_cache()
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
-        try:
-            return child.submit(taken, work).result()
-        except BrokenProcessPool:
-            return None
-
-
-def taken(work: Work) -> int:
-    """`peak_bytes`, in this process."""
-    if work.library in LIBRARIES:
-        LIBRARIES[work.library].load()
-    cuda, status = work.device.type == "cuda", Path("/proc/self/status")
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(work.device)
-        before = torch.cuda.memory_allocated(work.device)
-    else:
-        torch.set_num_threads(work.threads)
-        before = psutil.Process().memory_info().rss
-    bare = Bare(work)
-    for _ in range(2):
-        bare.train()
-    if cuda:
-        return torch.cuda.max_memory_allocated(work.device) - before
-    lines = status.read_text().splitlines() if status.is_file() else []
-    most = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
-    return max(0, (most or psutil.Process().memory_info().rss) - before)
-
-
-def largest_batch(work: Work) -> int:
-    """The most images, doubled from one, that a training step fits with; 0 where none does. For a GPU alone."""
-    fitting, batch = 0, 1
-    while batch <= LARGEST and peak_bytes(replace(work, batch=batch)) is not None:
-        fitting, batch = batch, 2 * batch
-    return fitting
+def ratio(measured: dict[str, dict[str, Any]], name: str, key: str) -> float | None:
+    """A library's number by vitlab's."""
+    one, ours = measured[name][key], measured["vitlab"][key]
+    return one / ours if one and ours else None
 
 
 # --- growth -----------------------------------------------------------------------------------------------------------
@@ -370,28 +241,36 @@ def points(work: Work, kind: str) -> list[Work]:
         return [replace(work, batch=max(1, work.batch // 8) * 2**i) for i in range(6)]
     if kind == "depth":
         return [replace(work, make=partial(work.make, depth=max(1, told["depth"] // 4) * 2**i)) for i in range(5)]
-    factors = (0.5, 0.75, 1, 1.5, 2, 3)
-    if kind == "width":  # as many heads, wider; a multiple of 4, which some positions want
-        widths = sorted({max(4, round(told["width"] / told["heads"] * by / 4) * 4) for by in factors[:5]})
-        return [replace(work, make=partial(work.make, width=width * told["heads"])) for width in widths]
-    rows, columns = (side // told["patch"] for side in work.image_size)
-    grids = sorted({(max(1, round(rows * by)), max(1, round(columns * by))) for by in factors})
-    return [replace(work, image_size=(y * told["patch"], x * told["patch"])) for y, x in grids]
+    if kind == "width":  # as many heads, wider; by multiples of 4, which some positions want
+        widths = around(lambda by: max(4, round(told["width"] / told["heads"] * by / 4) * 4) * told["heads"])
+        return [replace(work, make=partial(work.make, width=width)) for width in widths]
+    sides = around(
+        lambda by: tuple(max(1, round(side // told["patch"] * by)) * told["patch"] for side in work.image_size)
+    )
+    return [replace(work, image_size=each) for each in sides]
+
+
+def around(value: Callable[[float], Any]) -> list[Any]:
+    """Five values from half of something to the double of it, or above where small ones are the same."""
+    found = {value(by) for by in (0.5, 0.75, 1, 1.5, 2)}
+    for by in (3, 4, 5, 6):
+        found |= {value(by)} if len(found) < 5 else set()
+    return sorted(found)
 
 
 def size(work: Work, kind: str) -> int:
     """Where a work stands on the axis of its sweep."""
     if kind == "tokens":
-        with torch.device("meta"):
-            return work.make(image_size=work.image_size, channels=work.channels, classes=work.classes).grid.tokens
+        shape = {"image_size": work.image_size, "channels": work.channels, "classes": work.classes}
+        return shadow(work.make, **shape).grid.tokens
     return work.batch if kind == "batch" else work.told[kind]
 
 
-def exponents(sizes: list[int], values: list[float | None]) -> list[float | None]:
+def exponents(sizes: Sequence[int], values: Sequence[float | None]) -> list[float | None]:
     """Between neighbours: 1 where a value grows as its size does, 2 as its square; None where one is not known."""
     return [
-        math.log(b / a) / math.log(y / x) if a and b else None
-        for (x, a), (y, b) in zip(pairwise(sizes), pairwise(values), strict=True)
+        math.log(after / before) / math.log(y / x) if before and after else None
+        for (x, y), (before, after) in zip(pairwise(sizes), pairwise(values), strict=True)
     ]
 
 
@@ -405,7 +284,7 @@ def grow(
     for at in points(work, kind):
         place = size(at, kind)
         try:
-            measured = measure([replace(at, library=name) for name in libraries], rounds=rounds, warmup=warmup)
+            measured = measure([at.of(name) for name in libraries], rounds=rounds, warmup=warmup)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -425,5 +304,5 @@ def grow(
         "libraries": values,
         "exponents": {name: {key: exponents(sizes, each) for key, each in of.items()} for name, of in values.items()},
         "out_of_memory_at": stopped,
-        "largest_batch": {n: largest_batch(replace(work, library=n)) for n in libraries} if cuda else None,
+        "largest_batch": {n: largest_batch(work.of(n)) for n in libraries} if cuda else None,
     }

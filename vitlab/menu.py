@@ -115,7 +115,7 @@ def help_text() -> str:
         "* is taken when you say nothing.",
         "seed=0, and any key of the options: model.width=96 optimizer.lr=3e-4 fit.epochs=10 dataset.train_examples=500",
         "",
-        "  vitlab data, vitlab schedule      the same words: what the model is fed, its learning rates, drawn",
+        "  vitlab data, schedule, bench      the same words: what the model is fed, its learning rates, its speed",
         "  vitlab train --cfg job            the whole configuration, not trained",
         "  vitlab train -m patch=p1,p2,p4    one training an option",
         "  vitlab train --hydra-help         Hydra's own flags",

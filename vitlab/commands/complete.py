@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from vitlab.commands import DONE
 from vitlab.commands.multirun import hydra_main
 
-COMPOSING = ("train", "data", "schedule")
+COMPOSING = ("train", "data", "schedule", "bench")
 
 
 def complete_line(words: list[str], commands: Iterable[str]) -> int:
