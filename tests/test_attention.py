@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitlab.model.attention import Attention, explicit, fused
+from vitlab.model.attention import Attention, explicit, faster, fused
 from vitlab.model.grid import Grid
 from vitlab.model.mlp import Mlp
 from vitlab.model.position import Position, Relative, Rope
@@ -117,3 +117,26 @@ def test_gelu_is_its_formula(form):
     else:
         expected = x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
     torch.testing.assert_close(Mlp(width=4, dropout=0.0, gelu=form).activation(x), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_auto_is_the_kernel_that_was_measured_to_be_faster():
+    def q(tokens, width, kind=torch.float32):
+        return torch.zeros(1, 2, tokens, width, dtype=kind)
+
+    assert faster(q(65, 16), plain=True) == "explicit"
+    assert faster(q(257, 16), plain=True) == "fused"
+    assert faster(q(257, 64), plain=True) == "explicit"
+    assert faster(q(257, 16), plain=False) == "explicit"
+    assert faster(q(257, 16, torch.bfloat16), plain=True) == "explicit"
+    assert faster(q(17, 64).to("meta"), plain=True) == "fused"
+    torch.manual_seed(0)
+    auto = Attention(width=12, heads=3)
+    x = torch.randn(2, 40, 12, requires_grad=True)
+    position = Position(width=12, head_width=4, grid=Grid(5, 8, prefix=0))
+    one, seen = auto(x, position), []
+    (gradient,) = torch.autograd.grad(one.square().sum(), x)
+    auto.kernel = "explicit"
+    other = auto(x, position, seen)
+    assert torch.allclose(one, other, atol=1e-6)
+    assert torch.allclose(gradient, torch.autograd.grad(other.square().sum(), x)[0], atol=1e-5)
+    assert seen[0].shape == (2, 3, 40, 40)

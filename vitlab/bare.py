@@ -6,7 +6,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 from vitlab import optim
 from vitlab.loss import Loss
 from vitlab.model.vit import ViT
-from vitlab.parallel import System, alone, autocast, spread
+from vitlab.parallel import System, alone, autocast, peak_memory, spread
 from vitlab.peers import LIBRARIES, Shape
 from vitlab.train import out_of_memory
 
@@ -133,7 +132,7 @@ def taken(work: Work) -> int:
     """`peak_bytes`, in this process."""
     if work.library in LIBRARIES:
         LIBRARIES[work.library].load()
-    cuda, status = work.device.type == "cuda", Path("/proc/self/status")
+    cuda = work.device.type == "cuda"
     if cuda:
         gc.collect()
         torch.cuda.empty_cache()
@@ -145,11 +144,7 @@ def taken(work: Work) -> int:
     bare = Bare(work)
     for _ in range(2):
         bare.step()
-    if cuda:
-        return torch.cuda.max_memory_allocated(work.device) - before
-    lines = status.read_text().splitlines() if status.is_file() else []
-    most = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
-    return max(0, (most or psutil.Process().memory_info().rss) - before)
+    return max(0, peak_memory(work.device) - before)
 
 
 def largest_batch(work: Work) -> int:
