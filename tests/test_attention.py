@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitlab.model.attention import Attention, explicit, faster, fused
+from vitlab.model.attention import Attention, explicit, fused
 from vitlab.model.grid import Grid
 from vitlab.model.mlp import Mlp
 from vitlab.model.position import Position, Relative, Rope
@@ -120,15 +120,19 @@ def test_gelu_is_its_formula(form):
 
 
 def test_auto_is_the_kernel_that_was_measured_to_be_faster():
-    def q(tokens, width, kind=torch.float32):
-        return torch.zeros(1, 2, tokens, width, dtype=kind)
+    def chosen(tokens, head_width, device="cpu", full=True, plain=True):
+        attention = Attention(width=2 * head_width, heads=2)
+        return attention.chosen(tokens=tokens, device=device, full=full, plain=plain)
 
-    assert faster(q(65, 16), plain=True) == "explicit"
-    assert faster(q(257, 16), plain=True) == "fused"
-    assert faster(q(257, 64), plain=True) == "explicit"
-    assert faster(q(257, 16), plain=False) == "explicit"
-    assert faster(q(257, 16, torch.bfloat16), plain=True) == "explicit"
-    assert faster(q(17, 64).to("meta"), plain=True) == "fused"
+    assert chosen(65, 16) == "explicit"
+    assert chosen(257, 16) == "fused"
+    assert chosen(257, 64) == "explicit"
+    assert chosen(257, 16, plain=False) == "explicit"
+    assert chosen(257, 16, full=False) == "explicit"
+    assert chosen(17, 64, device="cuda") == "fused"
+    assert Attention(width=8, heads=2, kernel="explicit").chosen(tokens=99, device="cuda", full=True, plain=True) == (
+        "explicit"
+    )
     torch.manual_seed(0)
     auto = Attention(width=12, heads=3)
     x = torch.randn(2, 40, 12, requires_grad=True)

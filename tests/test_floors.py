@@ -17,6 +17,7 @@ FLOORS = [
     {"vitlab.schedule", "vitlab.loss", "vitlab.meter", "vitlab.tracking", "vitlab.curves"},
     {"vitlab.recipe"},
     {"vitlab.store"},
+    {"vitlab.estimate"},
     {"vitlab.comparison"},
     {"vitlab.figures"},
     {"vitlab.page", "vitlab.search_figures"},

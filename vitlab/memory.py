@@ -98,8 +98,9 @@ def check(
     hold(first + (depth - 1) * block + BLOCK * depth, of_weights, smaller, device)
 
     tokens, product, attention = one.grid.tokens, NUMBER // 2 if half else NUMBER, one.blocks[0].attention.branch
-    written = type(attention).__name__ == "Attention" and (
-        attention.kernel == "explicit" or (attention.kernel == "auto" and torch.device(device).type == "cpu")
+    written = (
+        type(attention).__name__ == "Attention"
+        and attention.chosen(tokens=tokens, device=torch.device(device).type, full=not half, plain=True) == "explicit"
     )
     weights = product * given["heads"] * tokens**2 if written else 0
     of_block = tokens * width * (2 * NUMBER + 6 * product) + weights

@@ -35,23 +35,7 @@ def fused(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) ->
 
 
 LONG = 8  # tokens a channel of a head; of more, the weights take longer to hold than to compute again
-
-
-def faster(q: Keys, *, plain: bool) -> Literal["explicit", "fused"]:
-    """The kernel that trains faster: fused, but on a CPU in half precision, with few tokens, or with more than q, k, v.
-
-    Training steps on two AVX2 cores in fp32, explicit over fused: 0.85 at 101 tokens of heads 16 wide, 0.97 at 65, 1.17
-    at 145, 1.61 at 257; of heads 64 wide 0.96 at 65, 1.00 at 197, 0.99 at 257, 1.18 at 577. In bf16 the fused backward
-    pass takes several times as long, and with a bias or dropout torch has no fused kernel there.
-
-    Args:
-        q: the queries.
-        plain: whether there is neither bias nor dropout.
-    """
-    if q.device.type != "cpu":
-        return "fused"
-    many = q.shape[-2] >= LONG * q.shape[-1]
-    return "fused" if plain and many and q.dtype == torch.float32 else "explicit"
+MOST = 4096  # tokens up to which that, measured up to 577, is taken to hold
 
 
 class Attention(nn.Module):
@@ -64,7 +48,7 @@ class Attention(nn.Module):
         qkv_bias: whether the projection to queries, keys and values has a bias.
         qk_norm: layer normalisation of each head's queries and keys (Dehghani et al. 2023, ViT-22B).
         dropout: share of the attention weights dropped in training.
-        kernel: explicit matrix products, torch's fused kernel, or auto: see `faster`.
+        kernel: explicit matrix products, torch's fused kernel, or auto: see `chosen`.
 
     Raises:
         ValueError: the heads do not divide the width, or a share outside 0 ... 1.
@@ -109,10 +93,30 @@ class Attention(nn.Module):
 
     def attend(self, q: Keys, k: Keys, v: Keys, bias: Weights | None, weights: list[Tensor] | None) -> Keys:
         dropout = self.dropout if self.training else 0.0
-        kernel = self.kernel if self.kernel != "auto" else faster(q, plain=bias is None and dropout == 0)
+        plain, full = bias is None and dropout == 0, q.dtype == torch.float32
+        kernel = self.chosen(tokens=q.shape[-2], device=q.device.type, full=full, plain=plain)
         if kernel == "fused" and weights is None:
             return fused(q, k, v, bias, dropout)
         out, seen = explicit(q, k, v, bias, dropout)
         if weights is not None:
             weights.append(seen)
         return out
+
+    def chosen(self, *, tokens: int, device: str, full: bool, plain: bool) -> Literal["explicit", "fused"]:
+        """The kernel that is used: what the user says, or what trains faster.
+
+        That is the fused one, but on a CPU in half precision, with few tokens, or with more than q, k and v. Training
+        steps on two AVX2 cores in fp32, explicit over fused: 0.85 at 101 tokens of heads 16 wide, 0.97 at 65, 1.17 at
+        145, 1.61 at 257; of heads 64 wide 0.96 at 65, 1.00 at 197, 0.99 at 257, 1.18 at 577. In bf16 the fused backward
+        pass takes several times as long, and with a bias or dropout torch has no fused kernel there.
+
+        Args:
+            tokens: of an image.
+            device: cpu, cuda, ...
+            full: whether q, k and v are of 32 bits.
+            plain: whether there is neither bias nor dropout.
+        """
+        if self.kernel != "auto":
+            return self.kernel
+        many = LONG * (self.output.in_features // self.heads) <= tokens <= MOST
+        return "explicit" if device == "cpu" and not (plain and full and many) else "fused"
