@@ -40,7 +40,9 @@ def main(words: list[str]) -> int:
             table = picked(options.what, options.runs)
             of = ", ".join(options.what) or str(options.runs)
             record = {"name": "comparison", "question": f"How do the runs of {of} differ?"} | changed
-            conclude(record, table, options.out or options.runs / "comparison", wandb=options.wandb)
+            alone = len(options.what) == 1 and not (Path(options.what[0]) / "config.yaml").is_file()
+            root = Path(options.what[0]) if alone else options.runs  # beside the runs that it is about
+            conclude(record, table, options.out or root / "comparison", wandb=options.wandb)
     except (ValueError, OSError) as error:
         return refuse(error)
     return DONE
