@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitlab.model.attention import Attention, explicit, fused
+from vitlab.model.attention import Attention, Products, explicit, fused
 from vitlab.model.grid import Grid
 from vitlab.model.mlp import Mlp
 from vitlab.model.position import Position, Relative, Rope
@@ -50,6 +50,24 @@ def test_explicit_attention_is_the_formula():
     out, weights = explicit(q, k, v, None, 0.0)
     torch.testing.assert_close(weights, expected)
     torch.testing.assert_close(out, torch.einsum("bhnm,bhmd->bhnd", expected, v))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_products_head_by_head_are_explicit_attention_forward_and_backward(precision):
+    close = {"atol": 1e-5, "rtol": 1e-5} if precision == torch.float32 else {"atol": 0.05, "rtol": 0.05}
+    stacked = torch.randn(2, 7, 3, 3, 4).to(precision).permute(2, 0, 3, 1, 4)  # as the projection leaves it
+    one, two = (stacked.clone(memory_format=torch.preserve_format).requires_grad_() for _ in range(2))
+    change = torch.randn(2, 3, 7, 4).to(precision)
+    out, expected = Products.apply(one), explicit(*two, None, 0.0)[0]
+    torch.testing.assert_close(out, expected, **close)
+    out.backward(change)
+    expected.backward(change)
+    torch.testing.assert_close(one.grad, two.grad, **close)
+
+
+def test_products_gradient_is_the_slope():
+    qkv = torch.randn(3, 2, 2, 5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Products.apply, qkv)
 
 
 def test_fused_and_explicit_attention_agree_forward_and_backward():

@@ -1,11 +1,13 @@
 """Attention: every token looks at every other (Vaswani et al. 2017; Dosovitskiy et al. 2021, App. A)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from vitlab.model.dropout import Dropout
@@ -16,6 +18,7 @@ from vitlab.model.stem import divisors
 Queries = Float[Tensor, "b heads q k"]
 Keys = Float[Tensor, "b heads t k"]
 Weights = Float[Tensor, "b heads q t"]
+Projected = Float[Tensor, "three b heads t k"]  # queries, keys and values
 
 
 def explicit(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) -> tuple[Queries, Weights]:
@@ -26,6 +29,40 @@ def explicit(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float)
         logits = logits + bias * scale
     weights = logits.softmax(dim=-1, dtype=logits.dtype)
     return drop(weights, dropout) @ v, weights
+
+
+class Products(Function):
+    """`explicit` without bias and dropout for a CPU, head by head, its backward pass written out too.
+
+    The products read each head where the projection has left it, and its gradient goes back to that place. Autograd
+    would copy queries, keys and values for every product that they are in, to have them side by side.
+    """
+
+    @staticmethod
+    def forward(context: Any, qkv: Projected) -> Keys:
+        _, b, heads, t, k = qkv.shape
+        out, scale, none, seen = qkv.new_empty(b, t, heads, k), k**-0.5, qkv.new_empty(()), []
+        for head, (q, keys, v) in enumerate(zip(*(each.unbind(1) for each in qkv), strict=True)):
+            logits = torch.baddbmm(none, q, keys.mT, beta=0, alpha=scale)
+            seen.append(logits.softmax(dim=-1, dtype=logits.dtype))
+            out[:, :, head] = torch.bmm(seen[head], v)
+        context.save_for_backward(qkv, *seen)
+        return out.transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, change: Keys) -> Projected:
+        qkv, *seen = context.saved_tensors
+        _, b, heads, t, k = qkv.shape
+        whole, scale, none = qkv.new_empty(b, t, 3, heads, k), k**-0.5, qkv.new_empty(())
+        for head, (q, keys, v) in enumerate(zip(*(each.unbind(1) for each in qkv), strict=True)):
+            weights, back = seen[head], change[:, head]
+            by_weights = torch.bmm(back, v.mT)
+            by_logits = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
+            whole[:, :, 0, head] = torch.baddbmm(none, by_logits, keys, beta=0, alpha=scale)
+            whole[:, :, 1, head] = torch.baddbmm(none, by_logits.mT, q, beta=0, alpha=scale)
+            whole[:, :, 2, head] = torch.bmm(weights.mT, back)
+        return rearrange(whole, "b t three heads k -> three b heads t k")
 
 
 def fused(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) -> Queries:
@@ -86,16 +123,22 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "b t d"], position: Position, weights: list[Tensor] | None = None
     ) -> Float[Tensor, "b t d"]:
         """Attends; a list given as `weights` gains this layer's attention weights (b heads t t), before dropout."""
-        q, k, v = rearrange(self.qkv(x), "b t (three heads k) -> three b heads t k", three=3, heads=self.heads)
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        out = self.attend(position.rotate(q), position.rotate(k), v, position.bias(q), weights)
+        qkv = rearrange(self.qkv(x), "b t (three heads k) -> three b heads t k", three=3, heads=self.heads)
+        q, k, v = qkv
+        turned, beside = position.rotate(self.q_norm(q).to(v.dtype)), position.rotate(self.k_norm(k).to(v.dtype))
+        if turned is not q or beside is not k:
+            qkv = torch.stack((turned, beside, v))
+        out = self.attend(qkv, position.bias(turned), weights)
         return self.output_dropout(self.output(rearrange(out, "b heads t k -> b t (heads k)")))
 
-    def attend(self, q: Keys, k: Keys, v: Keys, bias: Weights | None, weights: list[Tensor] | None) -> Keys:
+    def attend(self, qkv: Projected, bias: Weights | None, weights: list[Tensor] | None) -> Keys:
         dropout = self.dropout if self.training else 0.0
-        plain, full = bias is None and dropout == 0, q.dtype == torch.float32
-        kernel = self.chosen(tokens=q.shape[-2], device=q.device.type, full=full, plain=plain)
-        if kernel == "fused" and weights is None:
+        plain, full, device = bias is None and dropout == 0, qkv.dtype == torch.float32, qkv.device.type
+        kernel = self.chosen(tokens=qkv.shape[-2], device=device, full=full, plain=plain)
+        if weights is None and kernel == "explicit" and plain and device == "cpu":
+            return Products.apply(qkv)
+        q, k, v = qkv
+        if weights is None and kernel == "fused":
             return fused(q, k, v, bias, dropout)
         out, seen = explicit(q, k, v, bias, dropout)
         if weights is not None:

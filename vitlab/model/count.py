@@ -37,6 +37,8 @@ class Counter(TorchFunctionMode):
             self.total += 2 * out.numel() * args[1].shape[1]
         elif func in (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm):
             self.total += 2 * out.numel() * args[0].shape[-1]
+        elif func is torch.baddbmm:
+            self.total += 2 * out.numel() * args[1].shape[-1]
         elif func in (torch.conv2d, functional.conv2d):
             self.total += 2 * out.numel() * args[1][0].numel()
         elif func is functional.scaled_dot_product_attention:
