@@ -2,10 +2,12 @@
 
 import fcntl
 import json
+import math
 import os
 import socket
 import time
 import weakref
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,13 +24,15 @@ class Lock:
 
     Args:
         path: of the file, which stays when the lock is let go.
+        waiting: is told, once, who has the lock, which is then waited for as long as that takes; None waits for none.
 
     Raises:
-        Held: another process has it.
+        Held: another process has it, and is not waited for.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, waiting: Callable[[str], object] | None = None):
         self.path = path
+        self.waiting = waiting
         self.file: TextIO | None = None
 
     def __enter__(self) -> "Lock":
@@ -36,12 +40,16 @@ class Lock:
         until = time.monotonic() + PATIENCE
         while not taken(file, fcntl.LOCK_EX):
             if time.monotonic() > until:
-                file.close()
                 who = holder(self.path) or {}
-                raise Held(
+                said = (
                     f"{self.path.parent} is being written by process {who.get('process', '?')} on"
-                    f" {who.get('host', '?')}, since {who.get('since', '?')}: wait for it, or stop it"
+                    f" {who.get('host', '?')}, since {who.get('since', '?')}"
                 )
+                if self.waiting is None:
+                    file.close()
+                    raise Held(f"{said}: wait for it, or stop it")
+                self.waiting(said)
+                until = math.inf
             time.sleep(0.05)
         file.truncate(0)
         mine = {"process": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}

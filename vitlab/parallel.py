@@ -39,6 +39,8 @@ class System:
         keep_every: epochs between two checkpoints that are kept for good, as step-N.pt; None keeps none.
         log_every: steps between two rows of metrics.jsonl.
         profile_steps: records a trace of this many steps, into the run's folder as trace.json; 0 for none.
+        cache: folder in which the images of files are kept decoded, for this training and all others that ask for it;
+            None decodes them again in every epoch.
         runs: folder of all runs.
         retrain: trains a finished run anew; the old folder is kept under another name.
 
@@ -56,6 +58,7 @@ class System:
     keep_every: float | None
     log_every: int
     profile_steps: int
+    cache: str | None
     runs: str
     retrain: bool
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitlab.dataset.examples import quiet, reason
 from vitlab.dataset.image_folder import images
-from vitlab.dataset.preprocess import turned, upright
+from vitlab.dataset.preprocess import upright
 from vitlab.pictures import small
 from vitlab.trained import Trained
 
@@ -95,8 +95,10 @@ def ready(model: Trained, path: Path, *, copy: bool) -> tuple[Tensor, Image.Imag
     if not path.is_file():
         return "it is no regular file" if path.exists() else "there is no such file"
     try:
-        with Image.open(path) as file:
-            image = turned(file)
-            return model.preprocess(image), small(upright(image, "RGB")) if copy else None
+        pixels, picture = model.preprocess(path), None
+        if copy:
+            with Image.open(path) as file:
+                picture = small(upright(file, "RGB"))
+        return pixels, picture
     except Exception as error:  # decoders of damaged files raise whatever they like
         return reason(error)

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,10 +13,12 @@ from torch.optim import Optimizer
 
 from vitlab import memory, optim
 from vitlab.dataset.augment import Augment, Transform, evaluation
+from vitlab.dataset.cache import Cached, cached
 from vitlab.dataset.dataset import Dataset
-from vitlab.dataset.examples import Examples
+from vitlab.dataset.examples import Examples, Files
 from vitlab.dataset.geometry import Geometry
 from vitlab.dataset.loader import Batch, Once, Stream, loader
+from vitlab.dataset.preprocess import Resize
 from vitlab.dataset.seeding import seed_of
 from vitlab.loss import Loss
 from vitlab.model import count
@@ -152,6 +155,7 @@ def prepare(
     Raises:
         ValueError: values that do not go together, each named with a way out.
         DatasetMissing: no images where they were looked for.
+        OSError: system.cache cannot be written.
     """
     precision = resolve(fit.precision, world.device)
     fetches = getattr(dataset, "download", False)
@@ -174,6 +178,13 @@ def prepare(
     if fit.one_batch:
         first = next(iter(Stream(examples=len(splits["train"]), batch=fit.batch_size, start=0, stop=1, seed=seed)))
         splits["train"] = splits["train"].take(torch.tensor([index for _, index in first]).numpy())
+    least = dict.fromkeys(splits, Resize(dataset.shape, dataset.evaluation_crop).least)
+    least["train"] = augment.least(dataset)
+    splits = {name: part.reduced(least[name]) for name, part in splits.items()}
+    if system.cache is not None:
+        splits = cached(
+            splits, Path(system.cache).expanduser(), cores() if system.workers == "auto" else system.workers
+        )
     shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
     torch.manual_seed(seed_of(seed))
     vit = model(**shape).to(world.device)
@@ -314,7 +325,14 @@ def reading(ready: Ready) -> str:
     if transform is None:
         return f"images come from memory as they are, {where}"
     what = "whole batches" if isinstance(transform, Geometry) else "images one by one"
-    return f"images are augmented as {what}, {where}"
+    said = f"images are augmented as {what}, {where}"
+    if isinstance(ready.splits["train"], Cached):
+        said += f"; they lie decoded in {ready.system.cache}"
+    elif isinstance(ready.splits["train"], Files):
+        said += "; each is decoded in every epoch (system.cache=FOLDER would keep them decoded)"
+    elif ready.system.cache is not None:
+        said += "; system.cache is not used, for these images are in no files of their own"
+    return said
 
 
 def training_batches(ready: Ready, start: int) -> Iterable[Batch]:
@@ -341,8 +359,12 @@ def workers(ready: Ready, transform: object) -> int:
         return ready.system.workers
     if transform is None or (ready.world.device.type == "cpu" and ready.dataset.size is not None):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores // ready.world.size)
+    return min(8, cores() // ready.world.size)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def facts(ready: Ready) -> dict[str, Any]:

@@ -352,7 +352,8 @@ def measure(
     for split in splits:
         examples, witness = parts[split], Witness(model.model)
         once = Once(examples=len(examples), batch=int(config["fit"]["evaluation_batch_size"]))
-        batches = loader(examples, transform, once, workers=workers, pin=here.device.type == "cuda")
+        seen = examples.reduced(ready.resize.least)
+        batches = loader(seen, transform, once, workers=workers, pin=here.device.type == "cuda")
         labels: list[Tensor] = []
         named = mapped(batches, places, labels)
         scores = train.evaluate(witness, named, normalise.to(here.device), here, precision)

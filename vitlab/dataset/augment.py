@@ -1,5 +1,6 @@
 """Augmentation, through timm: what happens to an image (or a batch) between the file and the model in training."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Literal
@@ -134,6 +135,14 @@ class Augment:
         if self.auto_augment is not None and dataset.channels == 1:  # the policies know colour images only
             second.transforms = [transforms.Grayscale(3), *second.transforms, transforms.Grayscale(1)]
         return transforms.Compose([*steps, *second.transforms, *last.transforms])
+
+    def least(self, dataset: Dataset) -> int:
+        """Pixels that an image's shorter side must have left for no crop to be magnified more than the whole's is."""
+        least = Resize(dataset.shape, dataset.evaluation_crop).least
+        if self.crop != "resized":
+            return least
+        share = math.sqrt(self.area[0] * 3 / 4)  # of a side, kept by the smallest crop at the most uneven aspect
+        return max(least, math.ceil(max(dataset.shape) / share))
 
     def geometry(self, dataset: Dataset) -> Geometry | None:
         """The same for whole batches, where nothing but crop and mirror is asked for of images held at their size."""

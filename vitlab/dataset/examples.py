@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from copy import copy
 from io import BytesIO
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class Examples:
     """The contract: labels, and the image of each as a PIL image."""
 
     labels: np.ndarray
+    least: int | None = None  # pixels that the shorter side of a JPEG has left at least (`turned`); None: it is whole
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,6 +45,12 @@ class Examples:
     def take(self, indices: np.ndarray) -> "Examples":
         """The examples at these indices."""
         raise NotImplementedError(f"{type(self).__name__} has no take")
+
+    def reduced(self, least: int | None) -> "Examples":
+        """The same examples, for one who has no use for more than `least` pixels on an image's shorter side."""
+        same = copy(self)
+        same.least = least
+        return same
 
 
 class Pixels(Examples):
@@ -82,13 +90,22 @@ class Files(Examples):
         labels: class of each (n,).
         mode: PIL's name of the mode each is converted to: "RGB" or "L".
         remedy: what to do about a file that cannot be read.
+        least: see `Examples.reduced`.
     """
 
-    def __init__(self, paths: list[Path] | np.ndarray, labels: np.ndarray, mode: str, remedy: str = "fetch it again"):
+    def __init__(
+        self,
+        paths: list[Path] | np.ndarray,
+        labels: np.ndarray,
+        mode: str,
+        remedy: str = "fetch it again",
+        least: int | None = None,
+    ):
         self.names = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(p) for p in paths], dtype=bytes)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.mode = mode
         self.remedy = remedy
+        self.least = least
 
     @property
     def paths(self) -> list[Path]:
@@ -97,23 +114,28 @@ class Files(Examples):
     def image(self, index: int) -> Image.Image:
         path = Path(os.fsdecode(self.names[index]))
         try:
-            return decoded(path, self.mode)
+            return decoded(path, self.mode, self.least)
         except (OSError, SyntaxError, ValueError) as error:
             raise UnreadableImage(path, error, self.remedy) from error
 
     def take(self, indices: np.ndarray) -> "Files":
-        return Files(self.names[indices], self.labels[indices], self.mode, self.remedy)
+        return Files(self.names[indices], self.labels[indices], self.mode, self.remedy, self.least)
 
 
-def decoded(file: Path | BytesIO, mode: str) -> Image.Image:
+def decoded(file: Path | BytesIO, mode: str, least: int | None = None) -> Image.Image:
     """The image in a file, upright, in one of PIL's modes.
+
+    Args:
+        file: a path, or the file's bytes.
+        mode: PIL's name of the mode.
+        least: pixels that the shorter side of a JPEG must have left; see `turned`.
 
     Raises:
         OSError, SyntaxError, ValueError: it cannot be read, whatever its decoder raised.
     """
     try:
         with quiet(), Image.open(file) as image:
-            return upright(image, mode)
+            return upright(image, mode, least)
     except (OSError, SyntaxError, ValueError):
         raise
     except Exception as error:

@@ -214,15 +214,26 @@ class Rows(Examples):
         column: of the images.
         mode: PIL's name of the mode each is converted to: "RGB" or "L".
         name: of the table, for complaints.
+        least: see `Examples.reduced`.
     """
 
-    def __init__(self, table: Any, indices: np.ndarray, labels: np.ndarray, column: str, mode: str, name: str):
+    def __init__(
+        self,
+        table: Any,
+        indices: np.ndarray,
+        labels: np.ndarray,
+        column: str,
+        mode: str,
+        name: str,
+        least: int | None = None,
+    ):
         self.table = table
         self.indices = indices
         self.labels = labels
         self.column = column
         self.mode = mode
         self.name = name
+        self.least = least
 
     def image(self, index: int) -> Image.Image:
         row = int(self.indices[index])
@@ -232,13 +243,14 @@ class Rows(Examples):
             if cell.get("bytes") is None and "://" in (cell.get("path") or "://"):
                 raise ValueError("no image is in the row, and none in a local file")  # the network is left alone
             file = Path(cell["path"]) if cell["bytes"] is None else io.BytesIO(cell["bytes"])
-            return decoded(file, self.mode)
+            return decoded(file, self.mode, self.least)
         except (OSError, SyntaxError, ValueError) as error:
             remedy = "mend it, or fetch the set again"
             raise UnreadableImage(f"{self.name} row {row}", error, remedy) from error
 
     def take(self, indices: np.ndarray) -> "Rows":
-        return Rows(self.table, self.indices[indices], self.labels[indices], self.column, self.mode, self.name)
+        rows, labels = self.indices[indices], self.labels[indices]
+        return Rows(self.table, rows, labels, self.column, self.mode, self.name, self.least)
 
 
 class Refused(ValueError):

@@ -248,6 +248,7 @@ class Tars(Examples):
         mode: PIL's name of the mode each is converted to: "RGB" or "L".
         lanes: shards that a batch draws from side by side.
         window: shards of a lane that are shuffled together.
+        least: see `Examples.reduced`.
     """
 
     names: tuple[str, ...]
@@ -260,6 +261,7 @@ class Tars(Examples):
     mode: str
     lanes: int
     window: int
+    least: int | None = None
 
     def take(self, indices: np.ndarray) -> "Tars":
         arrays = {key: getattr(self, key)[indices] for key in ("shard", "offsets", "sizes", "labels")}
@@ -271,7 +273,7 @@ class Tars(Examples):
         file = self.store.open(name, self.bytes[shard]) if is_remote(name) else os.open(name, os.O_RDONLY)
         try:
             data = os.pread(file, size, offset)
-            return decoded(io.BytesIO(data), self.mode)
+            return decoded(io.BytesIO(data), self.mode, self.least)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = ValueError("its format is not known") if isinstance(error, UnidentifiedImageError) else error
             member = member_name(os.pread(file, 512, offset - 512))
