@@ -28,6 +28,7 @@ OFF = {
     "cutmix": 0.0,
     "mix_probability": 1.0,
     "cutmix_share": 0.5,
+    "batched": "auto",
 }
 
 
@@ -50,7 +51,6 @@ def first_batches(dataset, augmentation, workers, steps=3, seed=0, **more):
     return torch.cat([pixels for pixels, _ in batches]), torch.cat([labels for _, labels in batches])
 
 
-CPU = torch.device("cpu")
 STRONG = {"crop": "pad", "flip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1"}
 
 
@@ -78,6 +78,18 @@ def test_an_image_is_augmented_anew_in_every_epoch():
     first, again, later = (view.__getitems__([(epoch, 5)])[0] for epoch in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
+
+
+def test_whole_batches_are_augmented_where_that_can_be_and_is_not_forbidden():
+    crop = {"crop": "pad", "flip": 0.5}
+    assert augment(**crop).geometry(digits()) is not None
+    assert augment(**crop, batched=True).geometry(digits()) is not None
+    assert augment(**crop, batched=False).geometry(digits()) is None
+    assert augment(**crop, auto_augment="rand-m9").geometry(digits()) is None
+    assert augment(batched=True).geometry(digits()) is None
+    for odd, dataset in (({"color_jitter": 0.4}, digits()), (crop, colours())):
+        with pytest.raises(ValueError, match="augment.batched=true, but .* one after the other"):
+            augment(**odd, batched=True).geometry(dataset)
 
 
 def test_digits_are_never_mirrored():
@@ -137,7 +149,7 @@ def test_files_of_any_size_become_batches(tmp_path):
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
 @pytest.mark.parametrize("kind", [{"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}])
 def test_mixing_works_with_odd_batches_and_keeps_the_labels_mass(n, kind):
-    mix = augment(**kind).batchwise(10, CPU)
+    mix = augment(**kind).batchwise(10)
     images, labels = torch.randn(n, 1, 8, 8), torch.arange(n)
     mixed, targets = mix(images.clone(), labels, np.arange(n), 3, 4)
     assert mixed.shape == images.shape
@@ -148,19 +160,19 @@ def test_mixing_works_with_odd_batches_and_keeps_the_labels_mass(n, kind):
 
 
 def test_mixup_mixes_images_as_their_labels():
-    mix = augment(mixup=1.0).batchwise(3, CPU)
+    mix = augment(mixup=1.0).batchwise(3)
     images = torch.stack([torch.full((1, 4, 4), float(i)) for i in range(3)])
     mixed, targets = mix(images.clone(), torch.arange(3), np.arange(3), 1)
     torch.testing.assert_close(mixed[:, 0, 0, 0], targets @ torch.arange(3.0))
 
 
 def test_without_alphas_nothing_is_mixed():
-    assert augment().batchwise(10, CPU) is None
-    assert augment(mixup=0.5, mix_probability=0.0).batchwise(10, CPU) is None
+    assert augment().batchwise(10) is None
+    assert augment(mixup=0.5, mix_probability=0.0).batchwise(10) is None
 
 
 def test_erasing_puts_noise_in_a_rectangle_of_some_images_and_keeps_the_labels():
-    erase = augment(erase=0.5).batchwise(10, CPU)
+    erase = augment(erase=0.5).batchwise(10)
     images, labels = torch.zeros(40, 3, 16, 16), torch.arange(40) % 10
     erased, targets = erase(images.clone(), labels, np.arange(40), 3, 4)
     assert torch.equal(targets, labels)

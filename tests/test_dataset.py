@@ -6,7 +6,7 @@ import torch
 from disk import write_idx, write_images, write_mnist
 from PIL import Image
 
-from vitlab.dataset.dataset import DatasetMissing
+from vitlab.dataset.dataset import DatasetMissing, read_once
 from vitlab.dataset.digits import Digits
 from vitlab.dataset.examples import Files, Pixels
 from vitlab.dataset.image_folder import ImageFolder
@@ -82,6 +82,25 @@ def test_splits_share_no_image_and_depend_on_their_own_seed():
     again, other = digits().splits(), digits(split_seed=1).splits()
     assert torch.equal(again["validation"].pixels, splits["validation"].pixels)
     assert not torch.equal(other["validation"].pixels, splits["validation"].pixels)
+
+
+def test_trainings_in_a_row_read_a_dataset_once(monkeypatch):
+    reads = []
+    read = Digits.read
+    monkeypatch.setattr(Digits, "read", lambda self: reads.append(self.split_seed) or read(self))
+
+    def splits(seed=0):
+        return Digits(**(COMMON | {"split_seed": seed}), test_fraction=0.2).splits()
+
+    with read_once():
+        first = splits()
+        first["train"] = None
+        assert torch.equal(splits()["test"].pixels, first["test"].pixels)
+        assert splits()["train"] is not None
+        splits(1)
+        assert reads == [0, 1]
+    splits(1)
+    assert reads == [0, 1, 1]
 
 
 def test_a_subset_of_the_training_images_leaves_validation_and_test_alone():

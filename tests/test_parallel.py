@@ -148,3 +148,11 @@ def test_every_example_counts_once_in_batches_of_the_same_sizes(examples, world)
     assert len({tuple(len(batch) for batch in batches) for batches in ranks}) == 1
     counted = [index for batches in ranks for batch in batches for turn, index in batch if turn != AGAIN]
     assert sorted(counted) == list(range(examples))
+
+
+def test_full_batches_repeat_what_does_not_count():
+    batches = list(Once(examples=7, batch=3, full=True, rank=1, world=2))
+    assert batches == [[(0, 1), (0, 3), (0, 5)], [(AGAIN, 0), (AGAIN, 0), (AGAIN, 0)]][: len(batches)]
+    ranks = [list(Once(examples=7, batch=3, full=True, rank=rank, world=2)) for rank in range(2)]
+    assert {len(batch) for batches in ranks for batch in batches} == {3}
+    assert len(ranks[0]) == len(ranks[1]) == 2

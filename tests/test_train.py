@@ -13,6 +13,7 @@ from test_config import check, compose
 
 import vitlab
 from vitlab import checkpoint, config, recipe, train
+from vitlab.dataset.examples import Pixels
 from vitlab.parallel import World, resolve, world
 from vitlab.run import Run, find
 
@@ -222,6 +223,58 @@ def test_automatic_precision_is_bf16_where_it_is_native(monkeypatch):
     assert resolve("bf16", cpu) == "bf16"
 
 
+def test_images_lie_on_the_gpu_where_they_fit_and_are_used_there(monkeypatch):
+    gpu = World(0, 1, torch.device("cuda"))
+    free = {"bytes": 1000}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free["bytes"], 0))
+    monkeypatch.setattr(Pixels, "on", lambda self, device: device.type)
+
+    def moved(*overrides, here=gpu):
+        parts = config.assemble(check(compose([*SMALL, *overrides])[0]))
+        splits = parts["dataset"].splits()
+        found = recipe.aboard(splits, parts["dataset"], parts["augment"], parts["system"], here)
+        assert found == splits or set(found.values()) == {"cuda"}
+        return found != splits
+
+    assert not moved()
+    with pytest.raises(ValueError, match=r"system.resident=true, but they take 0.0 GB of 0.0 GB that are free"):
+        moved("system.resident=true")
+    free["bytes"] = 10**9
+    assert moved()
+    assert moved("system.resident=true")
+    assert not moved("system.resident=false")
+    assert not moved(here=ALONE)
+    assert not moved("augment=randaugment")
+    with pytest.raises(ValueError, match=r"augmented one after the other, which a CPU does"):
+        moved("augment=randaugment", "system.resident=true")
+    with pytest.raises(ValueError, match=r"system.workers=2 cannot read a GPU's memory"):
+        moved("system.workers=2", "system.resident=true")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("augment", ["none", "flip_crop"])
+def test_images_on_the_gpu_are_augmented_as_those_in_memory(augment):
+    seen = []
+    for resident in ("true", "false"):
+        node = check(compose([*SMALL, f"augment={augment}", f"system.resident={resident}"])[0])
+        ready = recipe.prepare(**config.assemble(node), world=World(0, 1, torch.device("cuda")))
+        pixels, labels = next(iter(recipe.training_batches(ready, 3)))
+        assert pixels.is_cuda == (resident == "true")
+        seen.append((pixels.cpu(), labels.cpu()))
+    for one, two in zip(*seen, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("way", ["true", "graphs"])
+def test_a_compiled_training_on_cuda_is_the_plain_one(tmp_path, way):
+    here = World(0, 1, torch.device("cuda"))
+    plain, _ = fit(tmp_path, name="plain", here=here)
+    compiled, _ = fit(tmp_path, f"system.compile={way}", name="compiled", here=here)
+    for one, two in zip(weights(plain).values(), weights(compiled).values(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-3)
+
+
 def test_durations_are_epochs_steps_or_images():
     def total(*overrides):
         return config.assemble(check(compose(["fit.batch_size=16", *overrides])[0]))["fit"].total(100)
@@ -263,6 +316,8 @@ def test_a_trace_of_the_first_steps_is_written_when_asked_for(tmp_path):
         (["augment.repeats=0"], "augment.repeats=0"),
         (["augment=randaugment", "augment.color_jitter=0.4"], "the policy changes colours itself"),
         (["augment.auto_augment=rand-q"], "augment.auto_augment"),
+        (["augment=randaugment", "augment.batched=true"], "augment.auto_augment=rand-m9.* is for one image"),
+        (["system.compile=graphs"], "CUDA graphs need a GPU"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, overrides, sentence):

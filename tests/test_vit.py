@@ -361,6 +361,34 @@ torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)
     subprocess.run([sys.executable, "-c", code], check=True)  # away from the run-time checks, which break the graph
 
 
+def test_one_compilation_serves_all_models_of_a_shape_and_there_may_be_many_shapes():
+    code = """
+from types import SimpleNamespace
+import torch
+from torch._dynamo.utils import counters
+from vitlab.model.vit import ViT
+from vitlab.parallel import alone, spread
+images, stats = torch.randn(2, 1, 8, 8), counters["stats"]
+def train(width):
+    model = ViT(image_size=8, channels=1, classes=3, patch=4, width=width, depth=1, heads=2)
+    plain = ViT(image_size=8, channels=1, classes=3, patch=4, width=width, depth=1, heads=2)
+    plain.load_state_dict(model.state_dict())
+    spread(model, alone(), SimpleNamespace(activation_checkpointing=False, compile=True, parallel="auto"))
+    model.compile(backend="aot_eager")
+    for each in (model, plain):
+        each(images).square().sum().backward()
+    for one, two in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad)
+train(8)
+train(8)
+assert stats["unique_graphs"] == 1, stats
+for width in range(16, 16 + 8 * 9, 8):
+    train(width)
+assert stats["unique_graphs"] == 10, stats
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.cuda
 def test_logits_on_cuda_equal_those_on_the_cpu():
     model, x = vit(), images()

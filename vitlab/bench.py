@@ -124,7 +124,7 @@ def composition(ready: Ready, *, rounds: int, warmup: int) -> dict[str, Any]:
 
     state.scaler.unscale_ = optimizer_begins
     normalise = Normalise(ready.dataset.mean, ready.dataset.std).to(device)
-    batchwise = ready.augment.batchwise(len(ready.dataset.classes), device)
+    batchwise = ready.augment.batchwise(len(ready.dataset.classes))
     batches = iter(training_batches(ready, 0))
     which = places(ready.fit.batch_size, here.rank, here.size)
     stages: list[dict[str, float]] = []

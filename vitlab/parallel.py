@@ -18,6 +18,7 @@ from vitlab.model.vit import ViT
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SHAPES = 256  # of models that a process may train compiled; torch would run a ninth one uncompiled
 PATIENCE = timedelta(minutes=30)  # that processes wait for one of them, such as one that fetches a dataset
 
 
@@ -30,7 +31,8 @@ class System:
         workers: processes that read and augment images; auto is none for images that are held in memory on a CPU, or
             used as they are.
         threads: of torch on a CPU; None leaves torch's choice.
-        compile: whether the model is compiled (torch.compile).
+        compile: whether the model is compiled (torch.compile), once for all models of a shape that the process trains;
+            `graphs` also records its kernels as CUDA graphs, for small models on a GPU that waits for Python.
         parallel: how the processes that torchrun started train together. ddp: each has the whole model and a part of
             the batch; fsdp: each has a part of every weight as well (FSDP2); auto is ddp; none refuses several.
         activation_checkpointing: whether the backward pass computes each block's activations again instead of keeping
@@ -39,6 +41,8 @@ class System:
         keep_every: epochs between two checkpoints that are kept for good, as step-N.pt; None keeps none.
         log_every: steps between two rows of metrics.jsonl.
         profile_steps: records a trace of this many steps, into the run's folder as trace.json; 0 for none.
+        resident: whether images that are held in memory lie on the GPU, all of them, and are augmented there; auto is
+            where they take no more than a quarter of what is free. On a CPU they are where they are used.
         cache: folder in which the images of files are kept decoded, for this training and all others that ask for it;
             None decodes them again in every epoch.
         runs: folder of all runs.
@@ -51,13 +55,14 @@ class System:
     device: str
     workers: int | Literal["auto"]
     threads: int | None
-    compile: bool
+    compile: bool | Literal["graphs"]
     parallel: Literal["auto", "none", "ddp", "fsdp"]
     activation_checkpointing: bool
     save_minutes: float | None
     keep_every: float | None
     log_every: int
     profile_steps: int
+    resident: bool | Literal["auto"]
     cache: str | None
     runs: str
     retrain: bool
@@ -96,6 +101,9 @@ class System:
                 f"system.device={self.device}: torch sees {torch.cuda.device_count()} CUDA devices here; use"
                 " system.device=auto or cpu"
             )
+        gpu = device.type == "cuda" or (self.device == "auto" and torch.cuda.is_available())
+        if self.compile == "graphs" and not gpu:
+            raise ValueError("system.compile=graphs: CUDA graphs need a GPU: use system.compile=true")
         if self.parallel == "none" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("system.parallel=none, and torchrun started several processes: use system.parallel=auto")
 
@@ -227,8 +235,11 @@ def spread(model: ViT, here: World, system: System) -> nn.Module:
             block.forward = partial(recomputed, block.forward)  # type: ignore[method-assign]
     sharded = here.size > 1 and system.parallel == "fsdp"
     if system.compile:
+        import torch._dynamo.config
+
+        torch._dynamo.config.recompile_limit = SHAPES  # ty: ignore[invalid-assignment]
         for part in model.blocks if sharded else [model]:
-            part.compile()
+            part.compile(mode="reduce-overhead" if system.compile == "graphs" else None)
     if sharded:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard

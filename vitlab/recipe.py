@@ -15,7 +15,7 @@ from vitlab import memory, optim
 from vitlab.dataset.augment import Augment, Transform, evaluation
 from vitlab.dataset.cache import Cached, cached
 from vitlab.dataset.dataset import Dataset
-from vitlab.dataset.examples import Examples, Files
+from vitlab.dataset.examples import Examples, Files, Pixels
 from vitlab.dataset.geometry import Geometry
 from vitlab.dataset.loader import Batch, Once, Stream, loader
 from vitlab.dataset.preprocess import Resize
@@ -26,6 +26,8 @@ from vitlab.model.vit import ViT
 from vitlab.parallel import Precision, System, World, resolve, spread
 from vitlab.schedule import Schedule, Started
 from vitlab.tracking import Tracking
+
+RESIDENT = 0.25  # of a GPU's free memory, which images may take
 
 
 @dataclass(kw_only=True)
@@ -185,6 +187,7 @@ def prepare(
         splits = cached(
             splits, Path(system.cache).expanduser(), cores() if system.workers == "auto" else system.workers
         )
+    splits = aboard(splits, dataset, augment, system, world)
     shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
     torch.manual_seed(seed_of(seed))
     vit = model(**shape).to(world.device)
@@ -255,6 +258,11 @@ def examine(
             f"fit.auto_accumulate=true with {world.size} processes, which cannot run out of memory together: give"
             " fit.accumulate instead"
         )
+    if system.compile == "graphs" and (fit.accumulate > 1 or fit.auto_accumulate or world.size > 1):
+        raise ValueError(
+            "system.compile=graphs: a graph writes its gradients to the same place each time, which neither parts of a"
+            " batch nor several processes allow: use system.compile=true, or one process and one part"
+        )
     if world.size > 1 and augment.mixes and fit.batch_size % (2 * world.size):
         raise ValueError(
             f"fit.batch_size={fit.batch_size}: each of {world.size} processes needs pairs of images to mix: use a"
@@ -264,6 +272,7 @@ def examine(
     steps = fit.total(train)
     steps_per_epoch = train / fit.batch_size
     augment.transform(dataset)
+    augment.geometry(dataset)
 
     if not here:
         return steps, steps_per_epoch
@@ -279,6 +288,33 @@ def examine(
         recomputed=system.activation_checkpointing,
     )
     return steps, steps_per_epoch
+
+
+def aboard(
+    splits: dict[str, Examples], dataset: Dataset, augment: Augment, system: System, here: World
+) -> dict[str, Examples]:
+    """The splits, on the GPU if they are to lie there.
+
+    Raises:
+        ValueError: they cannot, and system.resident=true.
+    """
+    if here.device.type == "cpu" or system.resident is False:
+        return splits
+    held = {name: part for name, part in splits.items() if isinstance(part, Pixels)}
+    size, free = sum(part.pixels.nbytes for part in held.values()), torch.cuda.mem_get_info(here.device)[0]
+    against = {
+        "these images are read from files": len(held) < len(splits),
+        "they are augmented one after the other, which a CPU does": not isinstance(
+            seen(augment, dataset), Geometry | None
+        ),
+        f"system.workers={system.workers} cannot read a GPU's memory": system.workers not in ("auto", 0),
+        f"they take {size / 1e9:.1f} GB of {free / 1e9:.1f} GB that are free": size > RESIDENT * free,
+    }
+    if found := [reason for reason, holds in against.items() if holds]:
+        if system.resident is True:
+            raise ValueError(f"system.resident=true, but {found[0]}: use system.resident=auto")
+        return splits
+    return {name: part.on(here.device) for name, part in held.items()}
 
 
 def rates(ready: Ready) -> str:
@@ -313,22 +349,25 @@ def training_order(ready: Ready, start: int) -> Stream:
     )
 
 
-def seen(ready: Ready) -> Transform | Geometry | None:
+def seen(augment: Augment, dataset: Dataset) -> Transform | Geometry | None:
     """What training images go through: a whole batch at once where that can be, else each alone."""
-    return ready.augment.geometry(ready.dataset) or ready.augment.transform(ready.dataset)
+    return augment.geometry(dataset) or augment.transform(dataset)
 
 
 def reading(ready: Ready) -> str:
     """How training images come to the model, in words."""
-    transform, count = seen(ready), workers(ready, seen(ready))
+    train, transform = ready.splits["train"], seen(ready.augment, ready.dataset)
+    count = workers(ready, train, transform)
     where = f"in {count} worker process{'es' * (count != 1)}" if count else "in the training's own process"
+    if resides(train):
+        where = "on the GPU, where all of them lie"
     if transform is None:
         return f"images come from memory as they are, {where}"
     what = "whole batches" if isinstance(transform, Geometry) else "images one by one"
     said = f"images are augmented as {what}, {where}"
-    if isinstance(ready.splits["train"], Cached):
+    if isinstance(train, Cached):
         said += f"; they lie decoded in {ready.system.cache}"
-    elif isinstance(ready.splits["train"], Files):
+    elif isinstance(train, Files):
         said += "; each is decoded in every epoch (system.cache=FOLDER would keep them decoded)"
     elif ready.system.cache is not None:
         said += "; system.cache is not used, for these images are in no files of their own"
@@ -336,30 +375,45 @@ def reading(ready: Ready) -> str:
 
 
 def training_batches(ready: Ready, start: int) -> Iterable[Batch]:
-    transform = seen(ready)
-    return loader(
-        ready.splits["train"],
-        transform,
-        training_order(ready, start),
-        seed=ready.seed,
-        workers=workers(ready, transform),
-        pin=ready.world.device.type == "cuda",
-    )
+    return batches(ready, "train", seen(ready.augment, ready.dataset), training_order(ready, start))
 
 
 def evaluation_batches(ready: Ready, split: str) -> Iterable[Batch]:
-    here, examples, transform = ready.world, ready.splits[split], evaluation(ready.dataset)
-    order = Once(examples=len(examples), batch=ready.fit.evaluation_batch_size, rank=here.rank, world=here.size)
-    return loader(examples, transform, order, workers=workers(ready, transform), pin=here.device.type == "cuda")
+    order = Once(
+        examples=len(ready.splits[split]),
+        batch=ready.fit.evaluation_batch_size,
+        full=bool(ready.system.compile),  # which would compile the model for a smaller one again
+        rank=ready.world.rank,
+        world=ready.world.size,
+    )
+    return batches(ready, split, evaluation(ready.dataset), order)
 
 
-def workers(ready: Ready, transform: object) -> int:
+def batches(ready: Ready, split: str, transform: Transform | Geometry | None, order: Stream | Once) -> Iterable[Batch]:
+    examples = ready.splits[split]
+    return loader(
+        examples,
+        transform,
+        order,
+        seed=ready.seed,
+        workers=workers(ready, examples, transform),
+        pin=ready.world.device.type == "cuda" and not resides(examples),
+    )
+
+
+def workers(ready: Ready, examples: Examples, transform: object) -> int:
     """Processes that read images: some for a GPU or for files; none where they would take a core from the training."""
     if ready.system.workers != "auto":
         return ready.system.workers
-    if transform is None or (ready.world.device.type == "cpu" and ready.dataset.size is not None):
+    in_memory = ready.dataset.size is not None
+    if transform is None or resides(examples) or (ready.world.device.type == "cpu" and in_memory):
         return 0
     return min(8, cores() // ready.world.size)
+
+
+def resides(examples: Examples) -> bool:
+    """Whether the images lie on a GPU."""
+    return isinstance(examples, Pixels) and examples.pixels.is_cuda
 
 
 def cores() -> int:

@@ -50,7 +50,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
     """
     options, here, device, total = ready.fit, ready.world, ready.world.device, ready.steps
     normalise = Normalise(ready.dataset.mean, ready.dataset.std).to(device)
-    batchwise = ready.augment.batchwise(len(ready.dataset.classes), device)
+    batchwise = ready.augment.batchwise(len(ready.dataset.classes))
     wrote = {"vitlab": version("vitlab"), "torch": str(torch.__version__), "run": identity(config)}
     known = {"seed": ready.seed, "cell": cell(config)}
     state = State(ready, wrote)
@@ -231,6 +231,8 @@ def update(state: State, images: Tensor, targets: Tensor) -> Tensor:
         if here.device.type == "cuda":  # torch.manual_seed would ask every backend there is, for 0.15 ms
             torch.cuda.manual_seed(seed)
         optimizer.zero_grad()
+        if ready.system.compile == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()
         try:
             sums = backward(state, images, targets)
         except RuntimeError as error:
@@ -362,28 +364,28 @@ class Stopped(Exception):
         super().__init__(f"stopped at step {step} of {steps}{where}; the same command goes on")
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], normalise: Normalise, here: World, precision: str
 ) -> dict[str, float]:
     """Mean cross-entropy (`loss`, without smoothing) and share of right answers (`accuracy`), every image once."""
     model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=here.device)
-    for pixels, labels in batches:
-        labels = labels.to(here.device, non_blocking=True)
-        try:
-            with autocast(here.device, precision):
-                logits = model(normalise(pixels.to(here.device, non_blocking=True)))
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            raise OutOfMemory(
-                f"out of memory in evaluation with {len(pixels)} images at once: use a smaller"
-                " fit.evaluation_batch_size"
-            ) from error
-        loss = functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=AGAIN)
-        right = (logits.argmax(dim=-1) == labels).sum()
-        totals += torch.stack((loss.double(), right.double(), (labels != AGAIN).sum().double()))
+    with torch.no_grad(), torch.inference_mode(here.size == 1):  # which FSDP's gathered weights cannot be used after
+        totals = torch.zeros(3, dtype=torch.float64, device=here.device)
+        for pixels, labels in batches:
+            labels = labels.to(here.device, non_blocking=True)
+            try:
+                with autocast(here.device, precision):
+                    logits = model(normalise(pixels.to(here.device, non_blocking=True)))
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                raise OutOfMemory(
+                    f"out of memory in evaluation with {len(pixels)} images at once: use a smaller"
+                    " fit.evaluation_batch_size"
+                ) from error
+            loss = functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=AGAIN)
+            right = (logits.argmax(dim=-1) == labels).sum()
+            totals += torch.stack((loss.double(), right.double(), (labels != AGAIN).sum().double()))
     model.train()
     loss, right, images = here.sum(totals).tolist()
     return {"loss": loss / images, "accuracy": right / images}

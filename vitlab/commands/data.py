@@ -113,7 +113,7 @@ def picture(ready: "Ready") -> "Figure":
     pixels, labels = next(iter(recipe.training_batches(few, 0)))
     images = Normalise(data.mean, data.std)(pixels)
     targets = labels
-    batchwise = ready.augment.batchwise(len(data.classes), torch.device("cpu"))
+    batchwise = ready.augment.batchwise(len(data.classes))
     if batchwise is not None:
         images, targets = batchwise(images, labels, np.arange(len(labels)), ready.seed, 0)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))

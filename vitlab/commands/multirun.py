@@ -197,8 +197,10 @@ def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
         if not any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in given):
             given = [*given, f"hydra.sweep.dir={quoted(folder)}"]
     broken = None
+    from vitlab.dataset.dataset import read_once
+
     try:
-        with patient(given):
+        with patient(given), read_once():
             handed(task, [*flags, *given])
     except SystemExit:
         if not (task.codes and task.codes[-1] >= 128):

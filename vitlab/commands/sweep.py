@@ -149,14 +149,16 @@ def seeds(said: str) -> tuple[int, ...]:
 def serial(jobs: list[Any]) -> int:
     """One training after the other in this process, which imports and reads once for all."""
     from vitlab.commands.train import run
+    from vitlab.dataset.dataset import read_once
 
     status = DONE
-    for number, job in enumerate(jobs):
-        print(f"\n--- {number + 1} of {len(jobs)}: {job}")
-        code = run(*configuration.compose(job.words))
-        if code >= 128:
-            return code
-        status = max(status, FAILED if code else DONE)
+    with read_once():
+        for number, job in enumerate(jobs):
+            print(f"\n--- {number + 1} of {len(jobs)}: {job}")
+            code = run(*configuration.compose(job.words))
+            if code >= 128:
+                return code
+            status = max(status, FAILED if code else DONE)
     return status
 
 

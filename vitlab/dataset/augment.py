@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from vitlab.dataset.dataset import Dataset
+from vitlab.dataset.erasing import Erasing
 from vitlab.dataset.geometry import Geometry
 from vitlab.dataset.preprocess import Resize, to_pixels
-from vitlab.dataset.seeding import reseed, seeded
+from vitlab.dataset.seeding import seeded
 from vitlab.lean import modules
 
 LEAST = 1e-30  # of a strength: of less no draw can be made
@@ -43,6 +44,8 @@ class Augment:
         cutmix: alpha of CutMix's (Yun et al. 2019).
         mix_probability: share of batches that are mixed.
         cutmix_share: share of mixed batches that CutMix takes where both are on.
+        batched: whether crop and mirror are done to whole batches where they lie (true), or to one image after the
+            other by timm (false): the same distribution, other draws; auto is whole batches where that can be.
 
     Raises:
         ValueError: a chance outside 0 ... 1, a negative strength.
@@ -63,6 +66,7 @@ class Augment:
         cutmix: float,
         mix_probability: float,
         cutmix_share: float,
+        batched: bool | Literal["auto"],
     ):
         chances = {
             "flip": flip,
@@ -98,6 +102,7 @@ class Augment:
         self.cutmix = cutmix
         self.mix_probability = mix_probability
         self.cutmix_share = cutmix_share
+        self.batched = batched
 
     def transform(self, dataset: Dataset) -> Transform | None:
         """What one training image goes through, for `dataset`'s size; None where that is nothing."""
@@ -145,16 +150,29 @@ class Augment:
         return max(least, math.ceil(max(dataset.shape) / share))
 
     def geometry(self, dataset: Dataset) -> Geometry | None:
-        """The same for whole batches, where nothing but crop and mirror is asked for of images held at their size."""
+        """The same for whole batches, where nothing but crop and mirror is asked for of images held at their size.
+
+        Raises:
+            ValueError: more is asked for, and `batched`.
+        """
         flip = self.flip if dataset.flip else 0.0
-        if dataset.size is None or self.color_jitter or self.auto_augment or (self.crop == "none" and not flip):
+        alone = {
+            "these images are decoded from files, one": dataset.size is None,
+            f"augment.color_jitter={self.color_jitter} is for one image": self.color_jitter,
+            f"augment.auto_augment={self.auto_augment} is for one image": self.auto_augment,
+        }
+        if found := [reason for reason, holds in alone.items() if holds]:
+            if self.batched is True:
+                raise ValueError(f"augment.batched=true, but {found[0]} after the other: use augment.batched=auto")
+            return None
+        if self.batched is False or (self.crop == "none" and not flip):
             return None
         border = (round(dataset.shape[0] * self.pad), round(dataset.shape[1] * self.pad))
         return Geometry(size=dataset.shape, crop=self.crop, border=border, area=self.area, flip=flip)
 
-    def batchwise(self, classes: int, device: torch.device) -> "Batchwise | None":
+    def batchwise(self, classes: int) -> "Batchwise | None":
         """What one training batch goes through on the device; None where that is nothing."""
-        return Batchwise(self, classes, device, self.mixes) if self.mixes or self.erase else None
+        return Batchwise(self, classes) if self.mixes or self.erase else None
 
     @property
     def mixes(self) -> bool:
@@ -163,19 +181,17 @@ class Augment:
 
 
 class Batchwise:
-    """Random erasing, then mixup and CutMix, by timm, on normalised batches of any size where they lie.
+    """Random erasing, then timm's mixup and CutMix, on normalised batches of any size where they lie.
 
     Drawn from `key` alone, and erased areas from an image's place in the global batch too, so that several processes do
     what one would. Smooths no label: the loss does.
     """
 
-    def __init__(self, augment: Augment, classes: int, device: torch.device, mixes: bool):
-        mixing, erasing = modules("timm.data.mixup", "timm.data.random_erasing")
-        self.erase = None
-        if augment.erase:
-            self.erase = erasing.RandomErasing(probability=augment.erase, mode="pixel", device=device)
+    def __init__(self, augment: Augment, classes: int):
+        self.erase = Erasing(augment.erase) if augment.erase else None
         self.mixup = None
-        if mixes:
+        if augment.mixes:
+            (mixing,) = modules("timm.data.mixup")
             self.mixup = mixing.Mixup(
                 mixup_alpha=augment.mixup,
                 cutmix_alpha=augment.cutmix,
@@ -189,15 +205,11 @@ class Batchwise:
         self, images: Float[Tensor, "b c y x"], labels: Int[Tensor, " b"], places: np.ndarray, *key: int
     ) -> tuple[Float[Tensor, "b c y x"], Int[Tensor, " b"] | Float[Tensor, "b classes"]]:
         """Mixes image i with the image as far from the batch's end; an odd batch is made even by its first image."""
+        if self.erase is not None:
+            images = self.erase(images, places, *key)
+        if self.mixup is None:
+            return images, labels
         with seeded(*key):
-            if self.erase is not None:
-                images = images.clone()
-                for image, place in zip(images, places, strict=True):
-                    reseed(*key, int(place))
-                    self.erase(image)  # in place
-            if self.mixup is None:
-                return images, labels
-            reseed(*key)
             odd = len(images) % 2
             if odd:
                 images, labels = torch.cat((images, images[:1])), torch.cat((labels, labels[:1]))

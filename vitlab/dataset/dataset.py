@@ -1,5 +1,8 @@
 """Dataset: facts about a set of labelled images, and its train, validation and test splits."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -8,6 +11,7 @@ from vitlab.dataset.examples import Examples, Pixels
 from vitlab.dataset.split import stratified
 
 Size = int | tuple[int, int]
+KEPT: ContextVar[dict[str, dict[str, Examples]] | None] = ContextVar("KEPT", default=None)
 
 
 @dataclass(kw_only=True)
@@ -103,7 +107,16 @@ class Dataset:
         return data, data.train_examples or round(rest * data.train_fraction)
 
     def splits(self) -> dict[str, Examples]:
-        """`train`, `validation` and `test`, resized where they are held in memory."""
+        """`train`, `validation` and `test`, resized where they are held in memory; see `read_once`."""
+        kept, key = KEPT.get(), repr(self)
+        if kept is None:
+            return self.divided()
+        if key not in kept:
+            kept.clear()
+            kept[key] = self.divided()
+        return dict(kept[key])
+
+    def divided(self) -> dict[str, Examples]:
         splits = self.read()
         train = splits["train"]
         if "validation" not in splits:
@@ -120,6 +133,16 @@ class Dataset:
         what = f"dataset.image_size={height}x{width}: {count:,} image{'s' * (count > 1)} of it, held in memory, take"
         memory.hold(count * self.channels * height * width, what, "use a smaller dataset.image_size")
         return {name: p.resized(self.shape) if isinstance(p, Pixels) else p for name, p in splits.items()}
+
+
+@contextmanager
+def read_once() -> Generator[None]:
+    """While entered, the splits of a dataset that is asked for again and again are read once: trainings in a row."""
+    before = KEPT.set({})
+    try:
+        yield
+    finally:
+        KEPT.reset(before)
 
 
 def cut(examples: Examples, count: int, seed: int, key: str) -> tuple[Examples, Examples]:

@@ -57,7 +57,7 @@ class Pixels(Examples):
     """Images of one size, held in memory.
 
     Args:
-        pixels: 0 to 255.
+        pixels: 0 to 255, on any device.
         labels: class of each (n,).
     """
 
@@ -66,11 +66,15 @@ class Pixels(Examples):
         self.labels = np.asarray(labels, dtype=np.int64)
 
     def image(self, index: int) -> Image.Image:
-        pixels = self.pixels[index].numpy()
+        pixels = self.pixels[index].cpu().numpy()
         return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
     def take(self, indices: np.ndarray) -> "Pixels":
         return Pixels(self.pixels[torch.from_numpy(indices)], self.labels[indices])
+
+    def on(self, device: torch.device) -> "Pixels":
+        """The same images in a device's memory."""
+        return Pixels(self.pixels.to(device), self.labels)
 
     def resized(self, size: tuple[int, int]) -> "Pixels":
         """The same images at another (height, width), bicubic."""

@@ -58,7 +58,7 @@ class Geometry:
             images: number of each in its split.
         """
         draws = uniforms(seed, rounds, images, 3 + 2 * TRIES)
-        mirrored = torch.from_numpy(draws[:, 0] < self.flip).to(pixels.device)
+        mirrored = torch.from_numpy(draws[:, 0] < self.flip).to(pixels.device, non_blocking=True)
         if self.crop == "pad":
             return self.shifted(pixels, draws[:, 1:3], mirrored)
         if self.crop == "resized":
@@ -69,7 +69,9 @@ class Geometry:
                 mirrored: Tensor) -> UInt8[Tensor, "b c y x"]:  # fmt: skip
         """A window of the padded images, mirrored where that is asked for: one lookup a pixel."""
         (height, width), (above, beside) = self.size, self.border
-        at = torch.from_numpy((draws * (2 * above + 1, 2 * beside + 1)).astype(np.int64)).to(pixels.device)
+        at = torch.from_numpy((draws * (2 * above + 1, 2 * beside + 1)).astype(np.int64)).to(
+            pixels.device, non_blocking=True
+        )
         columns = torch.arange(width, device=pixels.device)
         columns = torch.where(mirrored[:, None], columns.flip(0), columns) + at[:, 1:]
         rows = torch.arange(height, device=pixels.device) + at[:, :1]
@@ -98,7 +100,7 @@ class Geometry:
 def zoomed(pixels: UInt8[Tensor, "b c y x"], boxes: Int[np.ndarray, "b four"],
            mirrored: Tensor) -> UInt8[Tensor, "b c y x"]:  # fmt: skip
     """Each box at the size of the whole, bicubic as PIL does it: columns, then rows, to 8 bits after each."""
-    top, left, high, wide = torch.from_numpy(boxes).to(pixels.device).unbind(1)
+    top, left, high, wide = torch.from_numpy(boxes).to(pixels.device, non_blocking=True).unbind(1)
     across = bicubic(left, wide, pixels.shape[3])
     across = torch.where(mirrored[:, None, None], across.flip(1), across)
     down = bicubic(top, high, pixels.shape[2])

@@ -31,7 +31,8 @@ class View(Dataset):
         if self.transform is None or isinstance(self.transform, Geometry):
             assert isinstance(self.examples, Pixels)
             turns, indices = np.array(keys).T
-            pixels = self.examples.pixels[torch.from_numpy(indices)]
+            pixels = self.examples.pixels
+            pixels = pixels[torch.from_numpy(indices).to(pixels.device, non_blocking=True)]
             if self.transform is not None:
                 pixels = self.transform(pixels, self.seed, turns.clip(min=0), indices)
             return pixels, torch.from_numpy(np.where(turns == AGAIN, AGAIN, self.examples.labels[indices]))
@@ -125,12 +126,14 @@ class Stream(Sampler):
 class Once(Sampler):
     """Every example once, in order; process `rank` of `world` takes every `world`-th.
 
-    All processes have batches of the same sizes: one with an image less has its first a second time, as `AGAIN`.
+    All processes have batches of the same sizes: one with an image less has its first a second time, as `AGAIN`; and
+    if every batch is to be `full`, the last one as often as it takes.
     """
 
-    def __init__(self, *, examples: int, batch: int, rank: int = 0, world: int = 1):
+    def __init__(self, *, examples: int, batch: int, full: bool = False, rank: int = 0, world: int = 1):
         self.keys = [(0, index) for index in range(rank, examples, world)]
-        self.keys += [(AGAIN, 0)] * (-(-examples // world) - len(self.keys))
+        share = -(-examples // world)
+        self.keys += [(AGAIN, 0)] * ((-(-share // batch) * batch if full else share) - len(self.keys))
         self.batch = batch
 
     def __len__(self) -> int:

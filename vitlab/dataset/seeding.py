@@ -34,6 +34,18 @@ def mixed(bits: np.ndarray) -> np.ndarray:
     return bits ^ (bits >> np.uint64(31))
 
 
+def normals(seed: int, rows: Int[np.ndarray, " b"], count: int, device: torch.device) -> Float[torch.Tensor, "b count"]:
+    """Numbers of mean 0 and deviation 1 for each (seed, row), made where they are used (Box and Muller 1958)."""
+    start = mixed(np.uint64(seed_of(seed, 1)) + rows.astype(np.uint64) * GOLDEN).view(np.int64)
+    pairs = torch.arange(1, -(-count // 2) + 1, device=device) * int(GOLDEN.astype(np.int64))
+    bits = torch.from_numpy(start).to(device, non_blocking=True)[:, None] + pairs
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):  # `mixed`, with signed numbers
+        bits = (bits ^ (bits >> shift & (1 << 64 - shift) - 1)) * (factor - (factor >> 63 << 64))
+    one, two = (((bits >> shift & 0xFFFFFF).float() + 0.5) * 2.0**-24 for shift in (40, 8))
+    radius, angle = (-2 * one.log()).sqrt(), 2 * torch.pi * two
+    return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1)[:, :count]
+
+
 @contextmanager
 def seeded(*key: int) -> Generator[None]:
     """Seeds the global generators on the CPU for a while, and gives their states back afterwards."""
