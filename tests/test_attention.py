@@ -144,7 +144,8 @@ def test_auto_is_the_kernel_that_was_measured_to_be_faster():
 
     assert chosen(65, 16) == "explicit"
     assert chosen(257, 16) == "fused"
-    assert chosen(257, 64) == "explicit"
+    assert chosen(145, 64) == "explicit"
+    assert chosen(197, 64) == "fused"
     assert chosen(257, 16, plain=False) == "explicit"
     assert chosen(257, 16, full=False) == "explicit"
     assert chosen(17, 64, device="cuda") == "fused"

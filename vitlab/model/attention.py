@@ -71,7 +71,7 @@ def fused(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) ->
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
-LONG = 8  # tokens a channel of a head; of more, the weights take longer to hold than to compute again
+LONG = 160  # tokens; of more, the weights take longer to hold than to compute again
 MOST = 4096  # tokens up to which that, measured up to 577, is taken to hold
 
 
@@ -149,9 +149,10 @@ class Attention(nn.Module):
         """The kernel that is used: what the user says, or what trains faster.
 
         That is the fused one, but on a CPU in half precision, with few tokens, or with more than q, k and v. Training
-        steps on two AVX2 cores in fp32, explicit over fused: 0.85 at 101 tokens of heads 16 wide, 0.97 at 65, 1.17 at
-        145, 1.61 at 257; of heads 64 wide 0.96 at 65, 1.00 at 197, 0.99 at 257, 1.18 at 577. In bf16 the fused backward
-        pass takes several times as long, and with a bias or dropout torch has no fused kernel there.
+        steps of four layers on two AVX2 cores in fp32, explicit over fused, heads 64 wide: 0.95 at 65 tokens, 1.00 at
+        145, 1.06 at 197; 32 wide: 0.94 at 50, 0.97 at 145; 16 wide: 0.73 at 17, 0.86 at 65, and of attention alone 1.45
+        at 257. In bf16 the fused backward pass takes several times as long, and with a bias or dropout torch has no
+        fused kernel there.
 
         Args:
             tokens: of an image.
@@ -161,5 +162,5 @@ class Attention(nn.Module):
         """
         if self.kernel != "auto":
             return self.kernel
-        many = LONG * (self.output.in_features // self.heads) <= tokens <= MOST
+        many = LONG <= tokens <= MOST
         return "explicit" if device == "cpu" and not (plain and full and many) else "fused"
