@@ -35,7 +35,8 @@ class Products(Function):
     """`explicit` without bias and dropout for a CPU, head by head, its backward pass written out too.
 
     The products read each head where the projection has left it, and its gradient goes back to that place. Autograd
-    would copy queries, keys and values for every product that they are in, to have them side by side.
+    would copy queries, keys and values for every product that they are in, to have them side by side. A model's
+    training step takes 0.93 of the time at 33,000 numbers a head, 1.02 at 35,000 in fewer tokens, 1.09 at 8,700.
     """
 
     @staticmethod
@@ -72,6 +73,7 @@ def fused(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) ->
 
 
 LONG = 160  # tokens; of more, the weights take longer to hold than to compute again
+WORTHY = 2**15  # numbers of a head's queries; of fewer, a product takes less time than to ask for it
 MOST = 4096  # tokens up to which that, measured up to 577, is taken to hold
 
 
@@ -135,7 +137,7 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         plain, full, device = bias is None and dropout == 0, qkv.dtype == torch.float32, qkv.device.type
         kernel = self.chosen(tokens=qkv.shape[-2], device=device, full=full, plain=plain)
-        if weights is None and kernel == "explicit" and plain and device == "cpu":
+        if weights is None and kernel == "explicit" and plain and device == "cpu" and qkv[0, :, 0].numel() >= WORTHY:
             return Products.apply(qkv)
         q, k, v = qkv
         if weights is None and kernel == "fused":
