@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from vitlab.model import attention
 from vitlab.model.attention import Attention, Products, explicit, fused
 from vitlab.model.grid import Grid
 from vitlab.model.mlp import Mlp
@@ -63,6 +64,17 @@ def test_products_head_by_head_are_explicit_attention_forward_and_backward(preci
     out.backward(change)
     expected.backward(change)
     torch.testing.assert_close(one.grad, two.grad, **close)
+
+
+def test_attention_takes_the_products_where_a_head_has_enough_to_do(monkeypatch):
+    ours, x = Attention(width=12, heads=3, kernel="explicit"), torch.randn(4, GRID.tokens, 12)
+    expected = ours(x, none())
+    taken = []
+    monkeypatch.setattr(attention, "WORTHY", 4 * GRID.tokens * 4)
+    monkeypatch.setattr(Products, "apply", lambda qkv: taken.append(qkv.shape) or explicit(*qkv, None, 0.0)[0])
+    torch.testing.assert_close(ours(x, none()), expected)
+    ours(x[1:], none())
+    assert taken == [(3, 4, 3, GRID.tokens, 4)]
 
 
 def test_products_gradient_is_the_slope():
