@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 
 from vitlab.model import count
-from vitlab.model.attention import Attention
+from vitlab.model.attention import Attention, Axial
 from vitlab.model.block import Residual, drop_path
 from vitlab.model.dropout import Dropout, dropout
 from vitlab.model.head import Linear, TanhMlp
@@ -329,11 +329,18 @@ def test_reference_initialisation_has_its_spreads():
     [
         ({"patch": 5}, r"patch=5 does not divide image_size=6x10: use one of 1, 2"),
         ({"heads": 3}, r"heads=3 does not divide width=16: use one of 1, 2, 4, 8, 16"),
-        ({"heads": 0}, r"heads=0 does not divide"),
+        ({"heads": 0}, r"model.heads=0: must be at least 1"),
         ({"width": 18, "heads": 1, "position": SinCos2d}, r"width=18 is not a multiple of 4.*use 20"),
         ({"width": 15, "heads": 3, "position": Learned2d}, r"width=15 is odd.*use 16"),
         ({"width": 12, "heads": 2, "position": Rope}, r"RoPE.*width=12 over 2 heads gives 6"),
         ({"width": 6, "heads": 2, "patch": 2, "stem": Convolutions, "image_size": 16, "depth": 0}, r"model.depth=0"),
+        ({"depth": -1}, r"model.depth=-1: must be at least 0"),
+        ({"depth": 0}, r"model.depth=0: no block shows the image to the first 1 of the tokens.*use model/pool=gap"),
+        ({"depth": 0, "pool": Gap, "registers": 2}, r"model.depth=0: no block shows the image to the first 2 of the"),
+        ({"depth": 0, "pool": Gap, "position": Rope}, r"no block that Rope positions could enter: use model/position"),
+        ({"attention": Axial}, r"model/attention=axial.*first 1 of the tokens.*use model/pool=gap or model/pool=map"),
+        ({"attention": Axial, "pool": Gap, "registers": 3}, r"axial.*first 3 of the tokens.*model.registers=0"),
+        ({"attention": Axial, "pool": Gap, "position": Relative}, r"axial.*bias of Relative.*use model/position="),
         (
             {"width": 6, "heads": 2, "patch": 8, "stem": Convolutions, "image_size": 16},
             r"width=6 cannot be halved 2 times",
@@ -374,7 +381,7 @@ def train(width):
     plain = ViT(image_size=8, channels=1, classes=3, patch=4, width=width, depth=1, heads=2)
     plain.load_state_dict(model.state_dict())
     spread(model, alone(), SimpleNamespace(activation_checkpointing=False, compile=True, parallel="auto"))
-    model.compile(backend="aot_eager")
+    model.compile(backend="eager")
     for each in (model, plain):
         each(images).square().sum().backward()
     for one, two in zip(model.parameters(), plain.parameters(), strict=True):
