@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from vitlab.model import attention
-from vitlab.model.attention import Attention, Products, explicit, fused
+from vitlab.model.attention import Attention, Axial, Products, explicit, fused
 from vitlab.model.grid import Grid
 from vitlab.model.mlp import Mlp
+from vitlab.model.pool import Gap
 from vitlab.model.position import Position, Relative, Rope
+from vitlab.model.vit import ViT
 
 GRID = Grid(3, 5, prefix=2)
 
@@ -175,3 +177,95 @@ def test_auto_is_the_kernel_that_was_measured_to_be_faster():
     assert torch.allclose(one, other, atol=1e-6)
     assert torch.allclose(gradient, torch.autograd.grad(other.square().sum(), x)[0], atol=1e-5)
     assert seen[0].shape == (2, 3, 40, 40)
+
+
+# --- axial ------------------------------------------------------------------------------------------------------------
+
+LATTICE = Grid(3, 5)
+
+
+def axial(layer, lattice=LATTICE, **values):
+    """Axial attention where the ViT would place it, and full attention with the same weights."""
+    ours, full = Axial(width=12, heads=3, **values), Attention(width=12, heads=3, **values)
+    full.load_state_dict(ours.state_dict())
+    ours.place(lattice, layer, Position(width=12, head_width=4, grid=lattice))
+    return ours, full
+
+
+@pytest.mark.parametrize("kernel", ["explicit", "fused", "auto"])
+@pytest.mark.parametrize("layer", [0, 1, 4, 5])
+def test_axial_attention_is_full_attention_in_each_row_and_then_in_each_column(layer, kernel):
+    ours, full = axial(layer, kernel=kernel)
+    x = torch.randn(2, LATTICE.patches, 12)
+    out = ours(x, none()).unflatten(1, (3, 5))
+    lattice = x.unflatten(1, (3, 5))
+    if layer % 2 == 0:
+        expected = torch.stack([full(lattice[:, row], none()) for row in range(3)], dim=1)
+    else:
+        expected = torch.stack([full(lattice[:, :, column], none()) for column in range(5)], dim=2)
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("layer", "lattice"), [(0, Grid(1, 7)), (1, Grid(7, 1))])
+def test_axial_attention_on_a_single_line_is_full_attention(layer, lattice):
+    ours, full = axial(layer, lattice)
+    x = torch.randn(2, 7, 12)
+    torch.testing.assert_close(ours(x, none()), full(x, none()), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_axial_weights_are_those_of_all_tokens_and_zero_off_the_line(layer):
+    ours, _ = axial(layer)
+    x, weights = torch.randn(2, LATTICE.patches, 12), []
+    out = ours(x, none(), weights)
+    (seen,) = weights
+    assert seen.shape == (2, 3, 15, 15)
+    torch.testing.assert_close(seen.sum(-1), torch.ones(2, 3, 15))
+    place = torch.arange(15)
+    line = place // 5 if layer == 0 else place % 5
+    assert torch.equal(seen > 0, (line[:, None] == line[None, :]).expand(2, 3, 15, 15))
+    v = ours.qkv(x)[..., 24:].unflatten(-1, (3, 4)).transpose(1, 2)
+    expected = ours.output((seen @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(out, ours(x, none()), atol=1e-6, rtol=1e-5)
+
+
+def test_axial_attention_takes_the_products_too_and_its_gradient_is_theirs(monkeypatch):
+    for layer in (0, 1):
+        ours, _ = axial(layer, kernel="explicit")
+        x = torch.randn(2, LATTICE.patches, 12, requires_grad=True)
+        change, gradients = torch.randn(2, LATTICE.patches, 12), []
+        for worthy in (2**15, 1):
+            monkeypatch.setattr(attention, "WORTHY", worthy)
+            gradients.append(torch.autograd.grad(ours(x, none()), (x, ours.qkv.weight), change))
+        torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+        assert gradients[0][0].abs().min() > 0
+
+
+def test_two_axial_blocks_bring_every_token_to_every_other_and_one_does_not():
+    for depth, reaches in ((1, 5), (2, 15)):
+        model = ViT(
+            image_size=(6, 10), channels=1, classes=3, patch=2, width=12, depth=depth, heads=3,
+            pool=Gap, attention=Axial, position=Rope,
+        ).eval()  # fmt: skip
+        images = torch.randn(1, 1, 6, 10, requires_grad=True)
+        _, seen = model(images, intermediates=True)
+        (gradient,) = torch.autograd.grad(seen["encoded"][0, 7].square().sum(), images)
+        looked_at = gradient[0, 0].unflatten(0, (3, 2)).unflatten(2, (5, 2)).abs().sum(dim=(1, 3)) > 0
+        assert looked_at.sum() == reaches
+        assert looked_at[1].all()  # the row of token 7
+
+
+def test_an_axial_vit_learns_a_batch_by_heart():
+    torch.manual_seed(0)
+    shape = {"image_size": (6, 10), "channels": 1, "classes": 3, "patch": 2, "width": 24, "depth": 4, "heads": 3}
+    model = ViT(**shape, pool=Gap, attention=Axial)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    images, labels = torch.randn(12, 1, 6, 10), torch.arange(12) % 3
+    for _ in range(60):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert all(p.grad is not None for p in model.parameters())
+    assert loss.item() < 0.05

@@ -19,7 +19,12 @@ NEEDS = {
     "webdataset": ["dataset.train=somewhere"],
     "vit": ["model.width=8", "model.depth=1", "model.heads=2"],
     "online": [],
+    "axial": ["model/pool=gap"],
+    "resnet_small": ["patch=p4"],
+    "resnet50_16": ["dataset=synthetic", "dataset.image_size=32", "patch=p16"],
 }
+for resnet in ("resnet26", "resnet50", "resnet101", "resnet152"):
+    NEEDS[resnet] = ["dataset=synthetic", "dataset.image_size=32", "patch=p32"]
 NEED_FILES = ("image_folder", "imagenet", "tiny_imagenet", "hf", "webdataset")  # whose classes are what the files say
 
 

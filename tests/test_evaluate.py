@@ -46,7 +46,7 @@ def test_the_numbers_are_those_of_training(run):
         once = Once(examples=len(part.examples), batch=512)
         normalise = Normalise(dataset.mean, dataset.std)
         batches = loader(part.examples, evaluation(dataset), once)
-        assert train.evaluate(model.model, batches, normalise, ALONE, "fp32") == part.scores
+        assert train.evaluate(model.model, batches, normalise, ALONE, "fp32", model.model.objective) == part.scores
         assert part.judgement.accuracy == part.scores["accuracy"]
         assert -np.log(part.judgement.true_probability).mean() == pytest.approx(part.scores["loss"], rel=1e-5)
         result = json.loads((run / "result.json").read_text())

@@ -335,11 +335,17 @@ def test_reference_initialisation_has_its_spreads():
         ({"width": 12, "heads": 2, "position": Rope}, r"RoPE.*width=12 over 2 heads gives 6"),
         ({"width": 6, "heads": 2, "patch": 2, "stem": Convolutions, "image_size": 16, "depth": 0}, r"model.depth=0"),
         ({"depth": -1}, r"model.depth=-1: must be at least 0"),
-        ({"depth": 0}, r"model.depth=0: no block shows the image to the first 1 of the tokens.*use model/pool=gap"),
-        ({"depth": 0, "pool": Gap, "registers": 2}, r"model.depth=0: no block shows the image to the first 2 of the"),
+        (
+            {"depth": 0},
+            r"model.depth=0: no block shows the image to class token or registers \(1 here\): use model/pool=gap",
+        ),
+        ({"depth": 0, "pool": Gap, "registers": 2}, r"model.depth=0: no block shows the image to.*\(2 here\)"),
         ({"depth": 0, "pool": Gap, "position": Rope}, r"no block that Rope positions could enter: use model/position"),
-        ({"attention": Axial}, r"model/attention=axial.*first 1 of the tokens.*use model/pool=gap or model/pool=map"),
-        ({"attention": Axial, "pool": Gap, "registers": 3}, r"axial.*first 3 of the tokens.*model.registers=0"),
+        (
+            {"attention": Axial},
+            r"model/attention=axial.*\(1 here\) stand in none: use model/pool=gap or model/pool=map",
+        ),
+        ({"attention": Axial, "pool": Gap, "registers": 3}, r"axial.*\(3 here\).*model.registers=0"),
         ({"attention": Axial, "pool": Gap, "position": Relative}, r"axial.*bias of Relative.*use model/position="),
         (
             {"width": 6, "heads": 2, "patch": 8, "stem": Convolutions, "image_size": 16},

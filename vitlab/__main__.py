@@ -11,6 +11,7 @@ COMMANDS = {
     "schedule": "draw a composition's learning rates: vitlab schedule [group=option] [key=value] ...",
     "bench": "measure a composition's speed and memory: vitlab bench [group=option] [key=value] ...; --peers, --sweep",
     "evaluate": "read a trained run again: vitlab evaluate RUN",
+    "probe": "few-shot, linear and k-NN accuracy of a trained run's features, frozen: vitlab probe RUN",
     "predict": "say what a trained run takes images for: vitlab predict RUN IMAGE...",
     "sync": "upload runs that were tracked offline to Weights & Biases: vitlab sync [RUN...]",
 }

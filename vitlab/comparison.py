@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from vitlab.config import PARTS
-from vitlab.estimate import Estimate, bounded, estimate, holm, paired, probability, side
+from vitlab.estimate import Estimate, bounded, estimate, holm, is_accuracy, paired, probability, side
 
 ROOTS = {*PARTS, "patch"} - {"system", "tracking"}  # of the configuration: what can change a result
 METRICS = ("test/accuracy", "test/loss", "val/accuracy", "val/loss")  # that every finished run has
@@ -275,7 +275,8 @@ def compare(
 
 def check(table: pd.DataFrame, metric: str, x: str | None, keys: list[str], asked: bool) -> None:
     """Refuses what is not in the table; but what every run reports, or a sweep asks for, may be yet to come."""
-    if metric in keys or (metric not in {*METRICS, *COSTS} and not numbers(table, metric).notna().any()):
+    promised = metric in {*METRICS, *COSTS} or (asked and metric.endswith("-shot"))
+    if metric in keys or (not promised and not numbers(table, metric).notna().any()):
         there = [k for k in table.columns if k not in {*keys, "seed"} and not k.startswith(("system", "tracking"))]
         there = [key for key in there if numbers(table, key).notna().any()]
         raise ValueError(f"metric={metric}: no run reports such a number; there are {listed(there or list(METRICS))}")
@@ -388,7 +389,7 @@ def counterpart(metric: str) -> str:
 
 
 def higher_is_better(metric: str) -> bool:
-    return "accuracy" in metric or metric == "images_per_second"
+    return is_accuracy(metric) or metric == "images_per_second"
 
 
 def best(validation: Mapping[str, Estimate | None], states: Mapping[str, str], metric: str) -> str | None:
@@ -422,7 +423,7 @@ def verdict(
         return "nothing finished" if mine.empty else "the baseline has not finished"
     if found is None:
         return "no pair of seeds"
-    unit = 100 if "accuracy" in metric else 1
+    unit = 100 if is_accuracy(metric) else 1
     mean = found.mean * unit
     if found.sd is None or found.high is None:
         return f"one seed: no interval ({mean:+.3g})"
@@ -507,7 +508,7 @@ def agree(expect: Any, scores: Mapping[str, pd.Series], metric: str, owners: Map
     """
     get = expect.get if isinstance(expect, Mapping) else lambda key: getattr(expect, key, None)
     reported = {str(name): float(number) for name, number in (get("numbers") or {}).items()}
-    comparable = "accuracy" in metric or "loss" in metric
+    comparable = is_accuracy(metric) or "loss" in metric
     arms = [n for n in owners if comparable and n in reported and not scores[owners[n]].empty]
     sign = 1 if higher_is_better(metric) else -1
     pairs = []

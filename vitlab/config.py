@@ -22,6 +22,7 @@ MODELS = ("vitlab.model.",)  # what a stranger's may
 PARTS = {  # what a training is made of, and the class that each part is a kind of
     "dataset": "vitlab.dataset.dataset.Dataset",
     "model": "vitlab.model.vit.ViT",
+    "init": "vitlab.start.Start",
     "augment": "vitlab.dataset.augment.Augment",
     "loss": "vitlab.loss.Loss",
     "optimizer": "torch.optim.Optimizer",
@@ -60,6 +61,8 @@ def complete(overrides: Iterable[str], many: bool = False) -> list[str]:
             raise ConfigError(f"{show(word)}: write group=option or key=value{nearest(word, groups)}")
         if key == "experiment":
             word = f"+experiment={value}"
+        elif key == "init" and value.strip("'\" ") not in groups["init"]:
+            key, word = "init.weights", f"init.weights={quoted(value)}"
         elif key in known and head.startswith("+"):
             word = f"{key}={value}"
         elif not key.startswith("hydra") and key not in groups and not is_known(key, known):
@@ -76,6 +79,12 @@ def complete(overrides: Iterable[str], many: bool = False) -> list[str]:
         if keys & set(ways):
             given += [f"{way}=null" for way in ways if way not in keys]
     return given
+
+
+def quoted(value: object) -> str:
+    """A value as Hydra takes it for these very characters."""
+    said = str(value)
+    return said if re.fullmatch(r"[\w/.\-]+", said) or said[:1] in ("'", '"') else "'" + said.replace("'", r"\'") + "'"
 
 
 # --- compose ------------------------------------------------------------------------------------------------------

@@ -42,9 +42,14 @@ def estimate(values: pd.Series, scale: float | None = None) -> Estimate | None:
     return Estimate(n=n, mean=mean, sd=sd, low=mean - half, high=mean + half)
 
 
+def is_accuracy(metric: str) -> bool:
+    """Whether it is a share of right answers: `test/accuracy`, `test/5-shot`."""
+    return "accuracy" in metric or metric.endswith("-shot")
+
+
 def bounded(found: Estimate | None, metric: str) -> Estimate | None:
     """An accuracy's interval cut at 0 and 1, of which Student's t knows nothing."""
-    if found is None or found.low is None or found.high is None or "accuracy" not in metric:
+    if found is None or found.low is None or found.high is None or not is_accuracy(metric):
         return found
     return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 

@@ -69,7 +69,8 @@ class Spot(NamedTuple):
 
 def is_share(metric: str) -> bool:
     """Whether it is shown in percent."""
-    return metric.rpartition("/")[2] in {"accuracy", "top5_accuracy", "top5", "ece", "balanced_accuracy"}
+    shares = {"accuracy", "top5_accuracy", "top5", "ece", "balanced_accuracy"}
+    return metric.rpartition("/")[2] in shares or metric.endswith(("-shot", "-shot_std"))
 
 
 def named(metric: str, unit: bool = True) -> str:

@@ -58,7 +58,7 @@ def check(
 
     The weights are counted, those of a model of any depth from one and two blocks without memory. What the layers give
     is counted from below: in training, what every block keeps for its backward pass (the inputs of its two
-    normalisations, four matrix products and three parts of attention, and on a CPU the attention weights).
+    normalisations, four matrix products and three parts of attention, and on a CPU the attention weights), and a stem.
 
     Args:
         make: `functools.partial` of the ViT, with its width, depth and heads; another callable is let through.
@@ -84,7 +84,7 @@ def check(
     of_weights = f"model.width={width} model.depth={depth}: the weights take"
     if copies > 1:
         of_weights = f"model.width={width} model.depth={depth}: weights, gradients and optimizer state take"
-    smaller = "use a smaller width or depth"
+    smaller = "use a smaller width or depth" if depth else "use a smaller model.stem"
     if width > WIDEST:
         hold(copies * NUMBER * width**2, of_weights, smaller, device)
     try:
@@ -97,17 +97,20 @@ def check(
     first, block = bytes_of(one, copies), bytes_of(two, copies) - bytes_of(one, copies)
     hold(first + (depth - 1) * block + BLOCK * depth, of_weights, smaller, device)
 
-    tokens, product, attention = one.grid.tokens, NUMBER // 2 if half else NUMBER, one.blocks[0].attention.branch
-    written = (
-        type(attention).__name__ == "Attention"
-        and attention.chosen(tokens=tokens, device=torch.device(device).type, full=not half, plain=True) == "explicit"
-    )
-    weights = product * given["heads"] * tokens**2 if written else 0
+    tokens, product = one.grid.tokens, NUMBER // 2 if half else NUMBER
+    attention: Any = one.blocks[0].attention.branch if depth else None
+    kinds = {"Attention": tokens, "Axial": min(one.grid.height, one.grid.width)}
+    line = kinds.get(type(attention).__name__, 0)  # tokens that a token looks at
+    where = {"tokens": line, "device": torch.device(device).type}
+    written = line > 0 and attention.chosen(**where, full=not half, plain=True) == "explicit"
+    weights = product * given["heads"] * tokens * line if written else 0
     of_block = tokens * width * (2 * NUMBER + 6 * product) + weights
     if batch:
-        kept = depth * NUMBER * tokens * width + of_block if recomputed else depth * of_block
+        kept = depth * NUMBER * tokens * width + min(depth, 1) * of_block if recomputed else depth * of_block
+        kept += product * one.stem.kept
         what = f"{batch} images of {tokens:,} tokens at once: a training step keeps at least"
-        remedy = "use a larger patch, such as patch=p16, a smaller dataset.image_size, or more parts, fit.accumulate=N"
+        patch = "a larger patch, such as patch=p16, " if depth else ""
+        remedy = f"use {patch}a smaller dataset.image_size, or more parts, fit.accumulate=N"
         hold(batch * kept, what, remedy, device)
     else:
         what = f"an image of {height}x{breadth} is {tokens:,} tokens in this model, which take at least"

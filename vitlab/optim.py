@@ -41,7 +41,7 @@ def decays(model: nn.Module) -> dict[str, bool]:
 def layers(model: nn.Module) -> dict[str, int]:
     """The layer of each parameter, by name: 0 up to the first block, a number a block, then norm, pool and head."""
     depth = len(model.blocks) if isinstance(model, ViT) else 0
-    ends = {"blocks": 1, "norm": depth + 1, "pool": depth + 1, "head": depth + 1}
+    ends = {"blocks": 1, "norm": depth + 1, "pool": depth + 1, "head": depth + 1, "objective": depth + 1}
     found = {}
     for name, _ in model.named_parameters():
         part, _, rest = name.partition(".")
@@ -76,9 +76,13 @@ def build(
     """
     decay, layer = decays(model), layers(model)
     held = matrices(model) if getattr(make, "func", make) is Muon else dict.fromkeys(layer, 0)
+    if isinstance(model, ViT) and not model.blocks and getattr(make, "func", make) is Muon:
+        raise ValueError("optimizer=muon is for the blocks' matrices, and model.depth=0 has none: use adamw or sgd")
     last = max(layer.values(), default=0)
     groups: dict[tuple[bool, int, int], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # frozen
+            continue
         key = decay[name], held[name], layer[name] if layer_decay != 1 else last
         group = {"params": [], "matrices": key[1], "lr_scale": layer_decay ** (last - key[2])}
         groups.setdefault(key, group if key[0] else group | {"weight_decay": 0.0})["params"].append(parameter)

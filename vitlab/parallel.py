@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -231,6 +231,10 @@ def together(here: World) -> Generator[None]:
 def spread(model: ViT, here: World, system: System) -> nn.Module:
     """The model as the processes train it together: itself where there is one, and nothing else was asked for."""
     if system.activation_checkpointing:
+        if not model.blocks:
+            raise ValueError(
+                "system.activation_checkpointing=true: model.depth=0 has no block to compute again: use false"
+            )
         for block in model.blocks:
             block.forward = partial(recomputed, block.forward)  # type: ignore[method-assign]
     sharded = here.size > 1 and system.parallel == "fsdp"
@@ -256,6 +260,13 @@ def spread(model: ViT, here: World, system: System) -> nn.Module:
 
     devices = [here.device] if here.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices)
+
+
+@contextmanager
+def eagerly(compiled: bool) -> Generator[None]:
+    """While entered, a compiled model runs as it was written: for what is asked of it once."""
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        yield
 
 
 def recomputed(forward: Callable[..., Tensor], *args: Any) -> Tensor:

@@ -15,6 +15,7 @@ from vitlab.menu import ALTERNATIVES, HERE, is_known, known_keys, nearest
 SWEEPS = HERE / "sweeps" if (HERE / "sweeps").is_dir() else HERE.parent / "sweeps"  # in a wheel, or in a checkout
 METRICS = ("test/accuracy", "test/loss", "val/accuracy", "val/loss", "seconds", "images_per_second")
 COSTS = ("parameters", "flops_per_image", "training_flops", "images", "seconds")
+SHOTS = re.compile(r"(?:test|val)/([1-9]\d{0,5})-shot")  # metrics of fit.shots
 BASELINE = "baseline"  # the cell's name where no arm is the same
 
 
@@ -390,7 +391,8 @@ class Reader:
         return found
 
     def metric(self, node: Any, path: str) -> str:
-        return self.one_of(node, path, METRICS)
+        said = self.text(node, path)
+        return said if SHOTS.fullmatch(said) else self.one_of(node, path, (*METRICS, "test/5-shot"))
 
     def axis(self, node: Any, path: str) -> str:
         key = self.text(node, path)

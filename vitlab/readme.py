@@ -109,7 +109,7 @@ def index() -> str:
     for file in sorted(SWEEPS.rglob("*.yaml")):
         asked, page = question.read(file), file.with_suffix(".md")
         link = f"[{asked.name}]({page.relative_to(SWEEPS).as_posix()})" if page.exists() else f"`{asked.name}`"
-        found = " ".join(finding_of(page).split()) if page.exists() else ""
+        found = " ".join(finding_of(page).split()) if page.exists() else "Not run here yet."
         lines.append(f"| {asked.question} | {link} | {re.split(r'(?<=[.!?]) (?=[A-Z])', found)[0]} | {asked.takes} |")
     return "\n".join(lines)
 

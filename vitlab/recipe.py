@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vitlab import memory, optim
+from vitlab import memory, optim, probe
 from vitlab.dataset.augment import Augment, Transform, evaluation
 from vitlab.dataset.cache import Cached, cached
 from vitlab.dataset.dataset import Dataset
@@ -25,6 +25,7 @@ from vitlab.model import count
 from vitlab.model.vit import ViT
 from vitlab.parallel import Precision, System, World, resolve, spread
 from vitlab.schedule import Schedule, Started
+from vitlab.start import Start
 from vitlab.tracking import Tracking
 
 RESIDENT = 0.25  # of a GPU's free memory, which images may take
@@ -56,6 +57,8 @@ class Fit:
         evaluation_batch_size: images a step there.
         patience: evaluations without a better one after which the training ends; None for never.
         one_batch: train on the same batch again and again.
+        shots: training images a class, such as 5, that the best weights are judged by once more at the end, their
+            features frozen: `val/5-shot` and `test/5-shot` of result.json, the mean of 5 draws (`vitlab.probe`).
 
     Raises:
         ValueError: a value that cannot be.
@@ -78,6 +81,7 @@ class Fit:
     evaluation_batch_size: int
     patience: int | None
     one_batch: bool
+    shots: tuple[int, ...]
 
     def __post_init__(self) -> None:
         durations = {"fit.epochs": self.epochs, "fit.steps": self.steps, "fit.images": self.images}
@@ -95,6 +99,9 @@ class Fit:
             raise ValueError(f"fit.layer_decay={self.layer_decay}: must be above 0 and at most 1 (off); 0.75 is usual")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"fit.ema_decay={self.ema_decay}: must be at least 0 (off) and below 1; 0.9999 is usual")
+        probe.check(f"fit.shots={list(self.shots)}", self.shots)
+        if self.one_batch and self.shots:
+            raise ValueError(f"fit.shots={list(self.shots)} with fit.one_batch=true, which has no images to draw from")
 
     def total(self, examples: int) -> int:
         """The training in optimizer updates."""
@@ -136,11 +143,13 @@ class Ready:
     steps: int
     steps_per_epoch: float
     precision: str
+    began: str  # what its weights begin as, in words; empty for chance
 
 
 def prepare(
     *,
     model: Callable[..., ViT],
+    init: Start,
     dataset: Dataset,
     augment: Augment,
     loss: Loss,
@@ -168,6 +177,7 @@ def prepare(
         world.wait()
     steps, steps_per_epoch = examine(
         model=model,
+        init=init,
         dataset=dataset,
         augment=augment,
         optimizer=optimizer,
@@ -176,7 +186,11 @@ def prepare(
         tracking=tracking,
         world=world,
         train=len(splits["train"]),
+        smallest=probe.fewest(splits["train"].labels, dataset.classes)[0],
     )
+    if fit.shots:  # in the order of the draws; they are read as for an evaluation
+        drawn = probe.draw(splits["train"].labels, len(dataset.classes), max(fit.shots), probe.DRAWS)
+        splits["support"] = splits["train"].take(drawn.ravel())
     if fit.one_batch:
         first = next(iter(Stream(examples=len(splits["train"]), batch=fit.batch_size, start=0, stop=1, seed=seed)))
         splits["train"] = splits["train"].take(torch.tensor([index for _, index in first]).numpy())
@@ -190,7 +204,10 @@ def prepare(
     splits = aboard(splits, dataset, augment, system, world)
     shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
     torch.manual_seed(seed_of(seed))
-    vit = model(**shape).to(world.device)
+    vit, source = model(**shape), init.read()
+    vit.objective.know(dataset.mean, dataset.std)
+    began = init.apply(source, vit, dataset.classes) if source else ""
+    vit = vit.to(world.device)
     loss.start(vit.head.output)
     flops = count.flops(vit, (dataset.channels, *dataset.shape))
     net = spread(vit, world, system)
@@ -213,12 +230,14 @@ def prepare(
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         precision=precision,
+        began=began,
     )
 
 
 def examine(
     *,
     model: Callable[..., ViT],
+    init: Start,
     dataset: Dataset,
     augment: Augment,
     optimizer: Callable[..., Optimizer],
@@ -227,12 +246,14 @@ def examine(
     tracking: Tracking,
     world: World,
     train: int,
+    smallest: int,
     here: bool = True,
 ) -> tuple[int, float]:
     """Refuses values that do not go together; gives the training in steps, and the steps of an epoch.
 
     Args:
         train: number of training images; the rest as `prepare` takes it.
+        smallest: those of the smallest class.
         here: whether it is to be trained on this machine, whose memory must hold it.
 
     Raises:
@@ -246,6 +267,7 @@ def examine(
             f"fit.batch_size={fit.batch_size} cannot be cut into {world.size} process(es) x fit.accumulate="
             f"{fit.accumulate} equal parts: use a multiple of {world.size * fit.accumulate}"
         )
+    probe.check(f"fit.shots={list(fit.shots)}", fit.shots, smallest)
     sharded = system.parallel == "fsdp" and world.size > 1
     if sharded and precision == "fp16":
         raise ValueError("fit.precision=fp16 with system.parallel=fsdp: fp16 needs ddp; or use fit.precision=bf16")
@@ -287,6 +309,8 @@ def examine(
         half=precision != "fp32",
         recomputed=system.activation_checkpointing,
     )
+    if (source := init.read()) is not None:
+        init.apply(source, memory.shadow(model, **shape), dataset.classes)
     return steps, steps_per_epoch
 
 

@@ -22,7 +22,8 @@ class Run:
 
     `config.yaml` (resolved), `metrics.jsonl` (a row a logged step), `result.json`, `last.pt` and `previous.pt` (they
     continue the training), `step-N.pt` (the same, kept), `best.pt` (weights chosen on validation), `best.safetensors`
-    (the same, for other programs), `curves.png`, `log.txt`, `environment.json`, `lock`, and `wandb/`.
+    (the same, for other programs), `curves.png`, `log.txt`, `environment.json`, `lock`, and `wandb/`; of
+    `vitlab evaluate` and `vitlab probe` also `evaluation/` and `probe.json`.
     """
 
     folder: Path
@@ -93,8 +94,8 @@ class Run:
             odd = [path.name for path in self.folder.iterdir() if not (path.is_file() or path.is_dir())]
             if odd:
                 raise ValueError(f"{self.folder} holds {odd[0]}, which is no file: move it away")
-            write_json(self.folder / "probe.json", {})
-            (self.folder / "probe.json").unlink()
+            write_json(self.folder / "writable.json", {})
+            (self.folder / "writable.json").unlink()
         except OSError as error:
             reason = error.strerror or error
             raise OSError(

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from vitlab import config as configuration
-from vitlab import memory, optim, recipe
+from vitlab import memory, optim, probe, recipe
 from vitlab.config import ConfigError, Node
 from vitlab.dataset.dataset import DatasetMissing
 from vitlab.launch import Job
 from vitlab.model import count
 from vitlab.parallel import alone
-from vitlab.question import BASELINE, Cell, Question
+from vitlab.question import BASELINE, SHOTS, Cell, Question
 from vitlab.run import find
 
 FOLDER = "sweeps"  # of the answers, in the folder of all runs
@@ -131,7 +131,7 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
         ConfigError: a cell that cannot be, with its name, its line and the reason.
     """
     words = tuple(words)
-    images: dict[str, int] = {}
+    images: dict[str, tuple[int, int]] = {}
     costs: dict[str, tuple[int, int]] = {}
     tracked = (f"tracking.sweep={question.name}",)
     found: dict[str, Checked] = {}
@@ -144,6 +144,12 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
             raise ConfigError(
                 f"{where}: {error}" if cell.name != BASELINE else f"{where} of all cells: {error}"
             ) from error
+        if (of := SHOTS.fullmatch(question.metric)) and int(of[1]) not in checked.config["fit"]["shots"]:
+            raise ConfigError(
+                f"{question.file}, line {question.lines['metric']}: metric: {question.metric}: {cell.name} has"
+                f' fit.shots={checked.config["fit"]["shots"]}, and will not report it: add "fit.shots=[{of[1]}]" to'
+                " the baseline"
+            )
         same = found.get(checked.identity)
         if same is not None and not (same.name == BASELINE or same.name.startswith(f"{BASELINE}, ")):
             raise ConfigError(
@@ -154,14 +160,19 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
 
 
 def check(
-    cell: Cell, seed: int, images: dict[str, int], costs: dict[str, tuple[int, int]], *, elsewhere: bool = False
+    cell: Cell,
+    seed: int,
+    images: dict[str, tuple[int, int]],
+    costs: dict[str, tuple[int, int]],
+    *,
+    elsewhere: bool = False,
 ) -> Checked:
     """A cell, checked as its training would be, without memory for its weights.
 
     Args:
         cell: what to compose.
         seed: one of its seeds.
-        images: number of training images of each dataset that was read before.
+        images: training images of each dataset that was read before, and those of its smallest class.
         costs: parameters and FLOPs of each model that was built before.
         elsewhere: whether it is trained elsewhere.
 
@@ -175,18 +186,21 @@ def check(
     try:
         data = configuration.build(of_data)
         if key not in images:
-            images[key] = len(data.splits()["train"])
+            labels = data.splits()["train"].labels
+            images[key] = len(labels), probe.fewest(labels, data.classes)[0]
     except DatasetMissing:
         kind, options = configuration.locate(of_data["_target_"]), {k: v for k, v in of_data.items() if k != "_target_"}
         if not elsewhere or (found := kind.planned(**options)) is None:
             raise
-        data, images[key] = found
+        data, many = found
+        images[key] = many, many // len(data.classes)  # as if they were even
     parts = configuration.assemble({k: v for k, v in config.items() if k != "dataset"}) | {"dataset": data}
     fit, make = parts["fit"], parts["model"]
-    kinds = ("model", "dataset", "augment", "optimizer", "fit", "system", "tracking")
+    kinds = ("model", "init", "dataset", "augment", "optimizer", "fit", "system", "tracking")
     taken = {kind: parts[kind] for kind in kinds}
     world = alone("cuda" if torch.cuda.is_available() and parts["system"].device != "cpu" else "cpu")
-    steps, steps_per_epoch = recipe.examine(**taken, world=world, train=images[key], here=not elsewhere)
+    train, smallest = images[key]
+    steps, steps_per_epoch = recipe.examine(**taken, world=world, train=train, smallest=smallest, here=not elsewhere)
     shape = {"image_size": data.shape, "channels": data.channels, "classes": len(data.classes)}
     model = memory.shadow(make, **shape)
     updates = optim.build(parts["optimizer"], model, layer_decay=fit.layer_decay, scale=fit.lr_factor())
@@ -208,10 +222,11 @@ def check(
 
 
 def flops(make: partial, shape: Mapping[str, Any]) -> int:
-    """FLOPs of an image in a model of any depth, from one and two blocks: blocks are alike."""
+    """FLOPs of an image in a model of any depth, from at most four blocks: every other one is alike."""
     depth, image = make.keywords["depth"], (shape["channels"], *shape["image_size"])
-    one, two = (count.flops(make(**{**shape, "depth": min(depth, blocks)}), image) for blocks in (1, 2))
-    return one + (depth - 1) * (two - one)
+    few = 2 - depth % 2
+    less, more = (count.flops(make(**{**shape, "depth": min(depth, blocks)}), image) for blocks in (few, few + 2))
+    return less + (depth - few) // 2 * (more - less)
 
 
 # --- time ---------------------------------------------------------------------------------------------------------

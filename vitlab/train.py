@@ -10,19 +10,19 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
 
-from vitlab import checkpoint, curves, judge, optim
+from vitlab import checkpoint, curves, judge, optim, probe
 from vitlab.checkpoint import Store
 from vitlab.config import cell, identity
 from vitlab.dataset.loader import AGAIN, Batch, places
 from vitlab.dataset.preprocess import Normalise
-from vitlab.dataset.seeding import reseed
+from vitlab.dataset.seeding import reseed, seeded
 from vitlab.files import write_json, write_whole
 from vitlab.interrupt import Interrupt
 from vitlab.model import count
-from vitlab.parallel import World, autocast, describe, gradient_sync, peak_memory, share_buffers
+from vitlab.model.objective import Classify
+from vitlab.parallel import World, autocast, describe, eagerly, gradient_sync, peak_memory, share_buffers
 from vitlab.profile import Trace
 from vitlab.recipe import Ready, evaluation_batches, facts, rates, reading, training_batches
 from vitlab.run import Run, environment
@@ -62,6 +62,8 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
     resumed = resume(state, store)
     if resumed:
         log.info("continues from step %d of %d", state.step, total)
+    elif ready.began:
+        log.info("%s", ready.began)
     log.info("%s; %s", rates(ready), reading(ready))
     start, before, began = state.step, state.seconds, time.perf_counter()
     if here.first:
@@ -92,7 +94,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
         share_buffers(ready.model, here)
         with state.judged():
             batches = evaluation_batches(ready, "validation")
-            return evaluate(ready.model, batches, normalise, here, ready.precision)
+            return evaluate(ready.model, batches, normalise, here, ready.precision, ready.model.objective)
 
     store.best = best()  # best.pt may be of a step that the checkpoint knows nothing of
     reason, asked = "", 0
@@ -159,8 +161,10 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
         # The test images, read once, with the weights that validation chose.
         store.finish()
         state.load_model(state.weights)
-        test = evaluate(ready.model, evaluation_batches(ready, "test"), normalise, here, ready.precision)
+        batches = evaluation_batches(ready, "test")
+        test = evaluate(ready.model, batches, normalise, here, ready.precision, ready.model.objective)
     took = seconds()
+    few = few_shot(ready, normalise)
     assert state.best is not None
     result = {
         "status": "finished",
@@ -168,6 +172,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
         "val/loss": state.best["loss"],
         "test/accuracy": test["accuracy"],
         "test/loss": test["loss"],
+        **few,
         "best_step": state.best["step"],
         "steps": state.step,
         "epochs": state.step / ready.steps_per_epoch,
@@ -186,7 +191,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
         **known,
     }
     views = None
-    if here.tell(tracker.curious):
+    if here.tell(tracker.curious) and ready.model.objective.classifies:
         batches = evaluation_batches(ready, "validation")
         found = judge.predictions(ready.model, batches, normalise, here, ready.precision)
         views = Views(judge.Judgement.of(*found, ready.dataset.classes), ready.splits["validation"])
@@ -272,12 +277,9 @@ def backward(state: State, images: Tensor, targets: Tensor) -> Tensor:
     ready, parts, sums = state.ready, state.parts, torch.zeros(2, dtype=torch.float64, device=images.device)
     for part, (x, y) in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True)):
         with gradient_sync(ready.net, on=part == parts - 1), autocast(images.device, ready.precision):
-            logits = ready.net(x)
-            loss = ready.loss(logits, y)
+            loss, right = ready.model.objective.losses(ready.net(x), y, ready.loss)
         state.scaler.scale(loss / parts).backward()
-        labels = y if y.ndim == 1 else y.argmax(dim=-1)
-        right = (logits.detach().argmax(dim=-1) == labels).sum()
-        sums += torch.stack((loss.detach().double() * len(x), right.double()))
+        sums += torch.stack((loss.detach().double() * len(x), right.sum()))
     return sums
 
 
@@ -365,17 +367,20 @@ class Stopped(Exception):
 
 
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], normalise: Normalise, here: World, precision: str
+    model: nn.Module, batches: Iterable[Batch], normalise: Normalise, here: World, precision: str, objective: Classify
 ) -> dict[str, float]:
-    """Mean cross-entropy (`loss`, without smoothing) and share of right answers (`accuracy`), every image once."""
+    """Mean loss (`loss`: cross-entropy without smoothing) and share of right answers (`accuracy`), every image once."""
     model.eval()
-    with torch.no_grad(), torch.inference_mode(here.size == 1):  # which FSDP's gathered weights cannot be used after
+    # What the objective draws is the same each time. FSDP's gathered weights cannot be used after inference_mode.
+    with torch.no_grad(), torch.inference_mode(here.size == 1), seeded(0):
+        if here.device.type == "cuda":
+            torch.cuda.manual_seed(0)
         totals = torch.zeros(3, dtype=torch.float64, device=here.device)
         for pixels, labels in batches:
             labels = labels.to(here.device, non_blocking=True)
             try:
                 with autocast(here.device, precision):
-                    logits = model(normalise(pixels.to(here.device, non_blocking=True)))
+                    out = model(normalise(pixels.to(here.device, non_blocking=True)))
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -383,12 +388,31 @@ def evaluate(
                     f"out of memory in evaluation with {len(pixels)} images at once: use a smaller"
                     " fit.evaluation_batch_size"
                 ) from error
-            loss = functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=AGAIN)
-            right = (logits.argmax(dim=-1) == labels).sum()
-            totals += torch.stack((loss.double(), right.double(), (labels != AGAIN).sum().double()))
+            loss, right = objective.judge(out, labels)
+            totals += torch.stack((loss.sum(), right.sum(), (labels != AGAIN).sum().double()))
     model.train()
     loss, right, images = here.sum(totals).tolist()
     return {"loss": loss / images, "accuracy": right / images}
+
+
+def few_shot(ready: Ready, normalise: Normalise) -> dict[str, float]:
+    """Few-shot accuracies of the weights that the model has, on validation and test images; none unless asked for."""
+    found: dict[str, float] = {}
+    if not ready.fit.shots:
+        return found
+
+    def features(split: str) -> probe.Features:
+        with eagerly(bool(ready.system.compile)):
+            batches = evaluation_batches(ready, split)
+            return probe.features(ready.model, batches, normalise, ready.world, ready.precision)
+
+    shape = (probe.DRAWS, len(ready.dataset.classes), max(ready.fit.shots), -1)
+    support = features("support").values.reshape(shape)
+    for short, split in (("val", "validation"), ("test", "test")):
+        for shots, accuracies in probe.few_shot(support, features(split), ready.fit.shots).items():
+            found[f"{short}/{shots}-shot"] = sum(accuracies) / len(accuracies)
+            found[f"{short}/{shots}-shot_std"] = probe.spread(accuracies) or 0.0
+    return found
 
 
 def learning_rate(optimizer: Optimizer) -> float:

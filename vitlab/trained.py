@@ -25,7 +25,7 @@ from vitlab.files import read_json, read_text
 from vitlab.judge import Judgement, Witness
 from vitlab.menu import CONF
 from vitlab.model.vit import ViT
-from vitlab.parallel import DTYPES, alone
+from vitlab.parallel import DTYPES, World, alone
 from vitlab.run import Run
 
 DATASETS = ("vitlab.dataset.",)  # what a stranger's dataset may name
@@ -110,12 +110,13 @@ def recorded(run: Run) -> Node:
         return {"status": "interrupted"}
 
 
-def load(run: str | Path, device: str | torch.device = "cpu") -> Trained:
+def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: bool = True) -> Trained:
     """The trained model of a run, with the weights that validation chose.
 
     Args:
         run: the run's folder.
         device: where the model goes: cpu, cuda, cuda:1 or auto.
+        classifies: whether it must have learned the classes, and not only to represent images.
 
     Raises:
         ValueError: no run, no weights yet, no such device, or a file that cannot be read safely.
@@ -140,14 +141,20 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> Trained:
         raise ConfigError(f"{folder.config}: {told(error)}") from error
     try:
         fill(model, saved.get("model"))
+        learned = model.objective.classifies
         with torch.no_grad():
-            logits = model.to(device).eval()(torch.zeros(1, channels, *size, device=device))
+            logits, _ = model.to(device).eval()(torch.zeros(1, channels, *size, device=device), intermediates=True)
         if logits.shape != (1, len(classes)) or not logits.isfinite().all():
             raise ValueError(f"a black image is not answered with {len(classes)} finite numbers")
     except Exception as error:
         raise ConfigError(
             f"{folder.best} does not fit {folder.config} ({told(error)}): get both again, or train the run again"
         ) from error
+    if classifies and not learned:
+        raise ConfigError(
+            f"{folder.folder} has learned to fill in masked patches, and no classes: vitlab probe {folder.folder}, or"
+            f" start another training from it, init={folder.folder}"
+        )
     mean, std = ([float(value) for value in facts[key]] for key in ("mean", "std"))
     return Trained(
         model, classes, Preprocess(size=size, channels=channels, crop=float(facts["crop"]), mean=mean, std=std)
@@ -225,6 +232,25 @@ def told(error: Exception) -> str:
     """What an error says, in one line; of one that is not meant for users, its name as well."""
     said = " ".join(str(error).split())
     return said if isinstance(error, ValueError | OSError) and said else f"{type(error).__name__}: {said}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A dataset as a run's model takes it.
+
+    Args:
+        splits: of the dataset.
+        batches: gives the images of some examples, once and in order.
+        normalise: what the pixels go through, on the model's device.
+        here: the device.
+        precision: what the run was judged in.
+    """
+
+    splits: dict[str, Examples]
+    batches: Callable[[Examples], Iterable[Batch]]
+    normalise: Normalise
+    here: World
+    precision: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,6 +348,34 @@ def measure(
     Raises:
         ValueError: other classes, or a damaged run.
     """
+    places = torch.from_numpy(order_of(dataset.classes, model.classes)) if foreign else torch.arange(len(model.classes))
+    source = served(run, model, dataset, foreign=foreign, workers=workers)
+    found = {}
+    for split in splits:
+        examples, witness = source.splits[split], Witness(model.model)
+        labels: list[Tensor] = []
+        named = mapped(source.batches(examples), places, labels)
+        scores = train.evaluate(witness, named, source.normalise, source.here, source.precision, model.model.objective)
+        judgement = Judgement.of(witness.probabilities(), torch.cat(labels), model.classes)
+        found[split] = Measured(examples=examples, scores=scores, judgement=judgement)
+    model.eval()
+    return found
+
+
+def served(run: str | Path, model: Trained, dataset: Dataset, *, foreign: bool = False, workers: int = 0) -> Served:
+    """The splits of a dataset, and how their images come to a run's model.
+
+    Args:
+        run: the run's folder.
+        model: from `load`.
+        dataset: the run's own, or with `foreign` another, of any classes: its images go through what the run's own
+            images went through.
+        foreign: see `dataset`.
+        workers: processes that read images.
+
+    Raises:
+        ValueError: not the run's own dataset, or a damaged run.
+    """
     folder, ready = Run(Path(run)), model.preprocess
     config, precision = read_config(folder), recorded(folder).get("precision", "fp32")
     if precision not in tuple(DTYPES):
@@ -340,27 +394,20 @@ def measure(
             f" {seen[0]} x {seen[1]}: get the run's folder again, or train it again"
         )
     here = alone(next(model.parameters()).device)
-    places = torch.from_numpy(order_of(dataset.classes, model.classes))
     transform, normalise = evaluation(dataset), Normalise(dataset.mean, dataset.std)
     if foreign:
         transform, normalise = (
             (lambda image: to_pixels(ready.resize(upright(image, ready.mode)))),
             deepcopy(ready.normalise),
         )
-    parts = dataset.splits()
-    found = {}
-    for split in splits:
-        examples, witness = parts[split], Witness(model.model)
+
+    def batches(examples: Examples) -> Iterable[Batch]:
         once = Once(examples=len(examples), batch=int(config["fit"]["evaluation_batch_size"]))
         seen = examples.reduced(ready.resize.least)
-        batches = loader(seen, transform, once, workers=workers, pin=here.device.type == "cuda")
-        labels: list[Tensor] = []
-        named = mapped(batches, places, labels)
-        scores = train.evaluate(witness, named, normalise.to(here.device), here, precision)
-        judgement = Judgement.of(witness.probabilities(), torch.cat(labels), model.classes)
-        found[split] = Measured(examples=examples, scores=scores, judgement=judgement)
-    model.eval()
-    return found
+        return loader(seen, transform, once, workers=workers, pin=here.device.type == "cuda")
+
+    normalise = normalise.to(here.device)
+    return Served(splits=dataset.splits(), batches=batches, normalise=normalise, here=here, precision=precision)
 
 
 def mapped(batches: Iterable[Batch], places: Tensor, labels: list[Tensor]) -> Iterator[Batch]:

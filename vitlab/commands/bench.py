@@ -74,6 +74,8 @@ def bench(options: argparse.Namespace) -> None:
     rounds = {"rounds": options.rounds, "warmup": options.warmup}
     with world(parts["system"]) as here:
         ready = recipe.prepare(**parts, world=here)
+        if not ready.model.objective.classifies:
+            raise ValueError("vitlab bench measures classification: leave model/objective=masked_patch out")
         if options.peers and len(set(ready.dataset.shape)) > 1:
             raise ValueError(f"--peers with images of {ready.dataset.shape}: torchvision takes square ones alone")
         work = work_of(ready, node)

@@ -18,7 +18,7 @@ from typing import Any
 
 from vitlab import config as configuration
 from vitlab.commands import DONE, FAILED
-from vitlab.commands.multirun import Task, notes, option, patient, quoted, suited, timed
+from vitlab.commands.multirun import Task, notes, option, patient, suited, timed
 from vitlab.config import ConfigError
 from vitlab.launch import Job
 from vitlab.menu import CONF
@@ -115,7 +115,7 @@ def prepared(jobs: list[Job], words: list[str]) -> Launch:
     folder = timed(jobs[0].run.folder.parent)
     given = suited(words)
     if not any(word.startswith("hydra.sweep.dir=") for word in words):
-        given.append(f"hydra.sweep.dir={quoted(folder)}")
+        given.append(f"hydra.sweep.dir={configuration.quoted(folder)}")
     task = Task(typed=list(sys.argv), many=True, folder=folder)
     GlobalHydra.instance().clear()
     try:

@@ -195,7 +195,7 @@ def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
     if first:
         task.folder = folder = timed(runs_of(given))
         if not any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in given):
-            given = [*given, f"hydra.sweep.dir={quoted(folder)}"]
+            given = [*given, f"hydra.sweep.dir={configuration.quoted(folder)}"]
     broken = None
     from vitlab.dataset.dataset import read_once
 
@@ -285,12 +285,6 @@ def timed(runs: Path) -> Path:
             number += 1
         else:
             return folder
-
-
-def quoted(value: object) -> str:
-    """A value as Hydra takes it for these very characters."""
-    said = str(value)
-    return said if re.fullmatch(r"[\w/.\-]+", said) else "'" + said.replace("'", r"\'") + "'"
 
 
 def rehearse(overrides: list[str]) -> int:

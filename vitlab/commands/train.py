@@ -191,6 +191,12 @@ def called(tracking: Any, slug: str, config: Node, choices: dict[str, str]) -> A
     )
 
 
+def few_shots(result: dict[str, Any]) -> str:
+    """Its few-shot accuracies on test images, in words; empty where none were asked for."""
+    found = {key: value for key, value in result.items() if key.startswith("test/") and key.endswith("-shot")}
+    return ", ".join(f"{key.removeprefix('test/')} {value:.2%}" for key, value in found.items())
+
+
 def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -> str:
     """What came out of a run, and what to type next; raises ValueError where result.json lacks something."""
     offline = any(folder.folder.glob("wandb/offline-run-*"))
@@ -203,6 +209,7 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             f"run         {folder.folder}",
             f"validation  {result['val/accuracy']:.2%} (best, at step {result['best_step']} of {result['steps']})",
             f"test        {result['test/accuracy']:.2%}",
+            *([f"few shots   {few}"] if (few := few_shots(result)) else []),
             f"time        {took}, {result['images_per_second']:,.0f} images/s, {result['parameters']:,} parameters",
             *([f"not finite  updates {', '.join(spared)}"] if spared else []),
             f"next        vitlab evaluate {folder.folder}",

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from vitlab.model.dropout import Dropout
 from vitlab.model.dropout import dropout as drop
+from vitlab.model.grid import Grid
 from vitlab.model.position import Position
 from vitlab.model.stem import divisors
 
@@ -133,6 +134,12 @@ class Attention(nn.Module):
         out = self.attend(qkv, position.bias(turned), weights)
         return self.output_dropout(self.output(rearrange(out, "b heads t k -> b t (heads k)")))
 
+    def place(self, grid: Grid, layer: int, position: Position) -> None:
+        """Told by the ViT where this attention stands: the lattice of its tokens, its block, and what it is turned by.
+
+        A kind that cannot work there raises ValueError.
+        """
+
     def attend(self, qkv: Projected, bias: Weights | None, weights: list[Tensor] | None) -> Keys:
         dropout = self.dropout if self.training else 0.0
         plain, full, device = bias is None and dropout == 0, qkv.dtype == torch.float32, qkv.device.type
@@ -166,3 +173,54 @@ class Attention(nn.Module):
             return self.kernel
         many = LONG <= tokens <= MOST
         return "explicit" if device == "cpu" and not (plain and full and many) else "fused"
+
+
+class Axial(Attention):
+    """Attention along the rows of the lattice in one block, and along its columns in the next (Ho et al. 2019).
+
+    The paper's axial block (D.6) is attention along rows, an MLP, attention along columns and an MLP: two blocks here,
+    so that its Axial-ViT-B has `model.depth=24`. A last block without a partner goes along rows.
+
+    Raises:
+        ValueError: in the ViT, tokens that stand in no row, or a position that enters as a bias of all logits.
+    """
+
+    grid: Grid
+    rows: bool
+
+    def place(self, grid: Grid, layer: int, position: Position) -> None:
+        if grid.prefix:
+            raise ValueError(
+                f"model/attention=axial goes along rows and columns, and class token or registers ({grid.prefix} here)"
+                " stand in none: use model/pool=gap or model/pool=map, with model.registers=0"
+            )
+        if type(position).bias is not Position.bias:
+            raise ValueError(
+                f"model/attention=axial has no logits from every token to every other, as the bias of"
+                f" {type(position).__name__} has: use model/position=learned_1d, learned_2d, sincos_2d, rope or none"
+            )
+        self.grid, self.rows = grid, layer % 2 == 0
+
+    def attend(self, qkv: Projected, bias: Weights | None, weights: list[Tensor] | None) -> Keys:
+        height, width = self.grid.height, self.grid.width
+        along: list[Tensor] | None = None if weights is None else []
+        if self.rows:
+            lines = rearrange(qkv, "three b heads (h w) k -> three (b h) heads w k", h=height)
+            out = rearrange(super().attend(lines, None, along), "(b h) heads w k -> b heads (h w) k", h=height)
+        else:
+            lines = rearrange(qkv, "three b heads (h w) k -> three (b w) heads h k", w=width)
+            out = rearrange(super().attend(lines, None, along), "(b w) heads h k -> b heads (h w) k", w=width)
+        if weights is not None:
+            weights.extend(self.among_all(seen) for seen in along or ())
+        return out
+
+    def among_all(self, seen: Float[Tensor, "lines heads n n"]) -> Float[Tensor, "b heads t t"]:
+        """The weights of all lines as those of all tokens: none for a token of another line."""
+        height, width = self.grid.height, self.grid.width
+        if self.rows:
+            rows = rearrange(seen, "(b h) heads q t -> b heads h q t", h=height)
+            same = torch.eye(height, dtype=seen.dtype, device=seen.device)
+            return rearrange(torch.einsum("bnhqt,hg->bnhqgt", rows, same), "b n h q g t -> b n (h q) (g t)")
+        columns = rearrange(seen, "(b w) heads q t -> b heads w q t", w=width)
+        same = torch.eye(width, dtype=seen.dtype, device=seen.device)
+        return rearrange(torch.einsum("bnwqt,wg->bnqwtg", columns, same), "b n q w t g -> b n (q w) (t g)")

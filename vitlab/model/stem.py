@@ -27,6 +27,8 @@ class Stem(nn.Module):
         ValueError: the patch does not divide the image.
     """
 
+    kept = 0  # numbers of an image that the stem keeps for its backward pass: as many at least
+
     def __init__(self, *, image_size: tuple[int, int], channels: int, width: int, patch: int):
         super().__init__()
         height, breadth = image_size

@@ -13,6 +13,7 @@ from vitlab.model.grid import Grid
 from vitlab.model.head import Linear
 from vitlab.model.init import authors
 from vitlab.model.mlp import Mlp, SwiGlu
+from vitlab.model.objective import Classify
 from vitlab.model.pool import Cls, Pool
 from vitlab.model.position import Learned1d, Position
 from vitlab.model.stem import Patches, Stem
@@ -30,7 +31,7 @@ class ViT(nn.Module):
         classes: number of classes.
         patch: side of a patch in pixels.
         width: channels of a token (the paper's hidden size D).
-        depth: number of blocks (layers L).
+        depth: number of blocks (layers L); with none, the model is its stem and its head: a ResNet of its own.
         heads: attention heads a block (k).
         registers: learned tokens that are read by nobody (Darcet et al. 2024).
         dropout: share dropped after every dense layer except qkv, and after the positions (the paper's Table 3).
@@ -65,12 +66,14 @@ class ViT(nn.Module):
         mlp: Callable[..., Mlp | SwiGlu] = Mlp,
         pool: Callable[..., Pool] = Cls,
         head: Callable[..., Linear] = Linear,
+        objective: Callable[..., Classify] = Classify,
         init: Callable[["ViT"], None] | None = None,
     ):
         super().__init__()
         for name, value, least in (
             ("width", width, 1),
-            ("depth", depth, 1),
+            ("depth", depth, 0),
+            ("heads", heads, 1),
             ("registers", registers, 0),
             ("epsilon", epsilon, 0.0),
         ):
@@ -88,6 +91,12 @@ class ViT(nn.Module):
         self.prefix = nn.Parameter(torch.zeros(prefix, width)) if prefix else None
         self.grid = Grid(self.stem.grid.height, self.stem.grid.width, prefix)
 
+        if depth == 0 and prefix:
+            raise ValueError(
+                f"model.depth=0: no block shows the image to class token or registers ({prefix} here): use"
+                " model/pool=gap or model/pool=map, with model.registers=0"
+            )
+
         def place() -> Position:
             return position(width=width, head_width=width // heads, grid=self.grid)
 
@@ -95,35 +104,74 @@ class ViT(nn.Module):
             rate = drop_path * layer / max(1, depth - 1)
             return Residual(branch, width=width, layer_scale=layer_scale, drop_rate=rate, epsilon=epsilon)
 
+        attends: list[Attention] = []
+
         def block(layer: int) -> Block:
-            attend = attention(width=width, heads=heads, output_dropout=dropout)
-            return Block(residual(attend, layer), residual(mlp(width=width, dropout=dropout), layer))
+            attends.append(attention(width=width, heads=heads, output_dropout=dropout))
+            return Block(residual(attends[layer], layer), residual(mlp(width=width, dropout=dropout), layer))
 
         self.blocks = nn.ModuleList(block(layer) for layer in range(depth))
         first = place()
         self.positions = nn.ModuleList([first])
         if first.at == "every_block":
             self.positions.extend(place() for _ in range(depth - 1))
+        if depth == 0 and first.at != "stem" and type(first) is not Position:
+            raise ValueError(
+                f"model.depth=0: there is no block that {type(first).__name__} positions could enter: use"
+                " model/position=none, or learned_1d, learned_2d or sincos_2d with model.position.at=stem"
+            )
+        for layer, attend in enumerate(attends):
+            attend.place(self.grid, layer, self.position(layer))
         self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(width, eps=epsilon) if final_norm else nn.Identity()
         self.head = head(width=width, classes=classes)
+        self.objective = objective(width=width, grid=self.grid, patch=patch, channels=channels)
+        for part in (self.pool, self.head):
+            part.requires_grad_(self.objective.classifies)
         (init or authors())(self)
 
     def forward(
         self, images: Float[Tensor, "b c y x"], *, intermediates: bool = False, attention: bool = False
-    ) -> Float[Tensor, "b classes"] | tuple[Float[Tensor, "b classes"], dict[str, Tensor]]:
-        """Logits; with `intermediates` or `attention` also a dictionary of what stood on the way.
+    ) -> Float[Tensor, "b classes"] | tuple[Tensor, Tensor] | tuple[Float[Tensor, "b classes"], dict[str, Tensor]]:
+        """What the objective looks at: logits, to classify; with `intermediates` or `attention` the logits in any case,
+        and a dictionary of what stood on the way.
 
         Args:
             images: normalised pixels.
             intermediates: asks for `stem` (b n d), `with_position`, `block_0` ..., `encoded` (b t d), `pooled` and
                 `pre_logits` (b d).
             attention: asks for `attention_0` ..., the weights of each layer (b heads t t), rows summing to 1.
+
+        Raises:
+            ValueError: attention is asked of a model that has none.
         """
+        if attention and not self.blocks:
+            raise ValueError("model.depth=0: without a block there is no attention to look at: ask for intermediates")
+        if not (intermediates or attention):
+            return self.objective(images, self.encode, self.classify)
         seen: dict[str, Tensor] = {}
         weights: list[Tensor] | None = [] if attention else None
+        logits = self.classify(self.encode(images, lambda patches: patches, seen, weights), seen)
+        kept = seen if intermediates else {}
+        return logits, kept | {f"attention_{layer}": w for layer, w in enumerate(weights or [])}
 
-        x = seen["stem"] = self.stem(images)
+    def encode(
+        self,
+        images: Float[Tensor, "b c y x"],
+        befall: Callable[[Tensor], Tensor],
+        seen: dict[str, Tensor] | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """The tokens after the last block.
+
+        Args:
+            images: normalised pixels.
+            befall: what happens to the patches (b n d) between the stem and everything else.
+            seen: gains what stood on the way.
+            weights: gains the attention weights of each layer.
+        """
+        seen = {} if seen is None else seen
+        x = seen["stem"] = befall(self.stem(images))
         if self.prefix is not None:
             x = torch.cat((self.prefix.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1)
         if self.position(0).at == "stem":
@@ -134,15 +182,17 @@ class ViT(nn.Module):
             if position.at != "stem":
                 x = position.add(x)
             x = seen[f"block_{layer}"] = block(x, position, weights)
-        x = seen["encoded"] = self.norm(x)
-        x = seen["pooled"] = self.pool(*x.split((self.grid.prefix, self.grid.patches), dim=1))
-        x = seen["pre_logits"] = self.head.represent(x)
-        logits = self.head(x)
+        seen["encoded"] = self.norm(x)
+        return seen["encoded"]
 
-        if not intermediates and not attention:
-            return logits
-        kept = seen if intermediates else {}
-        return logits, kept | {f"attention_{layer}": w for layer, w in enumerate(weights or [])}
+    def classify(
+        self, encoded: Float[Tensor, "b t d"], seen: dict[str, Tensor] | None = None
+    ) -> Float[Tensor, "b classes"]:
+        """Logits, from the tokens after the last block."""
+        seen = {} if seen is None else seen
+        x = seen["pooled"] = self.pool(*encoded.split((self.grid.prefix, self.grid.patches), dim=1))
+        x = seen["pre_logits"] = self.head.represent(x)
+        return self.head(x)
 
     def position(self, layer: int) -> Position:
         """The position module of a block: its own, or the one that all share."""
