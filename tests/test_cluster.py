@@ -295,6 +295,6 @@ def test_two_multiruns_of_one_second_have_folders_of_their_own(tmp_path):
 def test_any_folder_can_be_quoted_for_hydra(value):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    found = OverridesParser.create().parse_override(f"hydra.sweep.dir={command.quoted(f'/runs{value}')}")
+    found = OverridesParser.create().parse_override(f"hydra.sweep.dir={config.quoted(f'/runs{value}')}")
     assert found.value() == f"/runs{value}"
     assert not found.is_sweep_override()

@@ -395,9 +395,9 @@ def train(width):
 train(8)
 train(8)
 assert stats["unique_graphs"] == 1, stats
-for width in range(16, 16 + 8 * 9, 8):
-    train(width)
-assert stats["unique_graphs"] == 10, stats
+train(16)
+assert stats["unique_graphs"] == 2, stats
+assert torch._dynamo.config.recompile_limit > 100
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -222,11 +222,12 @@ def check(
 
 
 def flops(make: partial, shape: Mapping[str, Any]) -> int:
-    """FLOPs of an image in a model of any depth, from at most four blocks: every other one is alike."""
+    """FLOPs of an image in a model of any depth, from its first blocks: on a square all are alike, else every other."""
     depth, image = make.keywords["depth"], (shape["channels"], *shape["image_size"])
-    few = 2 - depth % 2
-    less, more = (count.flops(make(**{**shape, "depth": min(depth, blocks)}), image) for blocks in (few, few + 2))
-    return less + (depth - few) // 2 * (more - less)
+    turn = len(set(shape["image_size"]))  # of blocks that differ: those along rows from those along columns
+    few = turn - depth % turn
+    less, more = (count.flops(make(**{**shape, "depth": min(depth, blocks)}), image) for blocks in (few, few + turn))
+    return less + (depth - few) // turn * (more - less)
 
 
 # --- time ---------------------------------------------------------------------------------------------------------
