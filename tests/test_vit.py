@@ -362,14 +362,25 @@ def test_combinations_that_make_no_sense_are_refused_with_a_way_out(parts, sente
         vit(**parts)
 
 
-def test_the_model_compiles_without_a_break():
+def test_the_model_compiles_without_a_break_whatever_its_stem_and_its_attention():
     code = """
+from functools import partial
 import torch
-from vitlab.model.position import Rope
+from vitlab.model.attention import Axial
+from vitlab.model.pool import Gap
+from vitlab.model.position import Position, Rope
+from vitlab.model.resnet import ResNet
 from vitlab.model.vit import ViT
-model = ViT(image_size=8, channels=1, classes=3, patch=4, width=8, depth=2, heads=2, position=Rope, registers=1).eval()
-images = torch.randn(2, 1, 8, 8)
-torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(images), model(images))
+images = torch.randn(2, 1, 8, 12)
+small = partial(ResNet, blocks=(1, 1), widen=0.25, root="small")
+shape = {"image_size": (8, 12), "channels": 1, "classes": 3, "patch": 4, "heads": 2}
+for model in (
+    ViT(**shape, width=8, depth=2, position=Rope, registers=1),
+    ViT(**shape, width=8, depth=2, position=Rope, attention=Axial, stem=small, pool=Gap),
+    ViT(**shape | {"patch": 2}, width=128, depth=0, position=Position, stem=partial(small, project=False), pool=Gap),
+):
+    model = model.eval()
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(images), model(images))
 """
     subprocess.run([sys.executable, "-c", code], check=True)  # away from the run-time checks, which break the graph
 
