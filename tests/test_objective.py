@@ -7,6 +7,7 @@ import torch
 from test_config import check, compose
 
 from vitlab import checkpoint, config, recipe, train, trained
+from vitlab.commands.train import summary
 from vitlab.model.grid import Grid
 from vitlab.model.objective import MaskedPatch, taken
 from vitlab.model.vit import ViT
@@ -147,6 +148,10 @@ def test_a_training_fills_in_patches_and_another_starts_from_it(tmp_path):
     with pytest.raises(ValueError, match="has learned to fill in masked patches, and no classes"):
         trained.load(run.folder)
     assert trained.load(run.folder, classifies=False).model.objective.classifies is False
+    said = summary(run, result)
+    assert f"vitlab probe {run.folder}" in said
+    assert f"vitlab train init={run.folder}" in said
+    assert "vitlab predict" not in said
     fine, result, ready = run_of(tmp_path, "second", f"init={run.folder}")
     assert "left out: objective.predict.bias, objective.predict.weight, objective.token" in ready.began
     assert result["status"] == "finished"

@@ -188,6 +188,7 @@ def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
         "rollbacks": state.rollbacks,
         "device": describe(device),
         "test_images": len(ready.splits["test"]),
+        "classifies": ready.model.objective.classifies,
         **known,
     }
     views = None

@@ -205,6 +205,9 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             f", {seconds:.0f} s in all" if seconds and seconds > result["seconds"] else ""
         )
         spared = [f"{result[key]} {key}" for key in ("skipped", "rollbacks") if result.get(key)]
+        following = (f"evaluate {folder.folder}", f"predict {folder.folder} IMAGE...")
+        if not result.get("classifies", True):
+            following = (f"probe {folder.folder}", f"train init={folder.folder}")
         lines = (
             f"run         {folder.folder}",
             f"validation  {result['val/accuracy']:.2%} (best, at step {result['best_step']} of {result['steps']})",
@@ -212,8 +215,7 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             *([f"few shots   {few}"] if (few := few_shots(result)) else []),
             f"time        {took}, {result['images_per_second']:,.0f} images/s, {result['parameters']:,} parameters",
             *([f"not finite  updates {', '.join(spared)}"] if spared else []),
-            f"next        vitlab evaluate {folder.folder}",
-            f"            vitlab predict {folder.folder} IMAGE...",
+            *(f"{word:<12}vitlab {command}" for word, command in zip(("next", ""), following, strict=True)),
             *([f"            vitlab sync {folder.folder}      (to Weights & Biases)"] if offline else []),
         )
     except (KeyError, TypeError, ValueError) as error:
