@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vitlab import figures
-from vitlab.comparison import Agreement, Comparison, Estimate, Row
+from vitlab.comparison import Agreement, Comparison, Estimate, Row, counterpart
 from vitlab.figures import NONE
 from vitlab.files import read_text, write_whole
 from vitlab.page import page as page_of
@@ -83,10 +83,32 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("95 % interval", True, [interval(row.score, metric) for row in rows]),
         Column("difference", True, ["baseline" if r.baseline else change(r.difference, metric) for r in rows]),
         Column("verdict", False, [one_line(row.verdict) or NONE for row in rows]),
+        *reported(comparison),
         *(Column(figures.WORDS[key], True, [show(row.cost.get(key)) for row in rows]) for key, show in costs.items()),
         Column("state", False, [one_line(row.state) or ("" if row.score else "no finished run") for row in rows]),
     ]
     return [column for column in found if {*column.cells} - {NONE, ""}]
+
+
+def reported(comparison: Comparison) -> list[Column]:
+    """What the source reports of each arm, with its difference to the baseline's; and whether that is found here."""
+    told = comparison.agreement
+    base = figures.reference(comparison, told) if told else None
+    if told is None or base is None:
+        return []
+    said = {
+        pair.first if pair.second == base else pair.second: pair
+        for pair in told.pairs
+        if base in (pair.first, pair.second)
+    }
+    numbers, verdicts = [], []
+    for row in comparison.rows:
+        value, pair = told.numbers.get(row.name), said.get(row.name)
+        gap = f" ({value - told.numbers[base]:+.2f})" if value is not None and row.name != base else ""
+        numbers.append(NONE if value is None else f"{value:.2f}{gap}")
+        seeds = f" (about {pair.seeds} seeds would)" if pair and pair.seeds else ""
+        verdicts.append(pair.verdict + seeds if pair else NONE)
+    return [Column("reported", True, numbers), Column("and here", False, verdicts)]
 
 
 def legend(comparison: Comparison, mark: str) -> list[str]:
@@ -102,6 +124,12 @@ def legend(comparison: Comparison, mark: str) -> list[str]:
         lines.append(
             f"difference to the baseline: mean ± half of its 95 % interval, paired by seed{unit};"
             " verdicts after Holm's correction"
+        )
+    told = comparison.agreement
+    if told and (base := figures.reference(comparison, told)):
+        lines.append(
+            f"reported: {one_line(told.of) or 'by the source'}, and its difference to {base}; here: whether the 95 %"
+            " interval of ours lies on the same side of zero"
         )
     return lines
 
@@ -145,6 +173,7 @@ def markdown(comparison: Comparison, facts: Mapping[str, str], links: Mapping[st
     parts += [f"{FINDING[0]}{finding}{FINDING[1]}", table_text(comparison, "markdown").rstrip()]
     parts += [f"![{escaped(words)}]({link})" for words, link in links.items()]
     parts += agreed(comparison.agreement) if comparison.agreement else []
+    parts += ["## What was tried", tried_text(comparison.tried)] if comparison.tried else []
     if comparison.notes:
         parts += ["## What to know", "\n".join(f"- {escaped(note)}" for note in comparison.notes)]
     if facts:
@@ -159,6 +188,16 @@ def agreed(told: Agreement) -> list[str]:
         numbers = ", ".join(f"{escaped(name)} {value:g}" for name, value in told.numbers.items())
         parts.append(f"Reported{f' ({escaped(told.of)})' if told.of else ''}: {numbers}.")
     return [part for part in (*parts, escaped(told.words)) if part]
+
+
+def tried_text(tried: Comparison) -> str:
+    """Every cell with what validation said of it, in Markdown."""
+    metric, other = tried.metric, counterpart(tried.metric)
+    lines = [f"| cell | {figures.named(other)} | {figures.named(metric)} | n |", "| --- | ---: | ---: | ---: |"]
+    for row in tried.rows:
+        cells = [escaped(row.name), spread(row.validation, other), spread(row.score, metric), count(row)]
+        lines.append(f"| {' | '.join([f'**{cell}**' if row.best else cell for cell in cells])} |")
+    return "\n".join([*lines, "", "bold: chosen by validation for its arm"])
 
 
 def fact(name: str, value: str) -> str:

@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -123,6 +123,8 @@ class Comparison:
         rows: in the order of the question.
         agreement: with the source, where it says what to expect.
         notes: what the reader must know: mixed versions of the code, mixed hardware, few seeds.
+        tried: every cell, where validation chose those of `rows` among several of their arm; there `best` is one that
+            was chosen. None where each arm is one cell.
     """
 
     title: str
@@ -133,6 +135,7 @@ class Comparison:
     rows: tuple[Row, ...]
     agreement: Agreement | None
     notes: tuple[str, ...] = field(default=())
+    tried: "Comparison | None" = None
 
     def frame(self) -> pd.DataFrame:
         """A line a row: the same bytes for the same runs. Numbers in the units of the store (accuracies in 0 ... 1)."""
@@ -173,8 +176,11 @@ def compare(
     title: str = "",
     source: str = "",
     expect: Any = None,
+    arms: Mapping[str, str] | None = None,
 ) -> Comparison:
     """The runs of a table grouped by everything but the seed, each group beside the baseline.
+
+    Where an arm has several cells, the one with the best mean on the validation images stands for it.
 
     Args:
         table: of the store, `store.runs()`, or some lines of it.
@@ -187,10 +193,14 @@ def compare(
         title: the question.
         source: where it comes from.
         expect: has `says`, `of` and `numbers` (see `Agreement`), as attributes or as keys; empty is as None.
+        arms: the arm of each of `cells`; by these `baseline` and `expect` then name them. None where each is its own.
 
     Raises:
         ValueError: there is nothing to compare; no such metric, x or baseline: says what there is.
     """
+    if cells is not None and arms is not None and len({arms[name] for name in cells}) < len(cells):
+        asked = {"metric": metric, "x": x, "planned": planned, "title": title, "source": source}
+        return tuned(table, cells, arms, baseline, expect, asked)
     keys = [key for key in table.columns if key.partition(".")[0] in ROOTS]
     check(table, metric, x, keys, cells is not None)
     table = table.reset_index(drop=True)
@@ -200,15 +210,15 @@ def compare(
     if cells is not None:
         found = found[found["cell"].isin(set(cells.values()))]
     differs = differing(found, keys)
-    arms = named(found, differs) if cells is None else dict(cells)
-    if not arms:
+    named_cells = named(found, differs) if cells is None else dict(cells)
+    if not named_cells:
         raise ValueError("there is no run to compare: train something first")
     owners: dict[str, str] = {}  # of names of one cell the first
-    for name, cell in arms.items():
+    for name, cell in named_cells.items():
         owners.setdefault(cell, name)
-    if baseline is not None and baseline not in arms and baseline not in owners:
-        raise ValueError(f"baseline={baseline}: there is no such arm; there are {listed(list(arms))}")
-    base = owners[arms.get(baseline, baseline) if baseline is not None else next(iter(arms.values()))]
+    if baseline is not None and baseline not in named_cells and baseline not in owners:
+        raise ValueError(f"baseline={baseline}: there is no such arm; there are {listed(list(named_cells))}")
+    base = owners[named_cells.get(baseline, baseline) if baseline is not None else next(iter(named_cells.values()))]
 
     groups, seeds, stray = {}, {}, 0
     picked = (
@@ -235,7 +245,7 @@ def compare(
         medians = {key: float(values.median()) for key, values in costs.items() if len(values)}
         row = Row(
             name=name,
-            differs=differs.get(arms[name], {}),
+            differs=differs.get(named_cells[name], {}),
             x=place(x, group, medians),
             baseline=name == base,
             best=name == chosen,
@@ -252,14 +262,14 @@ def compare(
             cost=medians,
         )
         rows.append(row)
-    counting = {(arms[name], seed) for name, values in scores.items() for seed in values.index}
+    counting = {(named_cells[name], seed) for name, values in scores.items() for seed in values.index}
     used = picked[[pair in counting for pair in zip(picked["cell"], picked.index, strict=True)]]
     agreement = None
     said = notes(metric, used, rows, len(tested), lost, len(found) - len(picked), stray)
     if expect is not None:
-        told = agree(expect, scores, metric, {name: owners[cell] for name, cell in arms.items()})
+        told = agree(expect, scores, metric, {name: owners[cell] for name, cell in named_cells.items()})
         agreement = told if told.says or told.numbers else None
-        if others := [name for name in told.numbers if name not in arms]:
+        if others := [name for name in told.numbers if name not in named_cells]:
             said.append(f"Reported, but no arm here: {listed(others)}.")
     return Comparison(
         title=title,
@@ -271,6 +281,43 @@ def compare(
         agreement=agreement,
         notes=tuple(said),
     )
+
+
+def tuned(
+    table: pd.DataFrame,
+    cells: Mapping[str, str],
+    arms: Mapping[str, str],
+    baseline: str | None,
+    expect: Any,
+    asked: Mapping[str, Any],
+) -> Comparison:
+    """The comparison of what validation chose of each arm, with everything that was tried."""
+    its: dict[str, list[str]] = {}
+    for name in cells:
+        its.setdefault(arms[name], []).append(name)
+    base = its.get(baseline or "", [*cells])
+    tried = compare(table, cells=cells, baseline=base[0], **asked)
+    rows = {cells[row.name]: row for row in tried.rows}
+    picked: dict[str, str] = {}
+    for arm, names in its.items():
+        found = {name: rows[cells[name]] for name in names}
+        states = {name: row.state for name, row in found.items()}
+        validation = {name: row.validation for name, row in found.items()}
+        picked[arm] = best(validation, states, counterpart(asked["metric"])) or names[0]
+    if expect is not None:
+        numbers = dict(part(expect, "numbers") or {})
+        renamed = {picked.get(name, name): value for name, value in numbers.items()}
+        expect = {"says": part(expect, "says"), "of": part(expect, "of"), "numbers": renamed}
+    chosen = {name: cells[name] for name in picked.values()}
+    found = compare(table, cells=chosen, baseline=picked[baseline] if baseline else None, expect=expect, **asked)
+    several = sum(len(names) > 1 for names in its.values())
+    said = (
+        f"{several} of {len(its)} arms have several values: of each arm the one with the best mean of all seeds on the"
+        " validation images is compared; what else was tried stands below."
+    )
+    kept = set(chosen.values())
+    tried = replace(tried, rows=tuple(replace(row, best=cells[row.name] in kept) for row in tried.rows))
+    return replace(found, notes=(said, *found.notes), tried=tried)
 
 
 def check(table: pd.DataFrame, metric: str, x: str | None, keys: list[str], asked: bool) -> None:
@@ -506,8 +553,7 @@ def agree(expect: Any, scores: Mapping[str, pd.Series], metric: str, owners: Map
         metric: that the scores are of; accuracies are reported, and a loss goes the other way.
         owners: the arm that is shown, of every arm.
     """
-    get = expect.get if isinstance(expect, Mapping) else lambda key: getattr(expect, key, None)
-    reported = {str(name): float(number) for name, number in (get("numbers") or {}).items()}
+    reported = {str(name): float(number) for name, number in (part(expect, "numbers") or {}).items()}
     comparable = is_accuracy(metric) or "loss" in metric
     arms = [n for n in owners if comparable and n in reported and not scores[owners[n]].empty]
     sign = 1 if higher_is_better(metric) else -1
@@ -529,13 +575,17 @@ def agree(expect: Any, scores: Mapping[str, pd.Series], metric: str, owners: Map
         tau = float(kendalltau([reported[name] for name in arms], means).statistic)
         order = None if math.isnan(tau) else tau
     return Agreement(
-        says=str(get("says") or ""),
-        of=str(get("of") or ""),
+        says=str(part(expect, "says") or ""),
+        of=str(part(expect, "of") or ""),
         numbers=reported,
         pairs=tuple(pairs),
         order=order,
         words=sentence(pairs, order) if reported else "",
     )
+
+
+def part(expect: Any, key: str) -> Any:
+    return expect.get(key) if isinstance(expect, Mapping) else getattr(expect, key, None)
 
 
 def needed(found: Estimate | None) -> int | None:

@@ -357,9 +357,14 @@ def assemble(config: Node) -> dict[str, Any]:
 def identity(config: Node) -> str:
     """Eight hexadecimal digits of everything that can change a result: the same run, the same digits.
 
-    What cannot is left out: `system`, `tracking`, and where a dataset's files lie.
+    What cannot is left out: `system`, `tracking`, and where a dataset's files lie; `init` at chance, and where weights
+    lie of which it says what they are (`init.origin`).
     """
-    counts = {key: value for key, value in config.items() if key not in ("system", "tracking")}
+    counts = {key: value for key, value in config.items() if key not in ("system", "tracking", "init")}
+    if (init := config["init"])["weights"] is not None:
+        counts["init"] = {
+            key: value for key, value in init.items() if key != ("weights" if init["origin"] else "origin")
+        }
     places = locate(config["dataset"]["_target_"]).places
     counts["dataset"] = {key: value for key, value in config["dataset"].items() if key not in places}
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]

@@ -189,7 +189,10 @@ def settled(figure: "Figure") -> "Figure":
 
 
 def against(comparison: Comparison) -> "Figure":
-    """The metric against the comparison's axis: means with 95 % intervals, and every seed as a faint point."""
+    """The metric against the comparison's axis: means with 95 % intervals, and every seed as a faint point.
+
+    On an axis of numbers also what was tried and not chosen.
+    """
     rows = len(comparison.rows)
     height = 3.6 if numeric(comparison) else min(14.0, 1.15 + 0.3 * max(rows, 3))
     return drawn(WIDTH, height, lambda axes: draw_against(axes, comparison))
@@ -242,6 +245,8 @@ def numeric(comparison: Comparison) -> bool:
 
 
 def draw_against(axes: "Axes", comparison: Comparison) -> None:
+    if comparison.tried and numeric(comparison.tried):
+        comparison = comparison.tried
     if not numeric(comparison):
         return draw_names(axes, comparison)
     rows = enumerate(comparison.rows)

@@ -38,6 +38,7 @@ class Job:
         words: what is typed after `vitlab train`.
         run: its folder.
         steps: of the whole training.
+        after: the run whose weights it starts from.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Job:
     words: tuple[str, ...]
     run: Run
     steps: int
+    after: Run | None = None
 
     @property
     def command(self) -> str:
@@ -80,20 +82,27 @@ class Source(Protocol):
 
 
 class Listed:
-    """Jobs that are known beforehand, in order."""
+    """Jobs that are known beforehand, in order; one that starts from another's weights waits until they are there."""
 
     def __init__(self, jobs: Iterable[Job]):
-        self.jobs = deque(jobs)
+        self.jobs = list(jobs)
         self.total = len(self.jobs)
+        self.lost: set[Path] = set()  # runs that failed: who waits for them is started, and says what is missing
 
     def next(self) -> Job | None:
-        return self.jobs.popleft() if self.jobs else None
+        for job in self.jobs:
+            before = job.after
+            if before is None or before.folder in self.lost or before.result()["status"] == "finished":
+                self.jobs.remove(job)
+                return job
+        return None
 
     def stops(self, job: Job, row: dict[str, Any]) -> bool:
         return False
 
     def ended(self, job: Job, status: str) -> None:
-        pass
+        if status != "finished":
+            self.lost.add(job.run.folder)
 
 
 @dataclass(frozen=True, kw_only=True)

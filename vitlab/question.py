@@ -16,6 +16,7 @@ SWEEPS = HERE / "sweeps" if (HERE / "sweeps").is_dir() else HERE.parent / "sweep
 METRICS = ("test/accuracy", "test/loss", "val/accuracy", "val/loss", "seconds", "images_per_second")
 COSTS = ("parameters", "flops_per_image", "training_flops", "images", "seconds")
 SHOTS = re.compile(r"(?:test|val)/([1-9]\d{0,5})-shot")  # metrics of fit.shots
+FIRST = "first/"  # before the name of what is trained before the arms
 BASELINE = "baseline"  # the cell's name where no arm is the same
 
 
@@ -72,6 +73,7 @@ class Cell:
     name: str
     overrides: tuple[str, ...]
     line: int  # of the arm in the file
+    arm: str  # that it stands for, if validation chooses it of the arm's cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,10 @@ class Question:
         question: in words.
         source: paper and table; empty for a question of one's own.
         baseline: overrides of every cell, which the arms are compared with.
-        arms: name -> overrides: each differs from the baseline in its own way.
+        arms: name -> overrides: each differs from the baseline in its own way. An override of several values, `a=1,2`,
+            is one whose value validation chooses for that arm alone.
+        first: name -> overrides of what is trained before the arms, seed by seed: the baseline's, but for its `init`.
+            An arm starts from one with `init=first/NAME`.
         axes: key -> values: every combination, of every arm.
         seeds: of each cell.
         metric: what is reported; configurations and checkpoints are chosen by validation whatever it is.
@@ -100,6 +105,7 @@ class Question:
     source: str
     baseline: tuple[str, ...]
     arms: Mapping[str, tuple[str, ...]]
+    first: Mapping[str, tuple[str, ...]]
     axes: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
     metric: str
@@ -132,20 +138,33 @@ class Question:
             if key_of(word) == "seed":
                 raise WrongFile(f"{word}: a sweep has several: seeds=0,1,2")
         fixed = merged(self.baseline, words)
-        cells = [Cell(name=BASELINE, overrides=fixed, line=self.lines.get("baseline", 1))]
+        cells = chosen_of(BASELINE, fixed, self.lines.get("baseline", 1))
         arms: dict[str, tuple[str, ...]] = {BASELINE if self.arms else "": ()} if self.axes else {}
         for arm, overrides in (arms | dict(self.arms)).items():
             for point in itertools.product(*self.axes.values()):
                 values = [f"{key}={value}" for key, value in zip(self.axes, point, strict=True)]
                 short = [f"{key.rpartition('.')[2]}={value}" for key, value in zip(self.axes, point, strict=True)]
-                cells.append(
-                    Cell(
-                        name=", ".join([arm, *short] if arm else short),
-                        overrides=merged(fixed, overrides, values),
-                        line=self.lines.get(f"arms.{arm}", self.lines.get("axes", 1)),
-                    )
-                )
+                name = ", ".join([arm, *short] if arm else short)
+                line = self.lines.get(f"arms.{arm}", self.lines.get("axes", 1))
+                cells += chosen_of(name, merged(fixed, overrides, values), line)
         return cells
+
+
+def chosen_of(arm: str, overrides: tuple[str, ...], line: int) -> list[Cell]:
+    """The cells of an arm, of which validation chooses one: every combination of overrides with several values."""
+    ways = [[f"{word.partition('=')[0]}={value}" for value in several(word)] for word in overrides]
+    cells = []
+    for point in itertools.product(*ways):
+        chosen = [word.partition("=") for word, way in zip(point, ways, strict=True) if len(way) > 1]
+        short = [f"{key.rpartition('.')[2]}={value}" for key, _, value in chosen]
+        cells.append(Cell(name=", ".join([arm, *short]), overrides=point, line=line, arm=arm))
+    return cells
+
+
+def several(word: str) -> list[str]:
+    """The values of an override: those between commas that stand in no bracket and no quotes."""
+    value = word.partition("=")[2]
+    return re.findall(r"(?:\[[^\]]*\]|'[^']*'|\"[^\"]*\"|[^,])+", value) or [value]
 
 
 def slugs(names: Iterable[str]) -> dict[str, str]:
@@ -182,7 +201,18 @@ def cell(said: str) -> tuple[Question, Cell]:
         raise ValueError(
             f"cell={said}: {asked.name} has no cell {arm!r}{nearest(arm, words)} (there are {', '.join(words)})"
         )
+    if (source := source_of(cells[found].overrides)) is not None:
+        raise ValueError(
+            f"cell={said} starts from {FIRST}{source}, which the sweep trains before it: vitlab sweep {asked.name}"
+        )
     return asked, cells[found]
+
+
+def source_of(words: Iterable[str]) -> str | None:
+    """Which of what is trained first these overrides start from."""
+    starts = [word for word in words if key_of(word) in ("init", "init.weights")]
+    said = starts[-1].partition("=")[2] if starts else ""
+    return said.removeprefix(FIRST) if said.startswith(FIRST) else None
 
 
 def key_of(word: str) -> str:
@@ -259,6 +289,7 @@ def read(file: Path, scale: str | None = None) -> Question:
         source=take("source", reader.text, ""),
         baseline=merged(take("baseline", reader.overrides, ()), take("overrides", reader.overrides, ())),
         arms=take("arms", reader.arms, {}),
+        first=take("first", reader.arms, {}),
         axes=take("axes", reader.axes, {}),
         seeds=take("seeds", reader.seeds, (0, 1, 2)),
         metric=take("metric", reader.metric, "test/accuracy"),
@@ -271,14 +302,20 @@ def read(file: Path, scale: str | None = None) -> Question:
     )
     if not (found.arms or found.axes or found.search or ("seeds" in said and len(found.seeds) > 1)):
         raise reader.wrong("", "nothing varies: give arms, axes, a search, or several seeds")
-    names = {cell.name for cell in found.cells()}
+    names = {cell.arm for cell in found.cells()}
     for name in found.expect.numbers:
         if name not in names:
             raise reader.wrong(at["expect"], f"expect.numbers: there is no arm {name!r}{nearest(name, names)}")
+    if found.search and (found.first or len(names) < len(found.cells())):
+        raise reader.wrong(at["search"], "search: it goes with neither first nor overrides of several values")
+    for cell in found.cells():
+        if (name := source_of(cell.overrides)) is not None and name not in found.first:
+            there = f"; there is {', '.join(found.first)}" if found.first else ""
+            raise WrongFile(f"{file}, line {cell.line}: init={FIRST}{name}: there is no first.{name}{there}")
     return found
 
 
-KEYS = ("arms", "axes", "seeds", "metric", "x", "expect", "search")
+KEYS = ("arms", "first", "axes", "seeds", "metric", "x", "expect", "search")
 
 
 class Reader:

@@ -25,7 +25,7 @@ from vitlab.model import count
 from vitlab.model.vit import ViT
 from vitlab.parallel import Precision, System, World, resolve, spread
 from vitlab.schedule import Schedule, Started
-from vitlab.start import Start
+from vitlab.start import Source, Start
 from vitlab.tracking import Tracking
 
 RESIDENT = 0.25  # of a GPU's free memory, which images may take
@@ -137,6 +137,7 @@ class Ready:
     model: ViT
     net: nn.Module  # the model as all processes train it
     flops: int  # of one image, forward
+    backward_flops: int  # of the same
     loss: Loss
     optimizer: Optimizer
     schedule: Started
@@ -175,9 +176,11 @@ def prepare(
     splits = dataset.splits()
     if fetches and world.first:
         world.wait()
+    source = init.read()
     steps, steps_per_epoch = examine(
         model=model,
         init=init,
+        source=source,
         dataset=dataset,
         augment=augment,
         optimizer=optimizer,
@@ -204,12 +207,12 @@ def prepare(
     splits = aboard(splits, dataset, augment, system, world)
     shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
     torch.manual_seed(seed_of(seed))
-    vit, source = model(**shape), init.read()
+    vit = model(**shape)
     vit.objective.know(dataset.mean, dataset.std)
     began = init.apply(source, vit, dataset.classes) if source else ""
     vit = vit.to(world.device)
     loss.start(vit.head.output)
-    flops = count.flops(vit, (dataset.channels, *dataset.shape))
+    flops, backward = count.passes(vit, (dataset.channels, *dataset.shape))
     net = spread(vit, world, system)
     updates = optim.build(optimizer, vit, layer_decay=fit.layer_decay, scale=fit.lr_factor())
     return Ready(
@@ -224,6 +227,7 @@ def prepare(
         model=vit,
         net=net,
         flops=flops,
+        backward_flops=backward,
         loss=loss.to(world.device),
         optimizer=updates,
         schedule=schedule.start(updates, steps, steps_per_epoch),
@@ -238,6 +242,7 @@ def examine(
     *,
     model: Callable[..., ViT],
     init: Start,
+    source: Source | None,
     dataset: Dataset,
     augment: Augment,
     optimizer: Callable[..., Optimizer],
@@ -252,6 +257,7 @@ def examine(
     """Refuses values that do not go together; gives the training in steps, and the steps of an epoch.
 
     Args:
+        source: what `init` starts from, be it without memory; None for chance.
         train: number of training images; the rest as `prepare` takes it.
         smallest: those of the smallest class.
         here: whether it is to be trained on this machine, whose memory must hold it.
@@ -295,21 +301,19 @@ def examine(
     steps_per_epoch = train / fit.batch_size
     augment.transform(dataset)
     augment.geometry(dataset)
-
-    if not here:
-        return steps, steps_per_epoch
-    momentum = getattr(optimizer, "keywords", {}).get("momentum")  # SGD's may be 0: nothing is kept for it then
     shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
-    memory.check(
-        model,
-        **shape,
-        device=world.device,
-        copies=1 if sharded else 2 + (momentum != 0) + bool(fit.ema_decay),
-        batch=1 if fit.auto_accumulate else fit.batch_size // (world.size * fit.accumulate),
-        half=precision != "fp32",
-        recomputed=system.activation_checkpointing,
-    )
-    if (source := init.read()) is not None:
+    momentum = getattr(optimizer, "keywords", {}).get("momentum")  # SGD's may be 0: nothing is kept for it then
+    if here:
+        memory.check(
+            model,
+            **shape,
+            device=world.device,
+            copies=1 if sharded else 2 + (momentum != 0) + bool(fit.ema_decay),
+            batch=1 if fit.auto_accumulate else fit.batch_size // (world.size * fit.accumulate),
+            half=precision != "fp32",
+            recomputed=system.activation_checkpointing,
+        )
+    if source is not None:
         init.apply(source, memory.shadow(model, **shape), dataset.classes)
     return steps, steps_per_epoch
 

@@ -332,7 +332,7 @@ class Trials:
         self.distributions = {each.key: distribution(each) for each in self.search.space}
         self.design = design(self.search, self.seed)
         self.images: dict[str, tuple[int, int]] = {}
-        self.costs: dict[str, tuple[int, int]] = {}
+        self.costs: dict[str, tuple[int, int, int]] = {}
         self.working: dict[str, Work] = {}
         self.study = load(plan)
         self.recover()
@@ -408,7 +408,7 @@ class Trials:
 
     def check(self, name: str, params: dict[str, Any]) -> Checked:
         overrides = merged(self.baseline.overrides, typed(params))
-        cell = Cell(name=name, overrides=overrides, line=self.plan.question.lines.get("search", 1))
+        cell = Cell(name=name, overrides=overrides, line=self.plan.question.lines.get("search", 1), arm=name)
         return sweep.check(cell, self.seed, self.images, self.costs)
 
     # What the launcher asks.

@@ -17,6 +17,7 @@ from vitlab import checkpoint
 from vitlab.model.position import Learned1d, Learned2d
 from vitlab.model.stem import Patches
 from vitlab.model.vit import ViT
+from vitlab.run import Run
 
 SAME = ("stem.", "blocks.", "norm.")  # parts that a model must have in common with the one that it starts from
 
@@ -45,29 +46,39 @@ class Start:
         weights: a run's folder, or its best.pt or best.safetensors, to go on from; None draws them at random. Other
             classes get a new head, another image size gets its position embeddings interpolated (Dosovitskiy et al.
             2021, 3.2).
+        origin: what that run has in common with others of its kind, whatever their seed: the cell of its result.json.
+            With it, trainings that start each from the run of its own seed are one cell; without it the path tells them
+            apart.
         positions: how those are interpolated: bilinear, as the authors do, or bicubic, as DeiT.
         patch: what another patch size does: refuse, or resize the projection by the pseudo-inverse of a bilinear
             resize, which leaves the tokens of resized patches as they are (Beyer et al. 2023, FlexiViT).
+        head: the source's, where its classes are the same ones; or a new one, always, as in the paper's fine-tuning.
         freeze: whether everything but the head stays as it is loaded.
 
     Raises:
-        ValueError: nothing to freeze.
+        ValueError: nothing to freeze, or of an origin.
     """
 
     weights: str | None
+    origin: str | None
     positions: Literal["bilinear", "bicubic"]
     patch: Literal["refuse", "resize"]
+    head: Literal["same", "new"]
     freeze: bool
 
     def __post_init__(self) -> None:
         if self.freeze and self.weights is None:
             raise ValueError("init.freeze=true, and the weights are drawn at random: give trained ones, init=RUN")
+        if self.origin is not None and self.weights is None:
+            raise ValueError(
+                f"init.origin={self.origin}, and the weights are drawn at random: give their run, init=RUN"
+            )
 
     def read(self) -> Source | None:
         """The weights to start from; None for chance.
 
         Raises:
-            ValueError: no file of weights, or one that cannot be read safely.
+            ValueError: no file of weights, one that cannot be read safely, or one of another origin.
         """
         if self.weights is None:
             return None
@@ -76,6 +87,10 @@ class Start:
         if not file.is_file():
             there = "that run has no weights yet: train it first" if path.is_dir() else "there is no such run or file"
             raise ValueError(f"init={self.weights}: {there}")
+        if self.origin is not None and (cell := Run(path).result().get("cell")) != self.origin:
+            raise ValueError(
+                f"init.origin={self.origin}: {self.weights} is of the cell {cell or 'that nothing says'}: leave it out"
+            )
         saved = exported(file) if file.suffix == ".safetensors" else checkpoint.load(file)
         weights, said = saved.get("model"), saved.get("facts")
         facts: dict[str, Any] = said if isinstance(said, dict) else {}
@@ -122,8 +137,7 @@ class Start:
                 if not own[name].is_meta:  # of a model without memory, that is only asked whether it would fit
                     own[name].copy_(value)
         if self.freeze:
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name.startswith("head."))
+            freeze(model)
         said = [f"{len(new)} tensors are loaded from {source.file}"]
         said += [f"resized: {', '.join(resized)}"] if resized else []
         said += [f"left out: {', '.join(left)}"] if left else []
@@ -131,27 +145,40 @@ class Start:
         return "; ".join(said) + ("; all but the head is frozen" if self.freeze else "")
 
     def keeps(self, name: str, source: Source, classes: tuple[str, ...]) -> bool:
-        return not name.startswith("head.") or source.classes == classes
+        return not name.startswith("head.") or (self.head == "same" and source.classes == classes)
 
     def fitted(self, name: str, value: Tensor, source: Source, model: ViT) -> Tensor | None:
-        """A tensor of the source in this model's shape; None where it cannot be."""
+        """A tensor of the source in this model's shape, without memory if it is; None where it cannot be."""
         module = model.get_submodule(name.rpartition(".")[0]) if "." in name else model
         own = model.state_dict()[name]
         if isinstance(module, Learned1d) and value.shape[1:] == own.shape[1:]:
             prefix = len(source.weights["prefix"]) if "prefix" in source.weights else 0
             if prefix != model.grid.prefix:
                 return None
+            if value.is_meta:
+                return own
             before = source.grid(len(value) - prefix)
             patches = stretched(value[prefix:], before, (model.grid.height, model.grid.width), self.positions)
             return torch.cat((value[:prefix], patches))
         if isinstance(module, Learned2d) and value.shape[1:] == own.shape[1:] and not name.endswith("prefix"):
-            return stretched(value, (len(value), 1), (len(own), 1), self.positions)
+            return own if value.is_meta else stretched(value, (len(value), 1), (len(own), 1), self.positions)
         if isinstance(module, nn.Linear) and isinstance(model.stem, Patches) and name == "stem.projection.weight":
             channels = own.shape[1] // model.stem.patch**2
             side = math.isqrt(value.shape[1] // channels)
             if self.patch == "resize" and channels * side**2 == value.shape[1] and len(value) == len(own):
-                return repatched(value, side, model.stem.patch)
+                return own if value.is_meta else repatched(value, side, model.stem.patch)
         return None
+
+
+def freeze(model: ViT) -> None:
+    """Leaves nothing but the head to be learned."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("head."))
+
+
+def to_come(file: Path, model: ViT, image_size: tuple[int, int], classes: tuple[str, ...]) -> Source:
+    """What a training will leave whose model is there already, be it without memory."""
+    return Source(file, model.state_dict(), image_size, classes)
 
 
 def exported(file: Path) -> dict[str, Any]:

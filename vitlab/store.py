@@ -34,8 +34,9 @@ def runs(folder: str | Path = "runs") -> pd.DataFrame:
 
     Columns: `run` (its folder), `name`, `cell` (equal for runs that differ by chance alone), `seed`, `status`
     (finished, failed, interrupted, running, pruned, damaged), `error`, `written` (when, in UTC), the code it ran with
-    (`commit`, `dirty`, `vitlab`, `torch`), `images` seen, `training_flops` (3 * flops_per_image * images: backward
-    costs about twice what forward does), what result.json says (`test/accuracy`, `seconds`, ...), and the configuration
+    (`commit`, `dirty`, `vitlab`, `torch`), `images` seen, `training_flops` (of all forward and backward passes; where
+    a run has not counted them, three times those of the forward ones), what result.json says (`test/accuracy`,
+    `seconds`, ...), and the configuration
     (`model.width`; for an object its class, `model.position` = `Learned1d`; lists as JSON; None for null, NaN for a
     key that a run does not have). A run whose files cannot be read has the status damaged and says why in `error`.
 
@@ -131,12 +132,13 @@ def tidy(value: Any) -> Any:
 
 
 def count(result: Line, config: Line) -> Line:
-    """Images seen, and floating-point operations to train on them (backward is about twice forward)."""
+    """Images seen, and floating-point operations to train on them, where the run has not counted them itself."""
     steps, flops, batch = result.get("steps"), result.get("flops_per_image"), config.get("fit.batch_size")
     if not (isinstance(steps, int | float) and isinstance(batch, int | float)):
         return {}
     images = float(steps) * float(batch)
-    return {"images": images} | ({"training_flops": 3.0 * flops * images} if isinstance(flops, int | float) else {})
+    counted = isinstance(result.get("training_flops"), int | float) or not isinstance(flops, int | float)
+    return {"images": images} | ({} if counted else {"training_flops": 3.0 * flops * images})
 
 
 def written(run: Run) -> str:

@@ -1,6 +1,7 @@
 """A sweep: every cell of a question composed, checked and built before its first run starts."""
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,17 +13,17 @@ from typing import Any
 import torch
 
 from vitlab import config as configuration
-from vitlab import memory, optim, probe, recipe
+from vitlab import memory, optim, probe, recipe, start
 from vitlab.config import ConfigError, Node
 from vitlab.dataset.dataset import DatasetMissing
 from vitlab.launch import Job
 from vitlab.model import count
 from vitlab.parallel import alone
-from vitlab.question import BASELINE, SHOTS, Cell, Question
+from vitlab.question import BASELINE, FIRST, SHOTS, Cell, Question, key_of, merged, source_of
 from vitlab.run import find
+from vitlab.start import Source, to_come
 
 FOLDER = "sweeps"  # of the answers, in the folder of all runs
-BACKWARD = 3  # a training step costs about three times its forward pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,11 @@ class Checked:
         images: that a training sees.
         parameters: of the model.
         flops_per_image: of a forward pass.
+        training_flops: of all forward and backward passes.
+        arm: that it stands for, if validation chooses it.
+        shape: image size, channels and number of classes.
+        classes: their names.
+        first: whose run of the same seed it starts from.
     """
 
     name: str
@@ -52,13 +58,28 @@ class Checked:
     images: int
     parameters: int
     flops_per_image: int
+    training_flops: int
+    arm: str
+    shape: Mapping[str, Any]
+    classes: tuple[str, ...]
+    first: "Checked | None" = None
+
+    def weights(self) -> Source:
+        """What its training will leave, without memory."""
+        model = memory.shadow(
+            configuration.build(self.config["model"], patch=self.config["patch"]["size"]), **self.shape
+        )
+        return to_come(self.job(0).run.best, model, self.shape["image_size"], self.classes)
 
     def job(self, seed: int) -> Job:
         """One run of it."""
         config: Node = {**self.config, "seed": seed}
         name = f"{configuration.slug(config, dict(self.choices))}-{configuration.identity(config)}"
-        run = find(config["system"]["runs"], name)
-        return Job(name=self.name, seed=seed, words=(*self.overrides, f"seed={seed}"), run=run, steps=self.steps)
+        run, after, words = find(config["system"]["runs"], name), None, (*self.overrides, f"seed={seed}")
+        if self.first is not None:
+            after = self.first.job(seed).run
+            words = merged(words, begin(after.folder, self.first.identity))
+        return Job(name=self.name, seed=seed, words=words, run=run, steps=self.steps, after=after)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +90,23 @@ class Plan:
         question: what is asked.
         words: overrides of every cell that were given with it.
         cells: the baseline first, where no arm is the same.
+        first: what is trained before them.
     """
 
     question: Question
     words: tuple[str, ...]
     cells: tuple[Checked, ...]
+    first: tuple[Checked, ...] = ()
 
     @property
     def jobs(self) -> list[Job]:
-        """Every run: seed by seed, so that an early end leaves whole comparisons; of a seed the longest first."""
+        """Every run: seed by seed, so that an early end leaves whole comparisons; of a seed the longest first.
+
+        What others start from stands before them.
+        """
         cells = sorted(self.cells, key=lambda cell: -cell.images * cell.flops_per_image)
-        return [cell.job(seed) for seed in self.question.seeds for cell in cells]
+        each = [cell.job(seed) for seed in self.question.seeds for cell in (*self.first, *cells)]
+        return list({job.run.folder: job for job in each}.values())  # two arms may have a cell in common
 
     @property
     def runs(self) -> Path:
@@ -105,9 +132,20 @@ class Plan:
             "x": asked.x,
             "expect": asdict(asked.expect) if asked.expect.says or asked.expect.numbers else None,
             "seeds": list(asked.seeds),
-            "baseline": next(cell.name for cell in self.cells if cell.baseline),
-            "cells": {cell.name: {"cell": cell.identity, "overrides": list(cell.overrides)} for cell in self.cells},
+            "baseline": next(cell.arm for cell in self.cells if cell.baseline),
+            "cells": {cell.name: told(cell) for cell in self.cells},
+            **({"first": {cell.name: told(cell) for cell in self.first}} if self.first else {}),
         }
+
+
+def told(cell: Checked) -> dict[str, Any]:
+    """What is kept of a cell."""
+    return {"cell": cell.identity, "overrides": list(cell.overrides), "arm": cell.arm}
+
+
+def begin(weights: Path | str, origin: str) -> tuple[str, str]:
+    """Overrides of a training that starts from the run of its own seed."""
+    return f"init={configuration.quoted(weights)}", f"init.origin={configuration.quoted(origin)}"
 
 
 def folder(runs: Path, question: Question, words: Sequence[str]) -> Path:
@@ -132,38 +170,60 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
     """
     words = tuple(words)
     images: dict[str, tuple[int, int]] = {}
-    costs: dict[str, tuple[int, int]] = {}
+    costs: dict[str, tuple[int, int, int]] = {}
     tracked = (f"tracking.sweep={question.name}",)
-    found: dict[str, Checked] = {}
-    for cell in question.cells(words):
+
+    def checked(cell: Cell, first: Mapping[str, Checked]) -> Checked:
+        source = first[name] if (name := source_of(cell.overrides)) is not None else None
         try:
-            words_of = (*cell.overrides, *tracked)
-            checked = check(replace(cell, overrides=words_of), question.seeds[0], images, costs, elsewhere=elsewhere)
+            cell = replace(cell, overrides=(*cell.overrides, *tracked))
+            found = check(cell, question.seeds[0], images, costs, source, elsewhere=elsewhere)
         except (ValueError, OSError) as error:
             where = f"{question.file}, line {cell.line}, {cell.name}"
             raise ConfigError(
                 f"{where}: {error}" if cell.name != BASELINE else f"{where} of all cells: {error}"
             ) from error
-        if (of := SHOTS.fullmatch(question.metric)) and int(of[1]) not in checked.config["fit"]["shots"]:
+        return found
+
+    cells = question.cells(words)
+    first: dict[str, Checked] = {}
+    for name, overrides in question.first.items():
+        before = merged(
+            (word for word in merged(question.baseline, words) if not key_of(word).startswith("init")), overrides
+        )
+        line = question.lines.get(f"first.{name}", 1)
+        first[name] = checked(Cell(name=FIRST + name, overrides=before, line=line, arm=name), first)
+    arms: dict[str, list[Checked]] = {}
+    for cell in cells:
+        one = checked(cell, first)
+        if (of := SHOTS.fullmatch(question.metric)) and int(of[1]) not in one.config["fit"]["shots"]:
             raise ConfigError(
                 f"{question.file}, line {question.lines['metric']}: metric: {question.metric}: {cell.name} has"
-                f' fit.shots={checked.config["fit"]["shots"]}, and will not report it: add "fit.shots=[{of[1]}]" to'
+                f' fit.shots={one.config["fit"]["shots"]}, and will not report it: add "fit.shots=[{of[1]}]" to'
                 " the baseline"
             )
-        same = found.get(checked.identity)
-        if same is not None and not (same.name == BASELINE or same.name.startswith(f"{BASELINE}, ")):
+        arms.setdefault(cell.arm, []).append(one)
+    found: dict[frozenset[str], list[Checked]] = {}
+    for arm, its in arms.items():
+        key = frozenset(one.identity for one in its)
+        same = found.get(key)
+        if same is not None and not (same[0].arm == BASELINE or same[0].arm.startswith(f"{BASELINE}, ")):
+            line = next(cell.line for cell in cells if cell.arm == arm)
             raise ConfigError(
-                f"{question.file}, line {cell.line}: {cell.name} and {same.name} are the same training: leave one out"
+                f"{question.file}, line {line}: {arm} and {same[0].arm} are the same training: leave one out"
             )
-        found[checked.identity] = replace(checked, baseline=same.baseline) if same is not None else checked
-    return Plan(question=question, words=words, cells=tuple(found.values()))
+        found[key] = its if same is None else [replace(one, baseline=same[0].baseline) for one in its]
+    return Plan(
+        question=question, words=words, cells=tuple(itertools.chain(*found.values())), first=tuple(first.values())
+    )
 
 
 def check(
     cell: Cell,
     seed: int,
     images: dict[str, tuple[int, int]],
-    costs: dict[str, tuple[int, int]],
+    costs: dict[str, tuple[int, int, int]],
+    first: Checked | None = None,
     *,
     elsewhere: bool = False,
 ) -> Checked:
@@ -173,14 +233,18 @@ def check(
         cell: what to compose.
         seed: one of its seeds.
         images: training images of each dataset that was read before, and those of its smallest class.
-        costs: parameters and FLOPs of each model that was built before.
+        costs: parameters, and FLOPs of an image forward and backward, of each model that was built before.
+        first: whose weights it starts from, which are yet to come.
         elsewhere: whether it is trained elsewhere.
 
     Raises:
         ValueError: what cannot be.
         OSError: a dataset that is not there.
     """
-    node, choices = configuration.compose((*cell.overrides, f"seed={seed}"))
+    words = (*cell.overrides, f"seed={seed}")
+    if first is not None:
+        words = merged(words, begin(first.job(seed).run.folder, first.identity))
+    node, choices = configuration.compose(words)
     config = configuration.check(node)
     key, of_data = json.dumps(config["dataset"], sort_keys=True), config["dataset"]
     try:
@@ -200,34 +264,55 @@ def check(
     taken = {kind: parts[kind] for kind in kinds}
     world = alone("cuda" if torch.cuda.is_available() and parts["system"].device != "cpu" else "cpu")
     train, smallest = images[key]
-    steps, steps_per_epoch = recipe.examine(**taken, world=world, train=train, smallest=smallest, here=not elsewhere)
     shape = {"image_size": data.shape, "channels": data.channels, "classes": len(data.classes)}
+    source = first.weights() if first else None if elsewhere else parts["init"].read()
+    steps, steps_per_epoch = recipe.examine(
+        **taken, source=source, world=world, train=train, smallest=smallest, here=not elsewhere
+    )
     model = memory.shadow(make, **shape)
     updates = optim.build(parts["optimizer"], model, layer_decay=fit.layer_decay, scale=fit.lr_factor())
     parts["schedule"].start(updates, steps, steps_per_epoch)
-    if (of := json.dumps([config["model"], config["patch"], str(shape)], sort_keys=True)) not in costs:
-        costs[of] = count.parameters(model), flops(make, shape)
+    frozen = parts["init"].freeze
+    if (of := json.dumps([config["model"], config["patch"], str(shape), frozen], sort_keys=True)) not in costs:
+        costs[of] = (count.parameters(model), *flops(make, shape, frozen))
+    parameters, forward, backward = costs[of]
+    images_seen = steps * fit.batch_size
     return Checked(
         name=cell.name,
         overrides=cell.overrides,
         identity=configuration.cell(config),
-        baseline=cell.name == BASELINE,
+        baseline=cell.arm == BASELINE,
+        arm=cell.arm,
+        first=first,
+        shape=shape,
+        classes=data.classes,
         config=config,
         choices=choices,
         steps=steps,
-        images=steps * fit.batch_size,
-        parameters=costs[of][0],
-        flops_per_image=costs[of][1],
+        images=images_seen,
+        parameters=parameters,
+        flops_per_image=forward,
+        training_flops=images_seen * (forward + backward),
     )
 
 
-def flops(make: partial, shape: Mapping[str, Any]) -> int:
-    """FLOPs of an image in a model of any depth, from its first blocks: on a square all are alike, else every other."""
+def flops(make: partial, shape: Mapping[str, Any], frozen: bool = False) -> tuple[int, int]:
+    """FLOPs of an image, forward and backward, in a model of any depth from its first blocks.
+
+    On a square image all are alike, else every other.
+    """
     depth, image = make.keywords["depth"], (shape["channels"], *shape["image_size"])
     turn = len(set(shape["image_size"]))  # of blocks that differ: those along rows from those along columns
     few = turn - depth % turn
-    less, more = (count.flops(make(**{**shape, "depth": min(depth, blocks)}), image) for blocks in (few, few + turn))
-    return less + (depth - few) // turn * (more - less)
+    counted = []
+    for blocks in (few, few + turn):
+        model = make(**{**shape, "depth": min(depth, blocks)})
+        if frozen:
+            start.freeze(model)
+        counted.append(count.passes(model, image))
+    less, more = counted
+    forward, backward = (a + (depth - few) // turn * (b - a) for a, b in zip(less, more, strict=True))
+    return forward, backward
 
 
 # --- time ---------------------------------------------------------------------------------------------------------

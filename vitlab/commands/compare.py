@@ -121,6 +121,7 @@ def conclude(
             x=record.get("x"),
             baseline=record.get("baseline"),
             cells={name: cell["cell"] for name, cell in record["cells"].items()} if "cells" in record else None,
+            arms={name: cell.get("arm", name) for name, cell in record.get("cells", {}).items()},
             planned=record.get("seeds"),
             title=record["question"],
             source=record.get("source", ""),
@@ -138,6 +139,8 @@ def conclude(
 
         remote.send(record, found, folder)
     print(f"\n{answer.table_text(found, 'plain')}")
+    if found.agreement and found.agreement.words:
+        print(f"{found.agreement.says}\n{found.agreement.words}")
     print(f"\nanswer      {folder}/answer.md" + (f", {page}" if page else ""))
     print(f"page        {folder}/answer.html")
 
@@ -154,11 +157,13 @@ def facts(record: dict[str, Any], found: "Comparison", store: "pd.DataFrame") ->
 
     from vitlab.figures import duration
 
-    rows = [row.runs for row in found.rows if len(row.runs)]
+    rows = [row.runs for row in (found.tried or found).rows if len(row.runs)]
     table = pd.concat(rows) if rows else pd.DataFrame()
     search: dict[str, Any] = record.get("search") or {"trials": [], "best": None}
     tried = {Path(trial["run"]).name for trial in search["trials"] if trial.get("run")}
-    spent = store[store["name"].isin({*tried, *table.get("name", [])})] if len(store) else store
+    first = {name: store[store["cell"] == cell["cell"]] for name, cell in record.get("first", {}).items()}
+    before = {name for runs in first.values() for name in runs["name"]}
+    spent = store[store["name"].isin({*tried, *before, *table.get("name", [])})] if len(store) else store
 
     def kinds(column: str) -> str:
         values = [value for value in table.get(column, []) if isinstance(value, str)]
@@ -178,6 +183,10 @@ def facts(record: dict[str, Any], found: "Comparison", store: "pd.DataFrame") ->
     said = {
         "command": command,
         "search": f"{len(search['trials'])} trials, by validation alone; each is in search.md" if tried else "",
+        **{
+            f"command of {name}, trained before": f"vitlab train {' '.join(cell['overrides'])}"
+            for name, cell in record.get("first", {}).items()
+        },
         "best found": " ".join(search["best"]["overrides"]) if search["best"] else "",
         "cost": f"{duration(seconds)} of training in {len(spent)} run{'s' * (len(spent) != 1)}",
         "hardware": kinds("device"),

@@ -56,10 +56,12 @@ def sweep(asked: Question, words: list[str]) -> dict[str, Any]:
         words: overrides of every run.
 
     Raises:
-        ValueError: a cell that cannot be composed.
+        ValueError: a cell that cannot be composed, or starts from what is trained first.
     """
     from vitlab.sweep import plan
 
+    if asked.first:
+        raise ValueError(f"{asked.name}: its arms start from {', '.join(asked.first)}, which W&B would not train first")
     cells = plan(asked, words, elsewhere=True).cells
     by_key = [{question.key_of(word): word.partition("=")[2] for word in cell.overrides} for cell in cells]
     keys = dict.fromkeys(key for of_cell in by_key for key in of_cell)

@@ -117,7 +117,9 @@ def ask(options: argparse.Namespace) -> int:
     elif launcher == "hydra":
         from vitlab.commands import cluster
 
-        status = cluster.run(todo, [word for word in overrides if word.startswith("hydra")])
+        about_hydra, status = [word for word in overrides if word.startswith("hydra")], DONE
+        for wave in waves(todo):
+            status = max(status, cluster.run(wave, about_hydra)) if status < 128 else status
     else:
         status = serial(todo)
     if status >= 128:
@@ -162,6 +164,18 @@ def serial(jobs: list[Any]) -> int:
     return status
 
 
+def waves(jobs: list[Any]) -> list[list[Any]]:
+    """Jobs that may run together, those that others start from in an earlier wave."""
+    found: list[list[Any]] = []
+    placed: dict[Any, int] = {}
+    for job in jobs:
+        place = placed.get(job.after and job.after.folder, -1) + 1
+        placed[job.run.folder] = place
+        found += [[]] if place == len(found) else []
+        found[place].append(job)
+    return found
+
+
 def at(asked: question.Question, before: str = "", after: str = "") -> str:
     return f"{before}scale={asked.scale}{after}" if asked.scale else ""
 
@@ -189,9 +203,9 @@ def show(plan: "Plan", slots: int) -> None:
         known = known[known["status"] == "finished"] if len(known) else None
     total, unknown, flops = 0.0, 0, 0.0
     print("\n".join(line for line in (plan.question.question, plan.question.source, at(plan.question)) if line))
-    for cell in plan.cells:
+    for cell in (*plan.first, *plan.cells):
         guess = sweep.estimate(cell, known)
-        cost = sweep.BACKWARD * cell.flops_per_image * cell.images
+        cost = cell.training_flops
         time = f"{'time' if guess.seconds is None else f'{span(guess.seconds)} a run'} ({guess.source})"
         mark = " (baseline)" if cell.baseline and cell.name != question.BASELINE else ""
         print(
