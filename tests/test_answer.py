@@ -1,5 +1,7 @@
 import csv
 import io
+import re
+from dataclasses import replace
 
 import pytest
 from test_figures import arm, comparison
@@ -178,3 +180,29 @@ def test_a_difference_of_one_pair_has_no_half_width():
 )
 def test_names_are_shown_in_markdown_as_they_are(name, shown):
     assert answer.escaped(name) == shown
+
+
+def test_what_was_tried_is_a_table_of_validation_and_test_with_the_chosen_in_bold():
+    from test_comparison import TEST, VALIDATION, tuned
+
+    found = tuned(VALIDATION, TEST)
+    text = answer.markdown(found, FACTS, {}, "")
+    tried = text.partition("## What was tried")[2].partition("##")[0]
+    assert "| a1 | 55.00 ± 7.07 | 95.00 ± 0.00 | 2 |" in tried
+    assert "| **a2** | **75.00 ± 7.07** | **65.00 ± 7.07** | **2** |" in tried
+    assert tried.count("\n| ") == 2 + 4
+    assert "a1" not in answer.table_text(found)
+    assert "What was tried" not in answer.markdown(replace(found, tried=None), FACTS, {}, "")
+
+
+def test_reported_numbers_stand_beside_ours_with_what_became_of_them():
+    from test_comparison import arms, compared
+
+    told = {"of": "B/16", "numbers": {"a": 60, "b": 65.5, "c": 61, "d": 59}}
+    found = compared(arms(a=[0.5, 0.51], b=[0.6, 0.61], c=[0.4, 0.41], d=[0.4, 0.7], e=[0.5, 0.5]), expect=told)
+    table = {line.split()[0].lstrip("* "): line for line in answer.table_text(found).split("\n") if line[:2] == "  "}
+    assert "60.00 " in table["a"]
+    assert "65.50 (+5.50)  agrees" in table["b"]
+    assert "61.00 (+1.00)  disagrees" in table["c"]
+    assert re.search(r"59.00 \(-1.00\)  cannot tell \(about \d+ seeds would\)", table["d"])
+    assert "reported: B/16, and its difference to a" in answer.table_text(found)

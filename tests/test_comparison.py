@@ -442,3 +442,45 @@ def test_a_source_without_numbers_has_words_alone_and_equal_numbers_are_no_diffe
     equal = compared(arms(a=[0.5, 0.6], b=[0.6, 0.8]), expect={"numbers": {"a": 5, "b": 5}}).agreement
     assert (equal.pairs, equal.order) == ((), None)
     assert equal.words == "There are no two arms yet of which a difference is reported."
+
+
+# --- values that validation chooses -------------------------------------------------------------------------------
+
+
+def tuned(validation, test, **more):
+    """Arms a and b with two cells each; scores by cell, one a seed."""
+    lines = [
+        line(cell, seed, score) | {"val/accuracy": validation[cell][seed]}
+        for cell, scores in test.items()
+        for seed, score in enumerate(scores)
+    ]
+    given = {"cells": {name: name for name in test}, "arms": {name: name[0] for name in test}, "baseline": "a"}
+    return compare(table(lines), **given | more)
+
+
+VALIDATION = {"a1": [0.5, 0.6], "a2": [0.7, 0.8], "b1": [0.9, 0.8], "b2": [0.7, 0.7]}
+TEST = {"a1": [0.95, 0.95], "a2": [0.6, 0.7], "b1": [0.5, 0.6], "b2": [0.99, 0.98]}
+
+
+def test_validation_chooses_a_value_for_each_arm_and_the_test_images_choose_none():
+    found = tuned(VALIDATION, TEST, expect={"numbers": {"a": 80, "b": 90}})
+    assert [(row.name, row.baseline) for row in found.rows] == [("a2", True), ("b1", False)]
+    assert rows(found)["b1"].difference.mean == pytest.approx(-0.1)
+    assert [(row.name, row.best) for row in found.tried.rows] == [
+        ("a1", False), ("a2", True), ("b1", True), ("b2", False),
+    ]  # fmt: skip
+    assert found.agreement.numbers == {"a2": 80, "b1": 90}
+    assert found.notes[0].startswith("2 of 2 arms have several values")
+    assert sum("differences to the baseline" in note for note in found.notes) == 0  # one test, of what was chosen
+
+
+def test_an_arm_of_one_cell_stands_for_itself_beside_one_that_is_chosen():
+    found = tuned(VALIDATION, {key: TEST[key] for key in ("a1", "a2", "b1")})
+    assert [row.name for row in found.rows] == ["a2", "b1"]
+    assert found.notes[0].startswith("1 of 2 arms")
+
+
+def test_without_validation_an_arm_shows_its_first_value():
+    lines = [line(cell, 0) for cell in VALIDATION]
+    given = {"cells": {name: name for name in VALIDATION}, "arms": {name: name[0] for name in VALIDATION}}
+    assert [row.name for row in compare(table(lines), **given).rows] == ["a1", "b1"]

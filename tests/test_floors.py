@@ -30,6 +30,7 @@ FLOORS = [
     {"vitlab.trained", "vitlab.predict", "vitlab.peers"},
     {"vitlab.bare"},
     {"vitlab.bench", "vitlab.bench_resume", "vitlab.readme", "vitlab.remote"},
+    {"vitlab.measure"},
     {"vitlab.commands.*", "vitlab.commands.__init__"},
     {"vitlab.__main__", "vitlab.__init__"},
 ]

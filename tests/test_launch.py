@@ -265,3 +265,25 @@ def test_the_table_of_a_terminal_shows_progress_and_what_is_left(tmp_path):
 )
 def test_durations_are_said_as_a_person_says_them(seconds, words):
     assert board.span(seconds) == words
+
+
+def test_what_starts_from_anothers_weights_waits_for_them(tmp_path):
+    before, other = Run(tmp_path / "before"), Run(tmp_path / "other")
+    first = Job(name="first", seed=0, words=(), run=before, steps=1)
+    after = Job(name="after", seed=0, words=(), run=other, steps=1, after=before)
+    free = Job(name="free", seed=0, words=(), run=Run(tmp_path / "free"), steps=1)
+    source = Listed([after, first, free])
+    assert [source.next(), source.next(), source.next()] == [first, free, None]
+    before.create()
+    before.write_result({"status": "finished"})
+    assert [source.next(), source.next()] == [after, None]
+
+
+def test_what_waits_for_a_training_that_failed_is_started_and_says_so(tmp_path):
+    before = Run(tmp_path / "before")
+    first = Job(name="first", seed=0, words=(), run=before, steps=1)
+    after = Job(name="after", seed=0, words=(), run=Run(tmp_path / "after"), steps=1, after=before)
+    source = Listed([first, after])
+    assert source.next() == first
+    source.ended(first, "failed")
+    assert source.next() == after

@@ -162,3 +162,32 @@ def test_sweeps_are_found_by_name_and_a_typo_is_told(tmp_path):
     assert find("ablation/patch_size") == find("patch_size")
     with pytest.raises(ValueError, match="did you mean patch_size"):
         find("patchsize")
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("optimizer.lr=1e-3,2e-3", ["1e-3", "2e-3"]),
+        ("fit.shots=[1,5]", ["[1,5]"]),
+        ("fit.shots=[1,5],[5]", ["[1,5]", "[5]"]),
+        ("dataset.root='a,b'", ["'a,b'"]),
+        ("patch=p2", ["p2"]),
+        ("dataset.root=", [""]),
+    ],
+)
+def test_values_of_an_override_are_those_between_commas_in_no_bracket(word, values):
+    assert question.several(word) == values
+
+
+def test_an_override_of_several_values_makes_a_cell_of_each(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "question: Which?\nbaseline: ['optimizer.lr=1,2']\n"
+        "arms: {a: model.depth=3, b: ['optimizer.lr=5', 'fit.clip=1,2,null']}\n"
+    )
+    cells = question.read(file).cells()
+    assert [(cell.arm, cell.name) for cell in cells] == [
+        ("baseline", "baseline, lr=1"), ("baseline", "baseline, lr=2"), ("a", "a, lr=1"), ("a", "a, lr=2"),
+        ("b", "b, clip=1"), ("b", "b, clip=2"), ("b", "b, clip=null"),
+    ]  # fmt: skip
+    assert cells[-1].overrides == ("optimizer.lr=5", "fit.clip=null")

@@ -302,12 +302,12 @@ def test_a_resnet_that_no_machine_can_hold_is_refused_with_its_number(monkeypatc
 def test_the_flops_of_a_sweep_are_those_of_the_model_at_any_depth(attention, depth):
     make = partial(hybrid, width=16, depth=depth, **attention)
     shape = {"image_size": (6, 10), "channels": 2, "classes": 7}
-    assert sweep.flops(make, shape) == count.flops(make(), (2, 6, 10))
+    assert sweep.flops(make, shape) == count.passes(make(), (2, 6, 10))
 
 
 def test_the_flops_of_a_sweep_are_those_of_a_model_without_blocks():
     shape = {"image_size": (6, 10), "channels": 2, "classes": 7}
-    assert sweep.flops(partial(resnet, depth=0), shape) == count.flops(resnet(), (2, 6, 10))
+    assert sweep.flops(partial(resnet, depth=0), shape) == count.passes(resnet(), (2, 6, 10))
 
 
 @pytest.mark.parametrize("words", [["model=resnet_small"], ["model=micro", "model/stem=resnet_small"]])

@@ -1,16 +1,19 @@
 """Weights to start from: what is loaded, resized and left out, and what cannot be carried over."""
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 from test_config import check, compose
 from torch import nn
 from torch.nn import functional
 
-from vitlab import checkpoint, config, recipe, train
+from vitlab import checkpoint, config, memory, recipe, train
 from vitlab.model.vit import ViT
 from vitlab.parallel import alone
 from vitlab.run import Run
-from vitlab.start import Start, repatched, stretched
+from vitlab.start import Start, repatched, stretched, to_come
 
 SMALL = [
     "tracking=off",
@@ -156,8 +159,52 @@ def test_the_start_identifies_a_run(run):
     assert config.identity(check(plain)) != config.identity(check(begun))
 
 
+def test_a_new_head_is_one_even_where_the_classes_are_the_same(run):
+    kept = checkpoint.load(run.best)["model"]["head.output.weight"]
+    assert torch.equal(ready(f"init={run.folder}")[0].model.head.output.weight, kept)
+    made, _ = ready(f"init={run.folder}", "init.head=new")
+    assert not made.model.head.output.weight.any()
+    assert "left out: head.output.bias, head.output.weight" in made.began
+
+
+def test_an_origin_is_the_cell_of_the_run_and_no_other(run):
+    cell = "1a2b3c4d"
+    run.write_result({"status": "finished", "cell": cell})
+    assert ready(f"init={run.folder}", f"init.origin={cell}")[0].began
+    with pytest.raises(ValueError, match=rf"init.origin=deadbeef: .* is of the cell {cell}: leave it out"):
+        ready(f"init={run.folder}", "init.origin=deadbeef")
+    with pytest.raises(ValueError, match="drawn at random: give their run"):
+        ready(f"init.origin={cell}")
+
+
+def test_where_weights_lie_tells_runs_apart_unless_it_is_said_what_they_are():
+    def node(*words):
+        return config.compose([*SMALL, *words])[0]
+
+    chance = node()
+    assert config.identity(chance) == config.identity(node("init.positions=bicubic", "init.head=new"))
+    assert config.identity(chance) == config.identity({k: v for k, v in chance.items() if k != "init"})
+    one, other = node("init=runs/a"), node("init=runs/b")
+    assert len({config.identity(each) for each in (chance, one, other)}) == 3
+    same = [node(f"init=runs/{name}", "init.origin=1a2b3c4d") for name in "ab"]
+    assert config.identity(same[0]) == config.identity(same[1]) != config.identity(one)
+    assert config.identity(same[0]) != config.identity(node("init=runs/a", "init.origin=5e6f7a8b"))
+
+
+def test_weights_that_are_yet_to_come_are_checked_by_their_shapes():
+    model = partial(ViT, patch=2, width=16, depth=2, heads=2)
+    before, own = {"image_size": (8, 8), "channels": 1, "classes": 10}, {"image_size": (16, 16), "channels": 1}
+    names = tuple("abcdefghij")
+    source = to_come(Path("runs/it/best.pt"), memory.shadow(model, **before), (8, 8), names)
+    start = Start(weights="runs/it", origin=None, positions="bilinear", patch="refuse", head="same", freeze=False)
+    said = start.apply(source, memory.shadow(model, **own, classes=10), names)
+    assert "resized: positions.0.table 17x16 to 65x16" in said
+    with pytest.raises(ValueError, match="do not fit"):
+        start.apply(source, memory.shadow(partial(model, width=32), **own, classes=10), names)
+
+
 def test_a_start_is_made_by_hand_as_well(run):
     model = ViT(image_size=8, channels=1, classes=10, patch=2, width=16, depth=2, heads=2)
-    start = Start(weights=str(run.folder), positions="bicubic", patch="refuse", freeze=False)
+    start = Start(weights=str(run.folder), origin=None, positions="bicubic", patch="refuse", head="same", freeze=False)
     said = start.apply(start.read(), model, ("another",) * 10)
     assert "left out: head.output.bias" in said

@@ -12,8 +12,9 @@ import time
 import pytest
 import torch
 
-from vitlab import config, question, sweep
+from vitlab import config, measure, question, sweep
 from vitlab.__main__ import main
+from vitlab.commands.sweep import waves
 from vitlab.config import ConfigError
 from vitlab.model import count
 
@@ -137,8 +138,9 @@ def test_every_sweep_that_ships_can_be_asked_at_every_scale(name, scale):
     assert plan.question.question.endswith("?")
     assert plan.question.takes
     assert plan.question.expect.says
-    assert len(plan.jobs) == len(plan.cells) * len(plan.question.seeds) == len({job.run.folder for job in plan.jobs})
-    assert sum(cell.baseline for cell in plan.cells) == 1
+    trained = len({cell.identity for cell in (*plan.first, *plan.cells)})
+    assert len(plan.jobs) == trained * len(plan.question.seeds) == len({job.run.folder for job in plan.jobs})
+    assert len({cell.arm for cell in plan.cells if cell.baseline}) == 1
 
 
 def test_the_flops_of_any_depth_follow_from_two(file):
@@ -241,3 +243,119 @@ def test_an_answer_is_made_anew_from_what_is_kept(file, tmp_path, capsys):
 def test_comparing_what_is_not_there_is_one_sentence(tmp_path, capsys, what):
     assert main(["compare", what, "--runs", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+# --- what is trained first, and values that validation chooses ------------------------------------------------------
+
+STAGED = f"""\
+question: What does a start from other images give?
+baseline: [{TINY}, tracking=off, patch=p4, init=first/large, init.head=new]
+first:
+  large: [dataset.image_size=16, fit.epochs=2]
+arms:
+  large: init=first/large
+  bicubic: init.positions=bicubic
+  chance: [init=chance, "optimizer.lr=1e-3,2e-3"]
+seeds: [0, 1]
+"""
+
+
+def test_each_seed_starts_from_the_run_of_its_own_seed_and_they_are_one_cell(file, tmp_path):
+    file.write_text(STAGED)
+    plan = planned(file, f"system.runs={tmp_path}")
+    (first,) = plan.first
+    before = {job.seed: job.run.folder for job in plan.jobs if job.name == "first/large"}
+    starts = [job for job in plan.jobs if job.after]
+    assert len(starts) == 4
+    for job in starts:
+        assert job.after.folder == before[job.seed]
+        assert f"init={before[job.seed]}" in job.words
+        assert f"init.origin={first.identity}" in job.words
+        node = config.check(config.compose(job.words)[0])
+        assert job.run.folder.name.endswith(f"-{config.identity(node)}")
+        assert config.cell(node) in {cell.identity for cell in plan.cells}
+    elsewhere = planned(file, f"system.runs={tmp_path}/other")
+    assert [cell.identity for cell in elsewhere.cells] == [cell.identity for cell in plan.cells]
+    assert [job.name for job in plan.jobs[:1]] == ["first/large"]
+    assert [[job.after is None for job in wave] for wave in waves(plan.jobs)] == [[True] * 6, [False] * 4]
+
+
+def test_a_sweep_trains_what_its_arms_start_from_and_compares_the_rest(file, tmp_path, capsys):
+    file.write_text(STAGED)
+    assert main(["sweep", str(file), "launcher=serial", f"system.runs={tmp_path}/runs"]) == 0
+    said = capsys.readouterr().out
+    assert "10 runs of 4 cells" in said
+    assert "resized: positions.0.table 17x8 to 5x8" in said
+    (answer,) = tmp_path.glob("runs/sweeps/*/answer.md")
+    text = answer.read_text()
+    names = [line.split("|")[1].strip(" *") for line in text.split("\n") if line.startswith("| ")]
+    assert names[:4] == ["arm", "---", "large (baseline)", "bicubic"]
+    assert names[4].startswith("chance, lr=")
+    assert "## What was tried" in text
+    assert "**command of first/large, trained before:**" in text
+    assert "in 10 runs" in text
+    assert main(["sweep", str(file), "launcher=serial", f"system.runs={tmp_path}/runs"]) == 0
+    assert "10 finished already" in capsys.readouterr().out
+    assert answer.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("init=first/large]", "init=first/larg]", "there is no first.larg; there is large"),
+        ("dataset.image_size=16,", "model.width=16,", "tensors do not fit"),
+        ("fit.epochs=2]", "'optimizer.lr=1e-3,2e-3']", "several values for one run"),
+        ("arms:", "metric: inference/images_per_second\narms:", "nothing is trained for it"),
+        ("arms:", "search: {method: grid, trials: 1, space: {seed: [1]}}\narms:", "search"),
+    ],
+)
+def test_what_cannot_be_trained_first_is_refused_before_anything_is_trained(file, tmp_path, capsys, old, new, why):
+    file.write_text(STAGED.replace(", init.head=new]", "]").replace(old, new, 1))
+    assert main(["sweep", str(file), f"system.runs={tmp_path}/runs"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{file}, line " in said
+    assert why in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_cell_starts_from_only_its_sweep_can_train(file, capsys):
+    file.write_text(STAGED)
+    assert main(["train", f"+cell={file}/bicubic"]) == 2
+    assert "starts from first/large, which the sweep trains before it" in capsys.readouterr().err
+    assert main(["sweep", "export", str(file), "--wandb"]) == 2
+    assert "which W&B would not train first" in capsys.readouterr().err
+
+
+# --- what is measured instead ---------------------------------------------------------------------------------------
+
+COST = """\
+question: How fast?
+metric: inference/images_per_second
+baseline: [dataset=synthetic, dataset.examples=40, dataset.image_size=8, fit.batch_size=16, patch=p4, tracking=off]
+arms: {small: model=micro, deep: model.depth=4}
+x: model.depth
+seeds: [0, 1]
+"""
+
+
+def test_a_sweep_of_speed_measures_its_cells_and_trains_nothing(file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measure, "BATCHES", (1, 4))
+    monkeypatch.setattr(measure, "peak_bytes", lambda work: 2**20 * (100 + work.batch))
+    file.write_text(COST)
+    assert main(["sweep", str(file), "--dry"]) == 0
+    assert capsys.readouterr().out.count("\nvitlab bench ") == 2
+    assert main(["sweep", str(file), f"system.runs={tmp_path}/runs"]) == 0
+    said = capsys.readouterr().out
+    assert "2 cells in 2 rounds" in said
+    assert "the largest 16,284" in said.replace("the largest 16284", "the largest 16,284")  # 16 GiB less 100 MiB
+    (folder,) = tmp_path.glob("runs/sweeps/*")
+    lines = json.loads((folder / "measured.json").read_text())["lines"]
+    assert len(lines) == 4
+    assert all(line["inference/images_per_second"] > 0 for line in lines)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["sweeps"]
+    answer = (folder / "answer.md").read_text()
+    assert main(["compare", str(folder)]) == 0
+    assert (folder / "answer.md").read_text() == answer
+    assert "largest batch" in answer
+    assert "of measuring in 4 runs" in answer

@@ -66,6 +66,8 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert {"epoch", "images", "lr", "train/loss", "images_per_second", "train/gradient_norm"} <= set(rows[0])
     assert [row["step"] for row in rows if "val/accuracy" in row] == [4, 8]
+    assert rows[-1]["training_flops"] == result["training_flops"] == 8 * rows[0]["training_flops"]
+    assert 2.9 < result["training_flops"] / (result["flops_per_image"] * rows[-1]["images"]) < 3
     assert rows[-1]["lr"] == 0
     assert not list(run.folder.glob(".*"))
 

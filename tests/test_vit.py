@@ -7,9 +7,11 @@ from functools import partial
 import pytest
 import torch
 from einops import rearrange
+from torch.utils.flop_counter import FlopCounterMode
 
+from vitlab import config, start
 from vitlab.model import count
-from vitlab.model.attention import Attention, Axial
+from vitlab.model.attention import Attention, Axial, Products
 from vitlab.model.block import Residual, drop_path
 from vitlab.model.dropout import Dropout, dropout
 from vitlab.model.head import Linear, TanhMlp
@@ -418,3 +420,38 @@ def test_logits_on_cuda_equal_those_on_the_cpu():
     model, x = vit(), images()
     expected = model(x)
     torch.testing.assert_close(model.cuda()(x.cuda()).cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "patch=p2",
+        "patch=p2 model/attention=axial model/pool=gap",
+        "model=resnet_small patch=p4",
+        "model/stem=resnet_small patch=p4",
+        "model/position=relative",
+        "model/pool=map",
+        "patch=p2 model/objective=masked_patch",
+    ],
+)
+def test_flops_of_a_training_step_are_those_that_torchs_counter_finds(words):
+    node = config.check(config.compose(words.split())[0])
+    model = config.build(node["model"], patch=node["patch"]["size"])(image_size=(8, 8), channels=1, classes=10).eval()
+    with FlopCounterMode(display=False) as counter:
+        out = model(torch.zeros(1, 1, 8, 8))
+        (out[0] if isinstance(out, tuple) else out).sum().backward()
+    assert sum(count.passes(model, (1, 8, 8))) == counter.get_total_flops()
+
+
+def test_frozen_weights_cost_no_backward_pass_but_the_heads():
+    model = ViT(image_size=8, channels=1, classes=10, patch=2, width=16, depth=2, heads=2)
+    start.freeze(model)
+    assert count.passes(model, (1, 8, 8))[1] == 2 * 16 * 10
+
+
+def test_products_whose_backward_pass_is_written_out_are_counted():
+    q = torch.randn(3, 1, 2, 5, 4, requires_grad=True)
+    with count.Counter() as counter:
+        Products.apply(q)
+    each = 2 * 2 * 5 * 5 * 4  # one product of two heads
+    assert (counter.forward, counter.backward) == (2 * each, 4 * each)

@@ -76,7 +76,10 @@ def columns(comparison: Comparison) -> list[Column]:
         "images_per_second": figures.si,
         "seconds": figures.duration,
         "peak_memory_bytes": lambda value: figures.si(value, "B"),
+        "largest_batch": lambda value: NONE if value is None else f"{value:,.0f}",
     }
+    if metric.startswith("inference/"):
+        del costs["seconds"]  # of measuring
     found = [
         Column(figures.named(metric), True, [spread(row.score, metric) for row in rows]),
         Column("n", True, [count(row) for row in rows]),
@@ -118,7 +121,8 @@ def legend(comparison: Comparison, mark: str) -> list[str]:
         part = comparison.metric.partition("/")[0]
         own = {"test": "; the test images chose nothing", "val": ", whose own score is shown: it flatters the chosen"}
         lines.append(f"{mark}: chosen by validation{own.get(part, '')}")
-    lines.append("mean ± standard deviation over n seeds; interval of the mean: 95 %, Student's t, n seeds")
+    of = "rounds" if comparison.metric.startswith("inference/") else "seeds"
+    lines.append(f"mean ± standard deviation over n {of}; interval of the mean: 95 %, Student's t, n {of}")
     if any(row.difference for row in comparison.rows):
         unit = ", in percentage points" if figures.is_share(comparison.metric) else ""
         lines.append(

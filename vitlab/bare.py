@@ -1,5 +1,6 @@
 """Bare steps: forward, loss, backward, optimizer, on images that are there already; any library's ViT can take them."""
 
+import copy
 import gc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -89,6 +90,14 @@ class Bare:
         self.scaler = torch.amp.GradScaler(work.device.type, enabled=work.precision == "fp16")
         self.images = torch.randn(work.batch, work.channels, *work.image_size, device=work.device)
         self.labels = torch.randint(0, work.classes, (work.batch,), device=work.device)
+
+    def resized(self, batch: int) -> "Bare":
+        """The same model with a batch of another size."""
+        other = copy.copy(self)
+        other.work = replace(self.work, batch=batch)
+        other.images = torch.randn(batch, *self.images.shape[1:], device=self.images.device)
+        other.labels = torch.randint(0, self.work.classes, (batch,), device=self.images.device)
+        return other
 
     def step(self) -> None:
         self.optimizer.zero_grad()

@@ -23,6 +23,7 @@ COSTS = (
     "images_per_second",
     "seconds",
     "peak_memory_bytes",
+    "largest_batch",
 )
 STATES = ("failed", "pruned", "interrupted", "running", "damaged")
 LARGEST = 1e100  # a number above is somebody's joke, and its square is infinite
@@ -49,7 +50,7 @@ class Row:
             fewer than two pairs, or the very same difference in each.
         verdict: the difference in plain words.
         cost: medians over the finished runs: parameters, flops_per_image, training_flops, images, images_per_second,
-            seconds, peak_memory_bytes; those that are known.
+            seconds, peak_memory_bytes, largest_batch; those that are known.
     """
 
     name: str
@@ -322,7 +323,7 @@ def tuned(
 
 def check(table: pd.DataFrame, metric: str, x: str | None, keys: list[str], asked: bool) -> None:
     """Refuses what is not in the table; but what every run reports, or a sweep asks for, may be yet to come."""
-    promised = metric in {*METRICS, *COSTS} or (asked and metric.endswith("-shot"))
+    promised = metric in {*METRICS, *COSTS} or (asked and metric.endswith(("-shot", "images_per_second")))
     if metric in keys or (not promised and not numbers(table, metric).notna().any()):
         there = [k for k in table.columns if k not in {*keys, "seed"} and not k.startswith(("system", "tracking"))]
         there = [key for key in there if numbers(table, key).notna().any()]
@@ -436,7 +437,7 @@ def counterpart(metric: str) -> str:
 
 
 def higher_is_better(metric: str) -> bool:
-    return is_accuracy(metric) or metric == "images_per_second"
+    return is_accuracy(metric) or metric.endswith("images_per_second")
 
 
 def best(validation: Mapping[str, Estimate | None], states: Mapping[str, str], metric: str) -> str | None:
@@ -524,7 +525,9 @@ def notes(
     if few:
         which = "all" if len(few) == len(rows) > 1 else listed(few, 5)
         said.append(f"Fewer than 3 seeds: {which}. With 2 an interval is very wide, with 1 there is none: train more.")
-    if any(row.score is not None and row.score.low is not None for row in rows):
+    if metric.startswith("inference/"):
+        said.append("Intervals are 95 %, Student's t over rounds that measured every arm one after the other.")
+    elif any(row.score is not None and row.score.low is not None for row in rows):
         images = numbers(used, "test_images").min()
         what = f" (one is {100 / images:.2g} points)" if images > 0 and metric == "test/accuracy" else ""
         said.append(

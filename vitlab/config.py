@@ -361,10 +361,9 @@ def identity(config: Node) -> str:
     lie of which it says what they are (`init.origin`).
     """
     counts = {key: value for key, value in config.items() if key not in ("system", "tracking", "init")}
-    if (init := config["init"])["weights"] is not None:
-        counts["init"] = {
-            key: value for key, value in init.items() if key != ("weights" if init["origin"] else "origin")
-        }
+    if (init := config.get("init", {})).get("weights") is not None:
+        said = "weights" if init["origin"] else "origin"
+        counts["init"] = {key: value for key, value in init.items() if key != said}
     places = locate(config["dataset"]["_target_"]).places
     counts["dataset"] = {key: value for key, value in config["dataset"].items() if key not in places}
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]

@@ -45,6 +45,7 @@ WORDS = {
     "seconds": "training time",
     "peak_memory_bytes": "peak memory",
     "images": "training images",
+    "largest_batch": "largest batch",
 }
 
 

@@ -123,6 +123,14 @@ def shadow(make: Callable[..., Any], **shape: Any) -> Any:
         return make(**shape)
 
 
+def zeroed(make: Callable[..., Any], **shape: Any) -> Any:
+    """A model whose every number is zero, to be computed with: to draw its weights can take longer than that."""
+    model = shadow(make, **shape).to_empty(device="cpu")
+    for each in (*model.parameters(), *model.buffers()):
+        each.detach().zero_()
+    return model
+
+
 def bytes_of(model: nn.Module, copies: int) -> int:
     """What so many copies of the parameters take, and the buffers once."""
     return copies * sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())

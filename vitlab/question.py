@@ -14,6 +14,7 @@ from vitlab.menu import ALTERNATIVES, HERE, is_known, known_keys, nearest
 
 SWEEPS = HERE / "sweeps" if (HERE / "sweeps").is_dir() else HERE.parent / "sweeps"  # in a wheel, or in a checkout
 METRICS = ("test/accuracy", "test/loss", "val/accuracy", "val/loss", "seconds", "images_per_second")
+MEASURED = ("inference/images_per_second",)  # metrics for which cells are measured, and not trained
 COSTS = ("parameters", "flops_per_image", "training_flops", "images", "seconds")
 SHOTS = re.compile(r"(?:test|val)/([1-9]\d{0,5})-shot")  # metrics of fit.shots
 FIRST = "first/"  # before the name of what is trained before the arms
@@ -308,6 +309,8 @@ def read(file: Path, scale: str | None = None) -> Question:
             raise reader.wrong(at["expect"], f"expect.numbers: there is no arm {name!r}{nearest(name, names)}")
     if found.search and (found.first or len(names) < len(found.cells())):
         raise reader.wrong(at["search"], "search: it goes with neither first nor overrides of several values")
+    if found.metric in MEASURED and (found.search or found.first or len(names) < len(found.cells())):
+        raise reader.wrong(at["metric"], f"metric: {found.metric}: nothing is trained for it, so nothing can be chosen")
     for cell in found.cells():
         if (name := source_of(cell.overrides)) is not None and name not in found.first:
             there = f"; there is {', '.join(found.first)}" if found.first else ""
@@ -429,7 +432,7 @@ class Reader:
 
     def metric(self, node: Any, path: str) -> str:
         said = self.text(node, path)
-        return said if SHOTS.fullmatch(said) else self.one_of(node, path, (*METRICS, "test/5-shot"))
+        return said if SHOTS.fullmatch(said) else self.one_of(node, path, (*METRICS, *MEASURED, "test/5-shot"))
 
     def axis(self, node: Any, path: str) -> str:
         key = self.text(node, path)

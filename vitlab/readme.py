@@ -114,6 +114,17 @@ def index() -> str:
     return "\n".join(lines)
 
 
+def paper() -> str:
+    """Every ablation of a paper: the question, what its source says, what was found, the command and its time."""
+    lines = ["| question | the paper | here | command | time |", "|--|--|--|--|--|"]
+    for file in sorted((SWEEPS / "paper").glob("*.yaml")):
+        asked, page = question.read(file), file.with_suffix(".md")
+        found = " ".join(finding_of(page).split()) if page.exists() else "Not run here yet."
+        told = f"[{asked.question}]({page.name})" if page.exists() else asked.question
+        lines.append(f"| {told} | {asked.expect.says} | {found} | `vitlab sweep {asked.name}` | {asked.takes} |")
+    return "\n".join(lines)
+
+
 def put(page: Path, name: str, text: str) -> None:
     """Puts a text between the two marks of this name in a page."""
     before, start, rest = page.read_text().partition(f"<!-- {name} -->")
@@ -127,5 +138,6 @@ if __name__ == "__main__":
     put(Path("README.md"), "options", table())
     put(Path("README.md"), "answer", short(SWEEPS / "ablation" / "patch_size.md"))
     put(SWEEPS / "README.md", "answers", index())
+    put(SWEEPS / "paper" / "README.md", "answers", paper())
     Path(".readme").mkdir(exist_ok=True)
     overview(Path(".readme/model.png"))

@@ -306,7 +306,7 @@ def flops(make: partial, shape: Mapping[str, Any], frozen: bool = False) -> tupl
     few = turn - depth % turn
     counted = []
     for blocks in (few, few + turn):
-        model = make(**{**shape, "depth": min(depth, blocks)})
+        model = memory.zeroed(make, **{**shape, "depth": min(depth, blocks)})
         if frozen:
             start.freeze(model)
         counted.append(count.passes(model, image))

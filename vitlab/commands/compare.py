@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Compares what was trained: the arms of a sweep, single runs, or every run of a folder. Runs that differ
 by their seed alone are one row: mean, spread, 95 % interval, and the difference to the baseline, paired by seed."""
 MOST = 20_000_000  # bytes of sweep.json
+MEASURED = "measured.json"  # of a sweep whose cells were measured, and not trained
 
 
 def main(words: list[str]) -> int:
@@ -35,7 +36,7 @@ def main(words: list[str]) -> int:
     try:
         if (folder := asked(options.what, options.runs)) is not None:
             record = read_json(folder / "sweep.json", MOST) | changed
-            conclude(record, folder.parent.parent, options.out or folder, wandb=options.wandb)
+            conclude(record, held(folder), options.out or folder, wandb=options.wandb)
         else:
             table = picked(options.what, options.runs)
             of = ", ".join(options.what) or str(options.runs)
@@ -68,6 +69,15 @@ def asked(what: list[str], runs: Path) -> Path | None:
         raise ValueError(f"{name} was run several times: say {' or '.join(map(str, found))}")
     listed = f" (there are {', '.join(path.name for path in there)})" if there else ""
     raise ValueError(f"{what[0]} is no run, no folder of runs, and no sweep that was run{listed}: vitlab sweep {name}")
+
+
+def held(folder: Path) -> "Path | pd.DataFrame":
+    """Where the lines are that a sweep's answer is made of: in the folder of all runs, or what was measured itself."""
+    if not (folder / MEASURED).is_file():
+        return folder.parent.parent
+    import pandas as pd
+
+    return pd.DataFrame(read_json(folder / MEASURED, MOST)["lines"])
 
 
 def picked(what: list[str], runs: Path) -> "pd.DataFrame":
@@ -169,6 +179,7 @@ def facts(record: dict[str, Any], found: "Comparison", store: "pd.DataFrame") ->
         values = [value for value in table.get(column, []) if isinstance(value, str)]
         return ", ".join(f"{value} ({n} run{'s' * (n > 1)})" for value, n in sorted(Counter(values).items()))
 
+    what = "measuring" if found.metric.startswith("inference/") else "training"
     seconds = pd.to_numeric(spent.get("seconds", pd.Series(dtype=float)), errors="coerce").sum()
     from vitlab.question import SWEEPS
 
@@ -188,7 +199,7 @@ def facts(record: dict[str, Any], found: "Comparison", store: "pd.DataFrame") ->
             for name, cell in record.get("first", {}).items()
         },
         "best found": " ".join(search["best"]["overrides"]) if search["best"] else "",
-        "cost": f"{duration(seconds)} of training in {len(spent)} run{'s' * (len(spent) != 1)}",
+        "cost": f"{duration(seconds)} of {what} in {len(spent)} run{'s' * (len(spent) != 1)}",
         "hardware": kinds("device"),
         "commit": ", ".join(sorted({value[:10] for value in table.get("commit", []) if isinstance(value, str)})),
     }

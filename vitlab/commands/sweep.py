@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitlab import config as configuration
 from vitlab import question
 from vitlab.commands import DONE, FAILED, refuse
-from vitlab.commands.compare import conclude
+from vitlab.commands.compare import MEASURED, conclude, held
 from vitlab.files import write_json
 
 if TYPE_CHECKING:
@@ -97,7 +97,19 @@ def ask(options: argparse.Namespace) -> int:
     print(
         f"{asked.question}{at(asked, ' (', ')')}\n{count(len(jobs), 'run')} of {count(len(plan.cells), 'cell')};"
         f" {len(jobs) - len(todo)} finished already"
+        if asked.metric not in question.MEASURED
+        else f"{asked.question}{at(asked, ' (', ')')}\n{count(len(plan.cells), 'cell')} in {len(asked.seeds)} rounds"
     )
+    page = None
+    if options.publish:  # the answer at the first scale has the question's own name
+        first = question.read(asked.file).scale == asked.scale
+        page = asked.file.with_name(asked.name + ("" if first else f"-{asked.scale}") + ".md")
+    if asked.metric in question.MEASURED:
+        from vitlab.measure import measure
+
+        write_json(plan.folder / MEASURED, {"lines": measure(plan, lambda words: print(words, flush=True))})
+        conclude(record, held(plan.folder), plan.folder, page=page, wandb=options.wandb)
+        return DONE
     board = Board(before=len(jobs) - len(todo))
     launcher = launcher or ("local" if len(parts) > 1 else "serial")
     failures: list[launch.Failure] = []
@@ -125,10 +137,6 @@ def ask(options: argparse.Namespace) -> int:
     if status >= 128:
         print(f"stopped; every training is saved. The same command goes on:\nvitlab {shlex.join(sys.argv[1:])}")
         return status
-    page = None
-    if options.publish:  # the answer at the first scale has the question's own name
-        first = question.read(asked.file).scale == asked.scale
-        page = asked.file.with_name(asked.name + ("" if first else f"-{asked.scale}") + ".md")
     conclude(record, plan.runs, plan.folder, page=page, wandb=options.wandb)
     complain(failures)
     return max(status, DONE)
@@ -198,6 +206,13 @@ def show(plan: "Plan", slots: int) -> None:
     from vitlab.board import span
     from vitlab.figures import si
 
+    if plan.question.metric in question.MEASURED:
+        print("\n".join((plan.question.question, plan.question.source, at(plan.question))))
+        for cell in plan.cells:
+            cost = f"{si(cell.parameters)} parameters, {si(cell.flops_per_image)} FLOPs an image"
+            print(f"\n# {cell.name}: {cost}\nvitlab bench {shlex.join(cell.overrides)}")
+        print(f"\n{count(len(plan.cells), 'cell')}, measured in {len(plan.question.seeds)} rounds; nothing is trained")
+        return
     known = store.runs(plan.runs) if plan.runs.is_dir() else None
     if known is not None:
         known = known[known["status"] == "finished"] if len(known) else None
