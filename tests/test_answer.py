@@ -199,8 +199,9 @@ def test_reported_numbers_stand_beside_ours_with_what_became_of_them():
     from test_comparison import arms, compared
 
     told = {"of": "B/16", "numbers": {"a": 60, "b": 65.5, "c": 61, "d": 59}}
-    found = compared(arms(a=[0.5, 0.51], b=[0.6, 0.61], c=[0.4, 0.41], d=[0.4, 0.7], e=[0.5, 0.5]), expect=told)
-    table = {line.split()[0].lstrip("* "): line for line in answer.table_text(found).split("\n") if line[:2] == "  "}
+    found = compared(arms(a=[0.5, 0.51], b=[0.6, 0.611], c=[0.4, 0.411], d=[0.4, 0.7], e=[0.5, 0.5]), expect=told)
+    lines = [line for line in answer.table_text(found).split("\n") if line[:2] in ("  ", "* ")]
+    table = {line.strip("* ")[0]: line for line in lines}
     assert "60.00 " in table["a"]
     assert "65.50 (+5.50)  agrees" in table["b"]
     assert "61.00 (+1.00)  disagrees" in table["c"]
