@@ -19,9 +19,9 @@ from vitlab.sweep import Checked, Plan
 from vitlab.train import out_of_memory
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of which each cell takes the fastest
-SLOW = 4.0  # seconds of a batch after which no larger one is tried
+SLOW = 1.0  # seconds of a batch after which no larger one is tried
 GAIN = 1.05  # by which a larger batch must be faster to be taken
-TIMES = 5  # that a round times a batch, of which the median counts
+TIMES = 3  # that a round times a batch, of which the median counts
 MEMORY = 16 * 2**30  # bytes: of one TPUv3 core, on which the paper measures
 TRAINED = (4, 16)  # images of the steps from whose memory that of any batch follows
 
