@@ -395,7 +395,7 @@ def memory(monkeypatch):
 
     def memory(images, error):
         def forward(self, x, **asked):
-            if torch.is_grad_enabled() and len(x) > images:
+            if self.training and len(x) > images:  # not where its cost is counted
                 real(self, x, **asked).sum().backward()
                 raise error
             return real(self, x, **asked)
