@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "vitlab"
 FLOORS = [
-    {"vitlab.lean", "vitlab.files", "vitlab.memory", "vitlab.lock", "vitlab.journal", "vitlab.menu"},
+    {"vitlab.lean", "vitlab.files", "vitlab.memory", "vitlab.lock", "vitlab.journal", "vitlab.menu", "vitlab.moved"},
     {"vitlab.model.*", "vitlab.dataset.*", "vitlab.interrupt", "vitlab.profile"},
     {"vitlab.config", "vitlab.parallel", "vitlab.run", "vitlab.optim", "vitlab.question"},
     {"vitlab.checkpoint", "vitlab.ema"},

@@ -13,6 +13,7 @@ from functools import cache, partial
 from typing import Any
 
 from vitlab.menu import ALTERNATIVES, CONF, is_known, known_keys, menu, nearest, unknown_option
+from vitlab.moved import current_name, first_name
 
 Node = dict[str, Any]
 
@@ -168,11 +169,12 @@ def explain(error: Exception, overrides: Iterable[str]) -> Exception:
 
 
 def locate(target: str, allowed: tuple[str, ...] = TRUSTED) -> Any:
-    """The class that a `_target_` names.
+    """The class that a `_target_` names, by its present dotted name or by an earlier one.
 
     Raises:
         ConfigError: it is not among the allowed ones: nothing of it is run.
     """
+    target = current_name(target)
     module, _, name = target.rpartition(".")
     refused = ConfigError(
         f"_target_: {target} is refused: a configuration may name classes of {', '.join(allowed)} only"
@@ -209,7 +211,7 @@ def check(config: Node, path: str = "", allowed: tuple[str, ...] = TRUSTED) -> N
             raise ConfigError(f"{at}{name} is missing: give it a value")
     for key, value in config.items():
         if key in ("_target_", "_partial_"):
-            checked[key] = value
+            checked[key] = current_name(value) if key == "_target_" and isinstance(value, str) else value
             continue
         if wanted is not None and key not in wanted:
             raise ConfigError(f"{at}{key}: there is no such key{nearest(key, wanted)}")
@@ -357,8 +359,8 @@ def assemble(config: Node) -> dict[str, Any]:
 def identity(config: Node) -> str:
     """Eight hexadecimal digits of everything that can change a result: the same run, the same digits.
 
-    What cannot is left out: `system`, `tracking`, and where a dataset's files lie; `init` at chance, and where weights
-    lie of which it says what they are (`init.origin`).
+    Where a class lives is no part of it (`vitlab.moved`), nor is what cannot change a result: `system`, `tracking`, and
+    where a dataset's files lie; `init` at chance, and where weights lie of which it says what they are (`init.origin`).
     """
     counts = {key: value for key, value in config.items() if key not in ("system", "tracking", "init")}
     if (init := config.get("init", {})).get("weights") is not None:
@@ -366,7 +368,16 @@ def identity(config: Node) -> str:
         counts["init"] = {key: value for key, value in init.items() if key != said}
     places = locate(config["dataset"]["_target_"]).places
     counts["dataset"] = {key: value for key, value in config["dataset"].items() if key not in places}
-    return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(with_first_names(counts), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def with_first_names(node: Any) -> Any:
+    """A configuration in which each class has the name that it was first released under."""
+    if isinstance(node, list):
+        return [with_first_names(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {k: first_name(v) if k == "_target_" else with_first_names(v) for k, v in node.items()}
 
 
 def cell(config: Node) -> str:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from vitlab.judge import Judgement, Mistake
 
-INK, SOFT, BLUE, PALE, RED, GREEN = "#1f2933", "#7b8794", "#9cc3ee", "#dbe8f8", "#f0a093", "#a8d6a2"
+INK, SOFT = "#1f2933", "#7b8794"
+BLUE, PALE, RED, GREEN = "#9cc3ee", "#dbe8f8", "#f0a093", "#a8d6a2"
 LABELLED, COUNTED = 150, 30  # the most classes that still have their names, and their counts, in a confusion matrix
 MOST = 100  # images on a sheet
 SMALL = 400  # pixels of the longer side of an image there

@@ -14,6 +14,7 @@ import yaml
 
 from vitlab.files import read_json, read_text
 from vitlab.menu import options
+from vitlab.moved import current_name
 from vitlab.run import Run
 
 MOST_CONFIG = 100_000  # bytes of config.yaml
@@ -155,7 +156,7 @@ def cell_of(config: Any) -> str | None:
     """The cell of a run that was trained before result.json said it; None where it cannot be told."""
     try:
         target = config["dataset"]["_target_"]
-        if not isinstance(target, str) or not target.startswith("vitlab.dataset."):
+        if not isinstance(target, str) or not current_name(target).startswith("vitlab.dataset."):
             return None
         from vitlab.config import cell  # imports the datasets, and torch with them
 
@@ -194,7 +195,7 @@ def parse(path: Path) -> Any:
 def flatten(node: Line, path: str = "") -> Iterator[tuple[str, Any]]:
     """Keys with dots, and plain values; a part by its option, or its class where several options make it."""
     if path and "_target_" in node:
-        target = str(node["_target_"])
+        target = current_name(str(node["_target_"]))
         yield path, options().get((path.replace(".", "/"), target), target.rpartition(".")[2])
     for key, value in node.items():
         at = f"{path}.{key}" if path else str(key)

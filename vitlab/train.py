@@ -30,7 +30,8 @@ from vitlab.state import State
 from vitlab.tracking import Tracker, Views
 
 log = logging.getLogger("vitlab")
-SKIPS, ROLLBACKS = 100, 10  # in a row; more, and the training is not worth going on with
+SKIPS = 100  # skipped steps in a row; more, and the training is not worth going on with
+ROLLBACKS = 10  # without a good evaluation in between
 
 
 def fit(ready: Ready, run: Run, config: dict[str, Any]) -> dict[str, Any]:
