@@ -7,7 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # as many tests at once as there are cores
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["vitlab.model", "vitlab.dataset"], "beartype.beartype")
+install_import_hook(["vitlab.model", "vitlab.data"], "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

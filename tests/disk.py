@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitlab.dataset import published
-from vitlab.lean import modules
+from vitlab.data.datasets import torchvision_sets
+from vitlab.system.lazy_imports import modules
 
 
 def draw_image(path, seed=0, size=(20, 24)):
@@ -102,7 +102,7 @@ def write_cifar(kind, root, monkeypatch, test=20):
     theirs = torchvision_class(kind)
     folder = root / theirs.base_folder
     folder.mkdir(parents=True, exist_ok=True)
-    key = "labels" if kind is published.Cifar10 else "fine_labels"
+    key = "labels" if kind is torchvision_sets.Cifar10 else "fine_labels"
 
     def write(name, content):
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
@@ -112,7 +112,7 @@ def write_cifar(kind, root, monkeypatch, test=20):
         pixels = draw_pixels(count, 3 * 32 * 32, seed=seed)
         return write(name, {"data": pixels, key: [i % len(kind.classes) for i in range(count)], "batch_label": name})
 
-    each = 12 if kind is published.Cifar10 else 200
+    each = 12 if kind is torchvision_sets.Cifar10 else 200
     train = [batch(name, each, seed) for seed, (name, _) in enumerate(theirs.train_list)]
     monkeypatch.setattr(theirs, "train_list", train)
     monkeypatch.setattr(theirs, "test_list", [batch(name, test, 9) for name, _ in theirs.test_list])
@@ -124,7 +124,7 @@ def write_cifar(kind, root, monkeypatch, test=20):
 def write_svhn(root, monkeypatch, train=60, test=20):
     from scipy.io import savemat
 
-    theirs = torchvision_class(published.Svhn)
+    theirs = torchvision_class(torchvision_sets.Svhn)
     root.mkdir(parents=True, exist_ok=True)
     splits = dict(theirs.split_list)
     for split, count in (("train", train), ("test", test)):
@@ -138,7 +138,7 @@ def write_svhn(root, monkeypatch, train=60, test=20):
 
 def write_stl10(root, monkeypatch, train=30, test=20):
     """Column-major pixels and labels from 1, without the unlabelled images."""
-    theirs = torchvision_class(published.Stl10)
+    theirs = torchvision_class(torchvision_sets.Stl10)
     folder = root / "stl10_binary"
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -149,13 +149,13 @@ def write_stl10(root, monkeypatch, train=30, test=20):
 
     monkeypatch.setattr(theirs, "train_list", [*write("train", train), theirs.train_list[2]])
     monkeypatch.setattr(theirs, "test_list", write("test", test))
-    (folder / "class_names.txt").write_text("\n".join(published.Stl10.classes) + "\n")
+    (folder / "class_names.txt").write_text("\n".join(torchvision_sets.Stl10.classes) + "\n")
 
 
 def write_flowers102(root, monkeypatch, count=30):
     from scipy.io import savemat
 
-    theirs = torchvision_class(published.Flowers102)
+    theirs = torchvision_class(torchvision_sets.Flowers102)
     folder = root / "flowers-102"
     for i in range(1, count + 1):
         draw_image(folder / "jpg" / f"image_{i:05d}.jpg", seed=i)
@@ -167,7 +167,7 @@ def write_flowers102(root, monkeypatch, count=30):
         for key, stem in (("label", "imagelabels"), ("setid", "setid"))
     }
     monkeypatch.setattr(theirs, "_file_dict", files)
-    monkeypatch.setattr(published.Flowers102, "counts", {"train": 12, "validation": 6, "test": count - 18})
+    monkeypatch.setattr(torchvision_sets.Flowers102, "counts", {"train": 12, "validation": 6, "test": count - 18})
 
 
 def write_oxford_pets(root, monkeypatch):
@@ -175,19 +175,19 @@ def write_oxford_pets(root, monkeypatch):
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
     for split, numbers in (("trainval", (1, 2)), ("test", (3,))):
         rows = []
-        for label, name in enumerate(published.OxfordPets.classes, 1):
+        for label, name in enumerate(torchvision_sets.OxfordPets.classes, 1):
             for number in numbers:
                 stem = f"{name.replace(' ', '_')}_{number}"
                 draw_image(folder / "images" / f"{stem}.jpg", seed=label)
                 rows.append(f"{stem} {label} {1 + label % 2} {label}\n")
         (folder / "annotations" / f"{split}.txt").write_text("".join(rows))
-    monkeypatch.setattr(published.OxfordPets, "counts", {"train": 74, "test": 37})
+    monkeypatch.setattr(torchvision_sets.OxfordPets, "counts", {"train": 74, "test": 37})
 
 
 def write_food101(root, monkeypatch):
     folder = root / "food-101"
     (folder / "meta").mkdir(parents=True, exist_ok=True)
-    names = [name.replace(" ", "_") for name in published.Food101.classes]
+    names = [name.replace(" ", "_") for name in torchvision_sets.Food101.classes]
     for split, each in (("train", 2), ("test", 1)):
         listed = {name: [f"{name}/{split}{i}" for i in range(each)] for name in names}
         for number, name in enumerate(names):
@@ -196,23 +196,23 @@ def write_food101(root, monkeypatch):
         (folder / "meta" / f"{split}.json").write_text(json.dumps(listed))
         (folder / "meta" / f"{split}.txt").write_text("\n".join(stem for stems in listed.values() for stem in stems))
     (folder / "meta" / "classes.txt").write_text("\n".join(names))
-    monkeypatch.setattr(published.Food101, "counts", {"train": 202, "test": 101})
+    monkeypatch.setattr(torchvision_sets.Food101, "counts", {"train": 202, "test": 101})
 
 
 def write_eurosat(root, monkeypatch, each=4):
-    for name in published.EuroSat.classes:
+    for name in torchvision_sets.EuroSat.classes:
         folder = "".join(word.title() for word in name.split())
         for i in range(1, each + 1):
             draw_image(root / "eurosat" / "2750" / folder / f"{folder}_{i}.jpg", seed=i, size=(64, 64))
-    monkeypatch.setattr(published.EuroSat, "counts", {"train": each * 10})
+    monkeypatch.setattr(torchvision_sets.EuroSat, "counts", {"train": each * 10})
 
 
 def write_imagenette(root, monkeypatch, copy="-320", train=3, test=1):
-    for number, wnid in enumerate(torchvision_class(published.Imagenette)._WNID_TO_CLASS):
+    for number, wnid in enumerate(torchvision_class(torchvision_sets.Imagenette)._WNID_TO_CLASS):
         for split, count in (("train", train), ("val", test)):
             for i in range(count):
                 draw_image(root / f"imagenette2{copy}" / split / wnid / f"{wnid}_{i}.JPEG", seed=number * 10 + i)
-    monkeypatch.setattr(published.Imagenette, "counts", {"train": train * 10, "test": test * 10})
+    monkeypatch.setattr(torchvision_sets.Imagenette, "counts", {"train": train * 10, "test": test * 10})
 
 
 # --- Hugging Face -------------------------------------------------------------------------------------------------
@@ -298,8 +298,8 @@ WRITERS: dict[str, Writer] = {
     "image_folder": at_root(lambda root, _: write_images(root)),
     "imagenet": at_root(lambda root, _: write_imagenet(root), HALF),
     "tiny_imagenet": at_root(lambda root, _: write_tiny_imagenet(root)),
-    "cifar10": at_root(lambda root, patch: write_cifar(published.Cifar10, root, patch)),
-    "cifar100": at_root(lambda root, patch: write_cifar(published.Cifar100, root, patch)),
+    "cifar10": at_root(lambda root, patch: write_cifar(torchvision_sets.Cifar10, root, patch)),
+    "cifar100": at_root(lambda root, patch: write_cifar(torchvision_sets.Cifar100, root, patch)),
     "svhn": at_root(write_svhn),
     "stl10": at_root(write_stl10),
     "flowers102": at_root(write_flowers102),

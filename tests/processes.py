@@ -11,12 +11,14 @@ import sys
 import time
 from pathlib import Path
 
-os.environ["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))).strip(":")
+os.environ["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", ""))).strip(
+    ":"
+)
 os.environ["PYTHONWARNINGS"] = (
     "ignore:resource_tracker:UserWarning"  # it misses the semaphores of those that were killed
 )
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["processes_preload"])
+SERVER.set_forkserver_preload(["tests.processes_preload"])
 
 
 def work(words, environment, out, largest):

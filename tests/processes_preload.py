@@ -7,10 +7,10 @@ import matplotlib.figure
 import sklearn.datasets
 import torch.distributed.fsdp
 
-import vitlab.commands.train
-import vitlab.recipe
-import vitlab.tracking
-import vitlab.train
-from vitlab.lean import modules
+import vitlab.cli.train
+import vitlab.tracking.tracker
+import vitlab.training.loop
+import vitlab.training.setup
+from vitlab.system.lazy_imports import modules
 
 modules("timm.scheduler", "timm.data.mixup", "timm.data.random_erasing")

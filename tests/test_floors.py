@@ -8,46 +8,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "vitlab"
-FLOORS = [
-    {"vitlab.lean", "vitlab.files", "vitlab.memory", "vitlab.lock", "vitlab.journal", "vitlab.menu", "vitlab.moved"},
-    {"vitlab.model.*", "vitlab.dataset.*", "vitlab.interrupt", "vitlab.profile"},
-    {"vitlab.config", "vitlab.parallel", "vitlab.run", "vitlab.optim", "vitlab.question"},
-    {"vitlab.checkpoint", "vitlab.ema"},
-    {"vitlab.judge", "vitlab.pictures", "vitlab.probe"},
-    {"vitlab.schedule", "vitlab.loss", "vitlab.meter", "vitlab.tracking", "vitlab.curves", "vitlab.start"},
-    {"vitlab.recipe"},
-    {"vitlab.store"},
-    {"vitlab.estimate"},
-    {"vitlab.comparison"},
-    {"vitlab.figures"},
-    {"vitlab.page", "vitlab.search_figures"},
-    {"vitlab.answer"},
-    {"vitlab.board", "vitlab.launch"},
-    {"vitlab.sweep"},
-    {"vitlab.search"},
-    {"vitlab.state"},
-    {"vitlab.train"},
-    {"vitlab.trained", "vitlab.predict", "vitlab.peers"},
-    {"vitlab.bare"},
-    {"vitlab.bench", "vitlab.bench_resume", "vitlab.readme", "vitlab.remote"},
-    {"vitlab.measure"},
-    {"vitlab.commands.*", "vitlab.commands.__init__"},
-    {"vitlab.__main__", "vitlab.__init__"},
+FLOORS = [  # packages, from the ground up; those on one floor do not import each other
+    {"model", "config"},
+    {"system", "storage"},
+    {"data", "plotting"},
+    {"evaluation"},
+    {"tracking"},
+    {"training", "report"},
+    {"sweep"},
+    {"bench"},
+    {"cli"},
+    {"__main__", "__init__"},
 ]
-
-
-def name(path):
-    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+MODULES = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
 
 
 def floor(module):
-    for number, modules in enumerate(FLOORS):
-        if module in modules or any(m.endswith("*") and module.startswith(m[:-1]) for m in modules):
-            return number
-    raise AssertionError(f"{module} stands on no floor")
-
-
-MODULES = {name(path): path for path in ROOT.rglob("*.py") if path.name != "__init__.py" or path.parent == ROOT}
+    return next(number for number, packages in enumerate(FLOORS) if module.split(".")[1] in packages)
 
 
 def imports(path):
@@ -59,11 +36,22 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def used(module):
+    """The modules of vitlab that one imports, at its top or inside a function."""
+    return (set(imports(MODULES[module])) & set(MODULES)) - {module}
+
+
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_only_go_down(module):
-    for used in set(imports(MODULES[module])) & set(MODULES) - {module}:
-        same_room = used.rpartition(".")[0] == module.rpartition(".")[0]
-        assert floor(used) < floor(module) or (floor(used) == floor(module) and same_room), used
+    package = module.split(".")[1]
+    above = {other for other in used(module) if other.split(".")[1] != package and floor(other) >= floor(module)}
+    assert not above
+
+
+def test_no_two_files_import_each_other_in_a_circle():
+    from graphlib import TopologicalSorter
+
+    TopologicalSorter({module: used(module) for module in MODULES}).prepare()  # raises CycleError, which names them
 
 
 @pytest.mark.parametrize("module", [m for m in sorted(MODULES) if m.startswith("vitlab.model.")])
@@ -79,6 +67,7 @@ def test_the_model_knows_torch_and_einops_alone(module):
         "dataclasses",
         "copy",
         "functools",
+        "itertools",
     }
     assert {used.partition(".")[0] for used in imports(MODULES[module])} <= allowed
     assert not {u for u in imports(MODULES[module]) if u.startswith("vitlab.") and not u.startswith("vitlab.model")}
@@ -86,7 +75,12 @@ def test_the_model_knows_torch_and_einops_alone(module):
 
 def test_timm_is_used_for_augmentation_and_schedules_alone():
     users = {m for m, path in MODULES.items() if '"timm.' in path.read_text() or "import timm" in path.read_text()}
-    assert users <= {"vitlab.schedule", "vitlab.dataset.augment", "vitlab.lean", "vitlab.peers"}
+    assert users <= {
+        "vitlab.training.schedule",
+        "vitlab.data.augment",
+        "vitlab.system.lazy_imports",
+        "vitlab.bench.libraries",
+    }
 
 
 def loaded(code):
@@ -102,7 +96,7 @@ def test_listing_the_commands_imports_nothing_heavy():
 
 def test_the_lean_imports_leave_the_whole_packages_to_whoever_wants_them_later():
     code = """
-from vitlab.lean import modules
+from vitlab.system.lazy_imports import modules
 (factory, scheduler) = modules("timm.data.transforms_factory", "timm.scheduler")
 import torchvision, timm, timm.data, timm.scheduler
 assert timm.create_model and torchvision.models.resnet18 and timm.data.create_transform

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_dataset import write_images
 
+from tests.data.test_dataset import write_images
 from vitlab.__main__ import main
 
 TINY = ["tracking=off", "dataset.train_examples=40", "model.width=8", "model.depth=1", "model.heads=1", "fit.steps=2"]
@@ -196,14 +196,15 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def test_every_command_of_the_sweeps_page_composes():
-    from vitlab import config
+    from vitlab.config.check import check
+    from vitlab.config.compose import compose
 
     page = (Path(__file__).parent.parent / "sweeps" / "README.md").read_text()
     commands = re.findall(r"^vitlab train (.*)$", page, flags=re.MULTILINE)
     assert commands
     for line in commands:
         words = [word for word in line.partition("#")[0].split() if word != "-m"]
-        config.check(config.compose([re.sub(r"=([^,\[]*),.*", r"=\1", word) for word in words])[0])
+        check(compose([re.sub(r"=([^,\[]*),.*", r"=\1", word) for word in words])[0])
 
 
 @pytest.mark.cuda

@@ -7,14 +7,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitlab.comparison import compare
+    from vitlab.evaluation.load import load
     from vitlab.model.vit import ViT
-    from vitlab.store import runs
-    from vitlab.trained import load
+    from vitlab.report.comparison import compare
+    from vitlab.storage.runs_table import runs
 
 __all__ = ["ViT", "compare", "load", "runs"]
-_HOMES = {"ViT": "vitlab.model.vit", "load": "vitlab.trained"}
-_HOMES |= {"runs": "vitlab.store", "compare": "vitlab.comparison"}
+_HOMES = {"ViT": "vitlab.model.vit", "load": "vitlab.evaluation.load"}
+_HOMES |= {"runs": "vitlab.storage.runs_table", "compare": "vitlab.report.comparison"}
 
 
 def __getattr__(name: str) -> Any:

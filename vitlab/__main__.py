@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else arguments
     if "-sc" in words and words[0] != "train":  # the shell asks for completions, Hydra's way
-        from vitlab.commands.complete import complete_line
+        from vitlab.cli.complete import complete_line
 
         return complete_line(words, COMMANDS)
     command, rest = (words[0], words[1:]) if words else ("--help", [])
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     from importlib import import_module
 
-    return import_module(f"vitlab.commands.{command}").main(rest)
+    return import_module(f"vitlab.cli.{command}").main(rest)
 
 
 def console() -> int:

@@ -1,7 +1,7 @@
 """Initialisation: what every weight of a ViT starts as, in one place."""
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -9,9 +9,6 @@ from vitlab.model.attention import Attention
 from vitlab.model.mlp import Mlp, SwiGlu
 from vitlab.model.pool import Map
 from vitlab.model.position import Learned1d, Learned2d, Relative
-
-if TYPE_CHECKING:
-    from vitlab.model.vit import ViT
 
 
 def lecun_normal_(weight: Tensor) -> None:
@@ -54,7 +51,7 @@ class Init:
         self.mlp_bias_std = mlp_bias_std
         self.joint_qkv = joint_qkv
 
-    def __call__(self, model: "ViT") -> None:
+    def __call__(self, model: Any) -> None:
         stem = set(model.stem.modules())
         for module in model.modules():
             match module:

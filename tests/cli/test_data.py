@@ -1,0 +1,124 @@
+"""Looking before training: `vitlab data` and `vitlab schedule`."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.test_dataset import write_images
+from vitlab.__main__ import main
+from vitlab.cli import data, schedule
+from vitlab.config.build import assemble
+from vitlab.config.check import check
+from vitlab.config.compose import compose
+from vitlab.system.distributed import alone
+from vitlab.training.batches import training_batches
+from vitlab.training.optimizer import learning_rate
+from vitlab.training.setup import prepare
+
+TINY = ["tracking=off", "model.width=8", "model.depth=2", "model.heads=1"]
+
+
+def ready(*overrides):
+    return prepare(**assemble(check(compose([*TINY, *overrides])[0])), world=alone())
+
+
+def test_data_says_what_the_model_is_fed(tmp_path, capsys):
+    picture = tmp_path / "look.png"
+    words = [*TINY, "dataset.train_examples=101", "augment.mixup=0.8", "fit.batch_size=20", "fit.epochs=2"]
+    assert main(["data", *words, "--save", str(picture)]) == 0
+    said = capsys.readouterr().out
+    for fact in (
+        "10 classes, 8x8 pixels, 1 channel, mirrored: never",
+        "11 steps of 20 images, 2.178 epochs of 5.05 steps",
+        "train              101   10 (",
+        "test               359   35 (",
+        "of 101 training images; normalised by 0.305, 0.376",
+        "next        vitlab train tracking=off",
+    ):
+        assert fact in said
+    with Image.open(picture) as drawn:
+        assert drawn.width > 500
+
+
+def test_the_statistics_are_those_of_the_training_pixels():
+    composed = ready()
+    mean, std, images = data.statistics(composed)
+    pixels = composed.splits["train"].pixels.numpy() / 255
+    assert images == len(pixels)
+    assert mean == pytest.approx(pixels.mean(), abs=1e-6)
+    assert std == pytest.approx(pixels.std(), abs=1e-6)
+
+
+def test_the_picture_has_each_image_as_it_is_and_as_training_sees_it():
+    axes = data.picture(ready("fit.batch_size=8", "augment.mixup=0.8")).axes[0]
+    shown = [np.asarray(image.get_array()) for image in axes.get_images()]
+    assert len(shown) == 8
+    composed = ready("fit.batch_size=8")
+    first, _ = next(iter(training_batches(composed, 0)))
+    for image, pixels in zip(shown, first, strict=True):
+        assert image.shape == (8, 17, 3)
+        assert (image[:, :8, 0] == pixels[0].numpy()).all()
+    assert any((image[:, :8] != image[:, 9:]).any() for image in shown)
+    words = [text.get_text() for text in axes.texts]
+    assert any(word.endswith("%") and word != "100.0%" for word in words)
+    plain = data.picture(composed).axes[0]
+    for image in plain.get_images():
+        assert (np.asarray(image.get_array())[:, :8] == np.asarray(image.get_array())[:, 9:]).all()
+
+
+def test_data_looks_at_files_in_colour_and_repeats(tmp_path, capsys):
+    write_images(tmp_path / "images", n=12)
+    words = ["dataset=image_folder", f"dataset.root={tmp_path}/images", "dataset.image_size=16", "patch=p4"]
+    words += ["augment=deit", "fit.batch_size=9"]
+    assert main(["data", *TINY, *words, "--save", str(tmp_path / "look.png")]) == 0
+    assert "3 channels" in capsys.readouterr().out
+
+
+def test_schedule_has_the_rates_that_training_has(tmp_path, capsys):
+    words = ["fit.epochs=3", "fit.batch_size=50", "fit.layer_decay=0.5", "optimizer=muon", "optimizer.lr=0.1"]
+    words += ["schedule.warmup_steps=10"]
+    picture = tmp_path / "rates.png"
+    assert main(["schedule", *TINY, *words, "--save", str(picture)]) == 0
+    said = capsys.readouterr().out
+    for fact in (
+        "78 steps, 3.014 epochs of 1,294 images",
+        "first       0.01 at step 1",
+        "peak        0.1 at step 10",
+        "last        0 at step 78",
+        "layers      0.0125 at the peak of the first, 0.1 of the last",
+    ):
+        assert fact in said
+    with Image.open(picture) as drawn:
+        assert drawn.width > 500
+    parts = assemble(check(compose([*TINY, *words])[0]))
+    updates, rates, _ = schedule.curve(parts, 1294)
+    composed = ready(*words)
+    for update, rate in zip(updates, rates[-1], strict=True):
+        composed.schedule.set(update)
+        assert learning_rate(composed.optimizer) == rate
+
+
+def test_schedule_counts_no_files_where_it_is_told_how_many(tmp_path, capsys):
+    words = ["experiment=cifar10_vit", "dataset.root=nowhere", "--save", str(tmp_path / "rates.png")]
+    assert main(["schedule", *words]) == 2
+    assert "dataset.download=true" in capsys.readouterr().err
+    assert main(["schedule", *words, "--examples", "45000"]) == 0
+    assert "70,313 steps, 200 epochs of 45,000 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["data", "model=tyni"], "did you mean tiny"),
+        (["data", "dataset=mnist", "dataset.root=nowhere"], "is not there"),
+        (["schedule", "schedule.warmup_steps=99999999"], "the whole training has"),
+        (["schedule", "--examples", "0"], "--examples=0"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_one_sentence(tmp_path, capsys, words, sentence):
+    assert main([*words, "--save", str(tmp_path / "x.png")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("vitlab: ")
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "x.png").exists()

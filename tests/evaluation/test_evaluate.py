@@ -1,0 +1,205 @@
+"""A trained run measured again."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.test_dataset import write_images
+from tests.training.test_loop import ALONE, fit
+from vitlab.__main__ import main
+from vitlab.data.augment import evaluation
+from vitlab.data.loader import Once, loader
+from vitlab.data.preprocess import Normalise
+from vitlab.evaluation import reevaluate
+from vitlab.evaluation.evaluate import evaluate
+from vitlab.evaluation.load import load
+from vitlab.evaluation.reevaluate import Measured, measure
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    run, _ = fit(tmp_path_factory.mktemp("runs"), "fit.steps=30", "optimizer.lr=0.02")
+    return run.folder
+
+
+@pytest.fixture
+def run(trained_once, tmp_path):
+    """A copy of its own for each test."""
+    return shutil.copytree(trained_once, tmp_path / "run")
+
+
+def as_folder(run, root, per_class=12):
+    """Test digits as class folders."""
+    test = reevaluate.own(run).splits()["test"]
+    for label in range(10):
+        (root / str(label)).mkdir(parents=True)
+        for i in np.flatnonzero(test.labels == label)[:per_class]:
+            test.image(int(i)).save(root / str(label) / f"{i}.png")
+    return root
+
+
+def test_the_numbers_are_those_of_training(run):
+    model, dataset = load(run), reevaluate.own(run)
+    found = measure(run, model, dataset, ("validation", "test"))
+    for split, part in found.items():
+        once = Once(examples=len(part.examples), batch=512)
+        normalise = Normalise(dataset.mean, dataset.std)
+        batches = loader(part.examples, evaluation(dataset), once)
+        assert evaluate(model.model, batches, normalise, ALONE, "fp32", model.model.objective) == part.scores
+        assert part.judgement.accuracy == part.scores["accuracy"]
+        assert -np.log(part.judgement.true_probability).mean() == pytest.approx(part.scores["loss"], rel=1e-5)
+        result = json.loads((run / "result.json").read_text())
+        assert part.scores["loss"] == result[f"{'val' if split == 'validation' else split}/loss"]
+
+
+def test_the_terminal_is_compact_and_the_folder_has_the_rest(run, capsys):
+    assert main(["evaluate", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads((run / "result.json").read_text())
+    for line, split, name in ((lines[0], "val", "validation "), (lines[1], "test", "test       ")):
+        accuracy, loss = result[f"{split}/accuracy"], result[f"{split}/loss"]
+        assert line == f"{name} accuracy {accuracy:.6f}  loss {loss:.6f}  (as recorded)"
+    assert [line.partition(" ")[0] for line in lines[3:]] == [
+        "interval", "top-5", "ECE", "hardest", "confused", "files",
+    ]  # fmt: skip
+    folder = run / "evaluation"
+    names = {"test.json", "confusion.csv", "confusion.png", "calibration.png", "mistakes.png"}
+    assert {file.name for file in folder.iterdir()} == names
+    for name in names:
+        if name.endswith("png"):
+            with Image.open(folder / name) as image:
+                assert image.format == "PNG"
+    table = json.loads((folder / "test.json").read_text())
+    assert table["accuracy"] == result["test/accuracy"]
+    assert table["images"] == np.sum(table["confusion"]) == sum(entry["images"] for entry in table["classes"]) == 359
+    assert table["accuracy_interval_95"][0] < table["accuracy"] < table["accuracy_interval_95"][1]
+    assert sum(entry["images"] for entry in table["calibration"]) == 359
+    with (folder / "confusion.csv").open(newline="") as file:
+        first, *rows = csv.reader(file)
+    assert first[1:] == [row[0] for row in rows] == list("0123456789")
+    assert [[int(count) for count in row[1:]] for row in rows] == table["confusion"]
+
+
+def test_programs_get_one_json_document(run, capsys):
+    assert main(["evaluate", "--json", str(run), "--split", "validation"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["validation"]["images"] == 144
+    assert "test" not in said
+    assert (run / "evaluation" / "validation" / "validation.json").is_file()
+
+
+def test_another_dataset_is_mapped_by_the_names_of_its_classes(run, tmp_path, capsys):
+    """The same test digits as files are judged the same, and in another order of the classes too."""
+    words = ["dataset=image_folder", "dataset.channels=1", "dataset.mean=[0.5]", "dataset.std=[0.5]"]
+    root = as_folder(run, tmp_path / "pictures" / "test")
+    shutil.copytree(root, tmp_path / "pictures" / "train")
+    model = load(run)
+    other, name = reevaluate.other([*words, f"dataset.root={tmp_path}/pictures"])
+    assert name == "image_folder-pictures"
+    one = measure(run, model, other, ["test"], foreign=True)["test"]
+    own = measure(run, model, reevaluate.own(run), ["test"])["test"]
+    same = {tuple(np.ravel(own.examples.image(i))): own.judgement.confidence[i] for i in range(len(own.examples))}
+    for i, sure in enumerate(one.judgement.confidence):
+        assert sure == pytest.approx(same[tuple(np.ravel(one.examples.image(i)))], abs=1e-6)
+    assert len(one.examples) == 120
+
+    other.classes = tuple(reversed(other.classes))
+    turned = dict(enumerate(reversed(range(10))))
+    read = other.splits
+
+    def splits():
+        parts = read()
+        parts["test"].labels = np.array([turned[label] for label in parts["test"].labels])
+        return parts
+
+    other.splits = splits
+    two = measure(run, model, other, ["test"], foreign=True)["test"]
+    assert two.judgement.plain() == one.judgement.plain()
+    assert two.scores == one.scores
+
+    assert main(["evaluate", str(run), *words, "--device", "cpu", f"dataset.root={tmp_path}/pictures"]) == 0
+    said = capsys.readouterr().out
+    assert "recorded" not in said
+    assert "validation" not in said
+    assert (run / "evaluation" / name / "test.json").is_file()
+    assert json.loads((run / "evaluation" / name / "test.json").read_text())["dataset"][0] == words[0]
+
+
+def test_images_of_another_size_and_mode_go_through_the_runs_preprocessing(run, tmp_path):
+    write_images(tmp_path / "images", classes="0123456789", n=10, size=(30, 44))
+    other, _ = reevaluate.other(["dataset=image_folder", f"dataset.root={tmp_path}/images"])
+    model = load(run)
+    part = measure(run, model, other, ["test"], foreign=True, workers=1)["test"]
+    image = part.examples.image(0)
+    expected = model(model.preprocess(image)[None]).softmax(dim=-1).max().item()
+    assert part.judgement.confidence[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_dataset_of_other_classes_is_refused_with_what_differs(run, tmp_path, capsys):
+    write_images(tmp_path / "images", classes=["0", "1", "cat", "dog"])
+    assert main(["evaluate", str(run), "dataset=image_folder", f"dataset.root={tmp_path}/images"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "does not know (cat, dog) and lacks classes of the run (2, 3, 4, 5, 6 and 3 more)" in said
+    assert not (run / "evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["patch=p4"], "only the dataset of a trained run can be another"),
+        (["dataset.root=x"], "say which dataset it is of"),
+        (["dataset=digits", "--root", "x"], "--root x is for the run's own dataset"),
+        (["dataset=nothing"], "nothing"),
+        (["dataset=digits", "dataset.image_sise=3"], "image_sise"),
+        (["--root", "x"], "root: there is no such key"),
+        (["--workers", "-1"], "--workers -1"),
+        (["--device", "gpu"], "no such device"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_sentence_and_exit_status_2(run, capsys, words, sentence):
+    assert main(["evaluate", str(run), *words]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert sentence in said.err
+
+
+def test_a_strangers_run_still_names_nothing_but_models_and_datasets(run, capsys):
+    config = run / "config.yaml"
+    good = config.read_text()
+    for text in (
+        good.replace("vitlab.data.datasets.digits.Digits", "vitlab.tracking.options.Tracking"),
+        good.replace("vitlab.data.datasets.digits.Digits", "os.system"),
+        good.replace("vitlab.model.mlp.Mlp", "subprocess.Popen"),
+    ):
+        config.write_text(text)
+        assert main(["evaluate", str(run)]) == 2
+        assert "is refused" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_still_gives_the_numbers(run, capsys):
+    (run / "evaluation").write_text("a file in the way")
+    assert main(["evaluate", str(run)]) == 1
+    said = capsys.readouterr()
+    assert said.out.count("as recorded") == 2
+    assert "cannot be written" in said.err
+
+
+def test_no_mistakes_leave_no_picture_of_mistakes(run):
+    from vitlab.cli.evaluate import write
+    from vitlab.evaluation.classification import Judgement
+
+    part = measure(run, load(run), reevaluate.own(run), ["test"])["test"]
+    labels = part.judgement.labels
+    perfect = Judgement.of(np.eye(10)[labels], labels, part.judgement.classes)
+    folder = run / "evaluation"
+    folder.mkdir()
+    (folder / "mistakes.png").write_text("of other weights")
+    better = Measured(examples=part.examples, scores=part.scores, judgement=perfect)
+    assert "mistakes.png" not in write(folder, "test", better, {"run": "run", **perfect.plain()})
+    assert not (folder / "mistakes.png").exists()

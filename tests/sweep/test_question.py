@@ -1,0 +1,196 @@
+"""A sweep file says what is asked; a wrong one is refused with its line."""
+
+import contextlib
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitlab.config.groups import SWEEPS
+from vitlab.config.overrides import merged, several
+from vitlab.sweep import reader
+from vitlab.sweep.question import BASELINE, WrongFile
+from vitlab.sweep.reader import find, read
+
+WHOLE = """\
+question: What does a part do?
+source: a paper
+baseline: [patch=p2, fit.epochs=3]
+arms:
+  small: patch=p4
+  two words: [model/pool=gap, optimizer.lr=1e-3]
+axes:
+  model.dropout: [0.0, 1e-1]
+seeds: 2
+x: parameters
+expect:
+  says: it helps
+  of: something, in %
+  numbers:
+    small, dropout=0.0: 70.5
+"""
+
+
+def written(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_arms_are_a_star_and_axes_a_grid(tmp_path):
+    asked = read(written(tmp_path, WHOLE))
+    cells = {cell.name: cell.overrides for cell in asked.cells()}
+    assert list(cells) == [
+        BASELINE,
+        "baseline, dropout=0.0",
+        "baseline, dropout=1e-1",
+        "small, dropout=0.0",
+        "small, dropout=1e-1",
+        "two words, dropout=0.0",
+        "two words, dropout=1e-1",
+    ]
+    assert cells[BASELINE] == ("patch=p2", "fit.epochs=3")
+    assert cells["small, dropout=1e-1"] == ("fit.epochs=3", "patch=p4", "model.dropout=1e-1")
+    assert asked.seeds == (0, 1)
+    assert asked.expect.numbers == {"small, dropout=0.0": 70.5}
+
+
+def test_values_stay_what_was_written(tmp_path):
+    text = "question: q\naxes:\n  optimizer.lr: [1e-3, 0.010]\n  fit.patience: [null, 3]\n"
+    text += "  augment.area: [[0.5, 1.0], [0.8, 1]]\n"
+    overrides = [cell.overrides for cell in read(written(tmp_path, text)).cells()]
+    assert ("optimizer.lr=1e-3", "fit.patience=null", "augment.area=[0.5,1.0]") in overrides
+    assert ("optimizer.lr=0.010", "fit.patience=3", "augment.area=[0.8,1]") in overrides
+
+
+def test_words_of_the_command_line_are_every_cells(tmp_path):
+    asked = read(written(tmp_path, WHOLE))
+    for cell in asked.cells(["fit.steps=7", "tracking=off"]):
+        assert "fit.steps=7" in cell.overrides
+        assert "fit.epochs=3" not in cell.overrides  # another way to say how long
+
+
+@pytest.mark.parametrize("word", ["patch=p1", "model.dropout=0.3", "optimizer.lr=1", "seed=3"])
+def test_a_word_about_what_is_varied_is_refused(tmp_path, word):
+    with pytest.raises(WrongFile, match=re.escape(word)):
+        read(written(tmp_path, WHOLE)).cells([word])
+
+
+def test_scales_replace_what_they_name(tmp_path):
+    text = "question: q\nbaseline: [patch=p2]\narms: {a: patch=p4}\nscale:\n  quick:\n    overrides: [fit.epochs=1]\n"
+    text += "    seeds: 2\n  large:\n    baseline: [dataset=cifar10]\n    arms:\n      b: patch=p8\n    takes: a day\n"
+    path = written(tmp_path, text)
+    quick, large = read(path), read(path, "large")
+    assert (quick.scale, quick.seeds, quick.baseline) == ("quick", (0, 1), ("patch=p2", "fit.epochs=1"))
+    assert (large.seeds, large.baseline, list(large.arms)) == ((0, 1, 2), ("dataset=cifar10",), ["b"])
+    assert large.takes == "a day"
+    with pytest.raises(WrongFile, match="there is no scale 'huge'; there is quick, large"):
+        read(path, "huge")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "why"),
+    [
+        ("source:", "sauce:", 2, "did you mean source"),
+        ("question: What does a part do?\n", "", 1, "question is missing"),
+        ("  small: patch=p4", "  small: patch p4", 5, "no override"),
+        ("  small: patch=p4", "  small: [seed=4]", 5, "seeds are given once"),
+        ("  small: patch=p4", "  baseline: patch=p4", 5, "no name for an arm"),
+        ("  small: patch=p4", "  two words: patch=p4", 6, "twice"),
+        ("seeds: 2", "seeds: [0, 0]", 9, "different seeds"),
+        ("seeds: 2", "seeds: [a]", 9, "a whole number"),
+        ("seeds: 2", "seeds: 0", 9, "how many"),
+        ("x: parameters", "x: paramters", 10, "expected one of parameters"),
+        ("x: parameters", "metric: test/acuracy", 10, "did you mean test/accuracy"),
+        ("[0.0, 1e-1]", "0.0,0.1", 8, "expected a list"),
+        ("[0.0, 1e-1]", "[0.0, 0.0]", 8, "different values"),
+        ("  model.dropout: [0.0, 1e-1]", "  seed: [0, 1]", 8, "seeds are given as"),
+        ("70.5", "seventy", 15, "a number"),
+        ("    small, dropout=0.0: 70.5", "    smal, dropout=0.0: 70.5", 11, "there is no arm"),
+        ("arms:\n", "arms: [\n", 6, "no YAML"),
+        ("seeds: 2", "search: {method: tpe, trials: 3, space: {optimizer.lr: {log: [0, 1]}}}", 9, "above 0"),
+        ("seeds: 2", "search: {method: tpa, trials: 3, space: {}}", 9, "did you mean tpe"),
+        ("seeds: 2", "search: {method: tpe, space: {}}", 9, "trials is missing"),
+        (
+            "seeds: 2",
+            "search: {method: grid, trials: 1, space: {optimizer.lr: {log: [1, 2]}}}",
+            9,
+            "a grid takes values",
+        ),
+        ("seeds: 2", "search: {method: tpe, trials: 1, space: {optimizer.lrr: {log: [1, 2]}}}", 9, "optimizer.lr"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_line(tmp_path, old, new, line, why):
+    assert old in WHOLE
+    path = written(tmp_path, WHOLE.replace(old, new))
+    with pytest.raises(WrongFile) as said:
+        read(path)
+    assert str(said.value).startswith(f"{path}, line {line}: "), said.value
+    assert why in str(said.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "word", "question: q", "a: &a [*a, *a]", "question: q\narms: {a: []", "\x00"]
+)
+def test_what_is_no_sweep_is_refused_in_one_sentence(tmp_path, text):
+    with pytest.raises(ValueError, match="mine"):
+        read(written(tmp_path, text))
+
+
+def test_much_made_of_little_is_refused(tmp_path):
+    lines = ["a0: &a0 {x: 1, y: 1}"] + [
+        f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}, r: *a{i - 1}}}" for i in range(1, 18)
+    ]
+    with pytest.raises(WrongFile, match="too much"):
+        read(written(tmp_path, "\n".join(lines)))
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=200)
+def test_any_text_is_read_or_refused(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("any") / "mine.yaml"
+    path.write_text(text)
+    with contextlib.suppress(WrongFile):
+        read(path)
+
+
+def test_a_later_override_takes_the_earlier_ones_place():
+    assert merged(["patch=p2", "fit.epochs=3"], ["fit.steps=5"], ["patch=p4"]) == ("fit.steps=5", "patch=p4")
+    assert merged(["+model.width=3"], ["model.width=4"]) == ("model.width=4",)
+
+
+def test_sweeps_are_found_by_name_and_a_typo_is_told(tmp_path):
+    assert find("patch_size") == SWEEPS / "ablation" / "patch_size.yaml"
+    assert find("ablation/patch_size") == find("patch_size")
+    with pytest.raises(ValueError, match="did you mean patch_size"):
+        find("patchsize")
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("optimizer.lr=1e-3,2e-3", ["1e-3", "2e-3"]),
+        ("fit.shots=[1,5]", ["[1,5]"]),
+        ("fit.shots=[1,5],[5]", ["[1,5]", "[5]"]),
+        ("dataset.root='a,b'", ["'a,b'"]),
+        ("patch=p2", ["p2"]),
+        ("dataset.root=", [""]),
+    ],
+)
+def test_values_of_an_override_are_those_between_commas_in_no_bracket(word, values):
+    assert several(word) == values
+
+
+def test_an_override_of_several_values_makes_a_cell_of_each(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "question: Which?\nbaseline: ['optimizer.lr=1,2']\n"
+        "arms: {a: model.depth=3, b: ['optimizer.lr=5', 'fit.clip=1,2,null']}\n"
+    )
+    cells = reader.read(file).cells()
+    assert [(cell.arm, cell.name) for cell in cells] == [
+        ("baseline", "baseline, lr=1"), ("baseline", "baseline, lr=2"), ("a", "a, lr=1"), ("a", "a, lr=2"),
+        ("b", "b, clip=1"), ("b", "b, clip=2"), ("b", "b, clip=null"),
+    ]  # fmt: skip
+    assert cells[-1].overrides == ("optimizer.lr=5", "fit.clip=null")

@@ -1,0 +1,1 @@
+"""A training step of any library's ViT, timed; how cost grows."""

@@ -1,0 +1,67 @@
+"""`vitlab compare`: runs as a table with intervals, figures and a page; offline, from the store."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitlab.cli.exit import DONE, refuse
+from vitlab.report.conclude import MOST, conclude, held, picked
+from vitlab.storage.files import read_json
+
+if TYPE_CHECKING:
+    pass
+
+DESCRIPTION = """Compares what was trained: the arms of a sweep, single runs, or every run of a folder. Runs that differ
+by their seed alone are one row: mean, spread, 95 % interval, and the difference to the baseline, paired by seed."""
+
+
+def main(words: list[str]) -> int:
+    """Prints the table, and writes the answer beside the sweep or where it is told to."""
+    parser = argparse.ArgumentParser(prog="vitlab compare", description=DESCRIPTION)
+    parser.add_argument(
+        "what", nargs="*", help="a sweep's name or folder, runs, or a folder of runs; the folder of --runs"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="PATH", help="folder of all runs; runs")
+    parser.add_argument("--metric", help="what is compared: test/accuracy, val/loss, seconds, ...")
+    parser.add_argument("--x", help="the figure's axis: a configuration key, parameters, training_flops, ...")
+    parser.add_argument("--baseline", help="the row that the others are compared with; the first")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where answer.md, answer.html and the rest go")
+    parser.add_argument("--wandb", action="store_true", help="the table and the figures to Weights & Biases as well")
+    options = parser.parse_intermixed_args(words)
+    changed = {key: getattr(options, key) for key in ("metric", "x", "baseline") if getattr(options, key)}
+    try:
+        if (folder := asked(options.what, options.runs)) is not None:
+            record = read_json(folder / "sweep.json", MOST) | changed
+            conclude(record, held(folder), options.out or folder, wandb=options.wandb)
+        else:
+            table = picked(options.what, options.runs)
+            of = ", ".join(options.what) or str(options.runs)
+            record = {"name": "comparison", "question": f"How do the runs of {of} differ?"} | changed
+            alone = len(options.what) == 1 and not (Path(options.what[0]) / "config.yaml").is_file()
+            root = Path(options.what[0]) if alone else options.runs  # beside the runs that it is about
+            conclude(record, table, options.out or root / "comparison", wandb=options.wandb)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    return DONE
+
+
+def asked(what: list[str], runs: Path) -> Path | None:
+    """The folder of the sweep's answer that is meant, if one is.
+
+    Raises:
+        ValueError: a sweep of that name was not run, or at several scales.
+    """
+    if len(what) != 1:
+        return None
+    if Path(what[0]).is_dir():
+        return Path(what[0]) if (Path(what[0]) / "sweep.json").is_file() else None
+    name = Path(what[0]).stem if what[0].endswith(".yaml") else what[0]
+    there = sorted(path.parent for path in (runs / "sweeps").glob("*/sweep.json"))
+    found = [path for path in there if path.name == name]
+    found = found or [path for path in there if read_json(path / "sweep.json", MOST).get("name") == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{name} was run several times: say {' or '.join(map(str, found))}")
+    listed = f" (there are {', '.join(path.name for path in there)})" if there else ""
+    raise ValueError(f"{what[0]} is no run, no folder of runs, and no sweep that was run{listed}: vitlab sweep {name}")

@@ -1,0 +1,134 @@
+"""`vitlab data ...`: what a composition feeds the model, before anything is trained on it."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitlab.cli.exit import DONE, refuse
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from vitlab.training.recipe import Ready
+
+SHOWN = 24  # images of the picture
+SAMPLE = 2000  # training images whose pixels are measured
+LISTED = 20  # the most classes that are listed one by one
+DESCRIPTION = """Shows what a composition feeds the model: the size and class balance of each split, the pixels'
+statistics, and a picture of the first training batch, each image as it is and as the model sees it."""
+
+
+def main(words: list[str]) -> int:
+    """Prints the facts and draws the picture."""
+    parser = argparse.ArgumentParser(prog="vitlab data", description=DESCRIPTION)
+    parser.add_argument("overrides", nargs="*", metavar="group=option | key=value", help="as for vitlab train")
+    parser.add_argument("--save", type=Path, default=Path("data.png"), metavar="FILE.png", help="the picture; data.png")
+    options = parser.parse_intermixed_args(words)
+    from vitlab.config.build import assemble
+    from vitlab.config.check import check
+    from vitlab.config.compose import compose
+    from vitlab.plotting import save
+
+    try:
+        from vitlab.system.distributed import alone
+        from vitlab.training.setup import prepare
+
+        parts = assemble(check(compose(options.overrides)[0]))
+        ready = prepare(**parts, world=alone())
+        print(facts(ready))
+        save(picture(ready), options.save)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    print(f"picture     {options.save}: each image as it is, and as the model sees it")
+    print(f"next        vitlab train {' '.join(options.overrides)}".rstrip())
+    return DONE
+
+
+def facts(ready: "Ready") -> str:
+    """Splits, balance and statistics, as lines."""
+    data, fit = ready.dataset, ready.fit
+    size = f"{data.shape[0]}x{data.shape[1]} pixels, {data.channels} channel{'s' * (data.channels > 1)}"
+    lines = [
+        f"dataset     {len(data.classes):,} classes, {size}, mirrored: {'may be' if data.flip else 'never'}",
+        f"source      {data.citation}",
+        f"training    {ready.steps:,} steps of {fit.batch_size:,} images, {ready.steps / ready.steps_per_epoch:.4g}"
+        f" epochs of {ready.steps_per_epoch:,.4g} steps",
+        "",
+        f"{'split':<12}{'images':>10}   images a class",
+    ]
+    counts = {name: np.bincount(part.labels, minlength=len(data.classes)) for name, part in ready.splits.items()}
+    for name, count in counts.items():
+        least, most = int(count.argmin()), int(count.argmax())
+        span = f"{count[least]:,} ({data.classes[least]}) to {count[most]:,} ({data.classes[most]})"
+        span = span if count[least] < count[most] else f"{count[most]:,}"
+        lines.append(f"{name:<12}{count.sum():>10,}   {span}")
+    if len(data.classes) <= LISTED:
+        wide = max(12, *(len(name) + 2 for name in data.classes))
+        lines += ["", f"{'class':<{wide}}" + "".join(f"{name:>12}" for name in counts)]
+        for label, name in enumerate(data.classes):
+            lines.append(f"{name:<{wide}}" + "".join(f"{count[label]:>12,}" for count in counts.values()))
+    mean, std, images = statistics(ready)
+    measured = f"mean {spell(mean)}, std {spell(std)} of {images:,} training images"
+    lines += ["", f"pixels      {measured}; normalised by {spell(data.mean)}, {spell(data.std)}"]
+    return "\n".join(lines)
+
+
+def statistics(ready: "Ready") -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean and standard deviation of each channel of the training pixels in 0 ... 1, and of how many images."""
+    from vitlab.data.augment import evaluation
+    from vitlab.data.loader import Once, loader
+
+    train = ready.splits["train"]
+    draw = np.random.default_rng(0).permutation(len(train))[:SAMPLE]
+    part = train.take(np.sort(draw))
+    sums, squares, pixels = 0.0, 0.0, 0
+    for batch, _ in loader(part, evaluation(ready.dataset), Once(examples=len(part), batch=100)):
+        values = batch.double() / 255
+        sums = sums + values.sum(dim=(0, 2, 3)).numpy()
+        squares = squares + values.square().sum(dim=(0, 2, 3)).numpy()
+        pixels += batch[:, 0].numel()
+    mean = np.asarray(sums) / pixels
+    return mean, np.sqrt(np.maximum(np.asarray(squares) / pixels - mean**2, 0)), len(part)
+
+
+def spell(values: "np.ndarray | tuple[float, ...]") -> str:
+    words = [f"{value:.3f}" for value in values]
+    return words[0] if len(words) == 1 else f"({', '.join(words)})"
+
+
+def picture(ready: "Ready") -> "Figure":
+    """The first training batch, each image as evaluation sees it and as the training does, with its label."""
+    import torch
+    from PIL import Image
+
+    from vitlab.data.augment import evaluation
+    from vitlab.data.loader import View
+    from vitlab.data.preprocess import Normalise
+    from vitlab.evaluation import pictures
+    from vitlab.plotting import PALE
+    from vitlab.training.batches import training_batches, training_order
+
+    data = ready.dataset
+    few = replace(ready, fit=replace(ready.fit, batch_size=min(SHOWN, ready.fit.batch_size), accumulate=1), steps=1)
+    keys = next(iter(training_order(few, 0)))
+    before, _ = View(ready.splits["train"], evaluation(data), 0).__getitems__(keys)
+    pixels, labels = next(iter(training_batches(few, 0)))
+    images = Normalise(data.mean, data.std)(pixels)
+    targets = labels
+    batchwise = ready.augment.batchwise(len(data.classes))
+    if batchwise is not None:
+        images, targets = batchwise(images, labels, np.arange(len(labels)), ready.seed, 0)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
+    after = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    gap = torch.full((*before.shape[:3], max(1, before.shape[3] // 16)), 255, dtype=torch.uint8)
+    pairs = torch.cat((before, gap, after), dim=3).permute(0, 2, 3, 1).numpy()
+    sheet = [Image.fromarray(pair[:, :, 0] if pair.shape[2] == 1 else pair) for pair in pairs]
+    names, bars = [], []
+    for target in targets:
+        shares = [(int(i), float(target[i])) for i in target.argsort(descending=True)[:2]] if target.ndim else []
+        names.append("" if target.ndim else data.classes[int(target)])
+        bars.append([pictures.Bar(data.classes[i], share, PALE) for i, share in shares if share > 0])
+    return pictures.sheet(sheet, names, bars, "as it is, and as the model sees it in training")

@@ -1,0 +1,140 @@
+"""`vitlab evaluate RUN`: a trained run measured again, in numbers and pictures."""
+
+import argparse
+import csv
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitlab.cli.exit import DONE, FAILED, printable, refuse
+
+if TYPE_CHECKING:
+    from vitlab.evaluation.classification import Judgement
+    from vitlab.evaluation.reevaluate import Measured
+
+DESCRIPTION = """Measures a trained run again: accuracy, classes, confusions, calibration and the worst mistakes, on the
+terminal and in RUN/evaluation/. With dataset=NAME dataset.KEY=VALUE ... it is measured on another dataset of the same
+classes."""
+FEW = 5  # classes and confusions on the terminal
+WORST = 24  # mistakes in the picture
+
+
+def main(words: list[str]) -> int:
+    """`vitlab evaluate RUN`: the accuracy of a trained run, measured again, and what stands behind it."""
+    parser = argparse.ArgumentParser(prog="vitlab evaluate", description=DESCRIPTION)
+    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("overrides", nargs="*", metavar="dataset=NAME", help="another dataset, as for vitlab train")
+    parser.add_argument("--split", choices=("validation", "test", "both"), help="both, or of another dataset test")
+    parser.add_argument("--root", help="where the dataset's files lie now, if they have moved")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or auto")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images; 0")
+    parser.add_argument("--json", action="store_true", help="one JSON document on the standard output, for programs")
+    options = parser.parse_intermixed_args(words)
+    from vitlab.evaluation.load import load
+    from vitlab.evaluation.reevaluate import measure, other, own
+    from vitlab.evaluation.untrusted import recorded
+    from vitlab.storage.run import Run
+
+    run, name = Run(Path(options.run)), ""
+    try:
+        if options.workers < 0:
+            raise ValueError(f"--workers {options.workers}: must be at least 0")
+        if options.overrides and options.root:
+            raise ValueError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
+        model = load(run.folder, options.device)
+        if options.overrides:
+            dataset, name = other(options.overrides)
+        else:
+            dataset = own(run.folder, root=options.root)
+        split = options.split or ("test" if name else "both")
+        splits = ("validation", "test") if split == "both" else (split,)
+        folder = run.folder / "evaluation"
+        if name or splits[-1] != "test":
+            folder = folder / (name or splits[-1])
+        for place in (run.folder / "evaluation", folder):
+            if place.is_symlink():
+                raise ValueError(f"{place} is a link, and what is written there would go elsewhere: remove it")
+        found = measure(run.folder, model, dataset, splits, foreign=bool(name), workers=options.workers)
+        before = {} if name else recorded(run)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+
+    facts: dict[str, Any] = {"run": str(run.folder), "dataset": options.overrides or "of the run"}
+    tables = {split: {**part.scores, **part.judgement.plain()} for split, part in found.items()}
+    if options.json:
+        print(json.dumps({**facts, **tables, "files": str(folder)}, indent=2))
+    else:
+        print("\n".join(line(split, part.scores, None if name else before) for split, part in found.items()))
+        print("\n".join(["", *lines(splits[-1], found[splits[-1]].judgement)]))
+    try:
+        written = write(folder, splits[-1], found[splits[-1]], {**facts, "split": splits[-1], **tables[splits[-1]]})
+    except OSError as error:
+        reason = printable(f"{folder} cannot be written ({error.strerror or error})")
+        print(f"vitlab: {reason}; the numbers are above", file=sys.stderr)
+        return FAILED
+    if not options.json:
+        print(f"files       {printable(folder)}/  {'  '.join(written)}")
+    return DONE
+
+
+def line(split: str, scores: dict[str, float], before: dict[str, Any] | None) -> str:
+    """A split's scores, and whether the run recorded the same ones; `before` is its result.json, if it has one."""
+    said = f"{split:<11} accuracy {scores['accuracy']:.6f}  loss {scores['loss']:.6f}"
+    if before is None:
+        return said
+    same = scores["accuracy"] == before.get(f"{'val' if split == 'validation' else split}/accuracy")
+    return f"{said}  ({'as' if same else 'not as'} recorded)"
+
+
+def lines(split: str, judged: "Judgement") -> list[str]:
+    """What stands behind a split's accuracy, a few lines long."""
+    low, high = judged.interval
+    share = f"{low:.2%} to {high:.2%}"
+    said = [f"interval    {share}  (95 % of what the accuracy may be, from {len(judged.labels):,} {split} images)"]
+    if judged.top5 is not None:
+        said.append(f"top-5       {judged.top5:.2%}")
+    said.append(f"ECE         {judged.ece:.2%}  (calibration error; 0 is best)")
+    accuracies, examples = judged.per_class, judged.examples
+    hard = [i for i in judged.hardest(FEW) if accuracies[i] < 1]
+    if hard:
+        said.append(
+            "hardest     " + ", ".join(f"{judged.classes[i]} {accuracies[i]:.1%} of {examples[i]:,}" for i in hard)
+        )
+        pairs = (f"{pair.true} taken for {pair.predicted} ({pair.examples:,})" for pair in judged.confusions(FEW))
+        said.append("confused    " + ", ".join(pairs))
+    return [printable(line) for line in said]
+
+
+def write(folder: Path, split: str, part: "Measured", table: dict[str, Any]) -> list[str]:
+    """Everything about a split into a folder; gives the names of the files."""
+    from vitlab.evaluation import pictures
+    from vitlab.plotting import save
+    from vitlab.storage.files import write_whole
+
+    names = tuple(printable(name) for name in part.judgement.classes)
+    judged, title = replace(part.judgement, classes=names), printable(f"{table['run']}, {split}")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), json.dumps(table, indent=2))
+    write_whole(folder / f"{split}.json", lambda file: file.write_text(f"{text}\n"))
+
+    def rows(path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["true class (rows), predicted class (columns)", *judged.classes])
+            writer.writerows([name, *row] for name, row in zip(judged.classes, judged.confusion.tolist(), strict=True))
+
+    write_whole(folder / "confusion.csv", rows)
+    save(pictures.confusion(judged, title), folder / "confusion.png")
+    save(pictures.calibration(judged, title), folder / "calibration.png")
+    written = [f"{split}.json", "confusion.csv", "confusion.png", "calibration.png"]
+    worst = judged.mistakes(WORST)
+    if not worst:
+        (folder / "mistakes.png").unlink(missing_ok=True)  # of weights that were there before
+        return written
+    title = f"{title}: wrong answers that were given with the highest probability"
+    images = [pictures.small(part.examples.image(mistake.index)) for mistake in worst]
+    save(pictures.mistakes(images, worst, title), folder / "mistakes.png")
+    return [*written, "mistakes.png"]

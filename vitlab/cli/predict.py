@@ -1,0 +1,112 @@
+"""`vitlab predict RUN IMAGE...`: what a trained run takes images for."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitlab.cli.exit import DONE, FAILED, printable, refuse
+
+if TYPE_CHECKING:
+    from vitlab.evaluation.predict import Prediction
+
+DESCRIPTION = """Says what a trained run takes images for, in fp32. Images are turned upright and resized as in
+evaluation. A file that cannot be read is named, the others go on, and the exit status is 1."""
+
+
+def main(words: list[str]) -> int:
+    """`vitlab predict RUN IMAGE...`: the most probable classes of images."""
+    parser = argparse.ArgumentParser(prog="vitlab predict", description=DESCRIPTION)
+    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders (to the bottom) and globs")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes an image; 5")
+    parser.add_argument("--json", action="store_true", help="one JSON document on the standard output, for programs")
+    parser.add_argument("--save", type=Path, metavar="FILE.png", help="also draw the images and their classes")
+    parser.add_argument("--device", default="auto", help="auto (default: a GPU where there is one), cpu or cuda")
+    options = parser.parse_intermixed_args(words)
+    from tqdm import tqdm
+
+    from vitlab.evaluation import predict
+    from vitlab.evaluation.load import load
+    from vitlab.evaluation.pictures import MOST
+
+    try:
+        paths, lost = predict.find(options.images)
+        check(options, paths, lost)
+        model = load(options.run, options.device)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    faults = [predict.Prediction(path=Path(word), fault="there is no image") for word in lost]
+    answers = predict.predict(model, paths, top=options.top, pictures=MOST if options.save else 0)
+    few = len(paths) <= predict.BATCH
+    done = []
+    with tqdm(total=len(paths), unit="image", disable=few or not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+        for fault in faults:
+            tqdm.write(complaint(fault), file=sys.stderr)
+        for answer in answers:
+            done.append(answer)
+            if answer.fault:
+                tqdm.write(complaint(answer), file=sys.stderr)
+            elif not options.json:
+                tqdm.write(said(answer), file=sys.stdout)
+            bar.update()
+    if options.json:
+        print(json.dumps({"run": str(options.run), "images": [plain(answer) for answer in faults + done]}, indent=2))
+    if options.save:
+        try:
+            draw(done, options.save, options.run)
+        except (ValueError, OSError) as error:
+            return refuse(error)
+    return FAILED if lost or any(answer.fault for answer in done) else DONE
+
+
+def check(options: argparse.Namespace, paths: list[Path], lost: list[str]) -> None:
+    """Raises ValueError for what cannot be done, before anything is."""
+    if options.top < 1:
+        raise ValueError(f"--top {options.top}: must be at least 1")
+    if not paths:
+        raise ValueError(f"{', '.join(lost)}: there is no image: give image files, folders of them, or globs")
+    if options.save:
+        if options.save.suffix.lower() != ".png":
+            raise ValueError(f"--save {options.save}: it will be a PNG: give a name that ends in .png")
+        if not options.save.parent.is_dir():
+            raise ValueError(f"--save {options.save}: there is no folder {options.save.parent}: make it first")
+        if options.save.resolve() in {path.resolve() for path in paths}:
+            raise ValueError(f"--save {options.save}: it is one of the images: give another name")
+
+
+def complaint(answer: "Prediction") -> str:
+    return f"vitlab: {printable(answer.path)}: {printable(answer.fault)}"
+
+
+def said(answer: "Prediction") -> str:
+    """An image and its classes: a line each, or one line for the one class that was asked for."""
+    if len(answer.top) == 1:
+        ((name, probability),) = answer.top
+        return f"{probability:7.2%}  {printable(name)}  {printable(answer.path)}"
+    lines = (f"{probability:9.2%}  {printable(name)}" for name, probability in answer.top)
+    return "\n".join((printable(answer.path), *lines))
+
+
+def plain(answer: "Prediction") -> dict[str, object]:
+    if answer.fault:
+        return {"file": str(answer.path), "error": answer.fault}
+    top = [{"class": name, "probability": probability} for name, probability in answer.top]
+    return {"file": str(answer.path), "top": top}
+
+
+def draw(done: "list[Prediction]", path: Path, title: str) -> None:
+    """The contact sheet of the images that could be read, at most as many as it holds."""
+    from vitlab.evaluation import pictures
+    from vitlab.plotting import save
+
+    readable = [answer for answer in done if not answer.fault]
+    drawn = [(answer.picture, answer) for answer in readable if answer.picture is not None]
+    if not drawn:
+        raise ValueError(f"--save {path}: no image could be read, so there is nothing to draw")
+    names = [printable(answer.path) for _, answer in drawn]
+    top = [[(printable(name), probability) for name, probability in answer.top[:5]] for _, answer in drawn]
+    save(pictures.predictions([picture for picture, _ in drawn], names, top, printable(title)), path)
+    if len(drawn) < len(readable):
+        print(f"vitlab: {printable(path)} shows the first {len(drawn)} of {len(readable)} images", file=sys.stderr)

@@ -1,0 +1,196 @@
+"""`vitlab probe RUN`: what a trained run's frozen representation is worth."""
+
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitlab.cli.exit import DONE, FAILED, printable, refuse
+
+if TYPE_CHECKING:
+    from vitlab.data.dataset import Dataset
+    from vitlab.evaluation.load import Trained
+    from vitlab.evaluation.probe import Chosen
+    from vitlab.evaluation.reevaluate import Served
+
+DESCRIPTION = """Judges a trained run by its features, frozen: few-shot accuracy as in the paper (regularised least
+squares on what stands before the last layer), and if asked logistic regression and nearest neighbours on all training
+images, whose one hyper-parameter validation chooses. On the terminal and in RUN/probe.json. With dataset=NAME
+dataset.KEY=VALUE ... it is judged on another dataset, of any classes. Of its own dataset the few images are some that
+it was trained on, with their labels: 1-shot then says how far training has drawn the classes apart."""
+MOST = 1000  # draws
+
+
+def main(words: list[str]) -> int:
+    """`vitlab probe RUN`: few-shot, linear and nearest-neighbour accuracy of a frozen model."""
+    parser = argparse.ArgumentParser(prog="vitlab probe", description=DESCRIPTION)
+    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("overrides", nargs="*", metavar="dataset=NAME", help="another dataset, as for vitlab train")
+    parser.add_argument("--shots", default="1,5,10,25", metavar="K,K", help="training images a class; 1,5,10,25")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="draws of those images; 5")
+    parser.add_argument("--split", choices=("test", "validation"), default="test", help="what is answered; test")
+    parser.add_argument("--linear", action="store_true", help="logistic regression on all training images as well")
+    parser.add_argument("--knn", action="store_true", help="the vote of the nearest training images as well")
+    parser.add_argument("--l2", type=float, help="of the least squares; 1024, as in the authors' code")
+    parser.add_argument("--root", help="where the dataset's files lie now, if they have moved")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or auto")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images; 0")
+    parser.add_argument("--json", action="store_true", help="one JSON document on the standard output, for programs")
+    options = parser.parse_intermixed_args(words)
+    from vitlab.evaluation import probe
+    from vitlab.evaluation.load import load
+    from vitlab.evaluation.reevaluate import other, own, served
+
+    folder = Path(options.run)
+    try:
+        shots = numbers(options.shots)
+        if not 1 <= options.seeds <= MOST:
+            raise ValueError(f"--seeds {options.seeds}: must be at least 1 and at most {MOST:,}; 5 is usual")
+        l2 = probe.L2 if options.l2 is None else options.l2
+        if not 0 < l2 < math.inf:
+            raise ValueError(f"--l2 {l2}: must be above 0; the authors' code has 1024")
+        if options.workers < 0:
+            raise ValueError(f"--workers {options.workers}: must be at least 0")
+        if options.overrides and options.root:
+            raise ValueError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
+        model, name = load(folder, options.device, classifies=False), ""
+        if options.overrides:
+            dataset, name = other(options.overrides)
+        else:
+            dataset = own(folder, root=options.root)
+        source = served(folder, model, dataset, foreign=bool(name), workers=options.workers)
+        images, least = probe.fewest(source.splits["train"].labels, dataset.classes)
+        probe.check(f"--shots {options.shots}", shots, images, printable(least))
+    except (ValueError, OSError) as error:
+        return refuse(error)
+
+    file = folder / (
+        "-".join(["probe", *[word for word in (name, options.split) if word not in ("", "test")]]) + ".json"
+    )
+    reading = Reading(model=model, source=source, dataset=dataset)
+    try:
+        found = reading.probe(shots, options.seeds, options.split, l2, linear=options.linear, knn=options.knn)
+    except (ValueError, OSError) as error:  # an image that cannot be read
+        return refuse(error)
+    table = {"run": str(folder), "dataset": options.overrides or "of the run", **found}
+    print(json.dumps({**table, "file": str(file)}, indent=2) if options.json else "\n".join(lines(table)))
+    from vitlab.storage.files import write_json
+
+    try:
+        write_json(file, table)
+    except OSError as error:
+        reason = printable(f"{file} cannot be written ({error.strerror or error})")
+        print(f"vitlab: {reason}; the numbers are above", file=sys.stderr)
+        return FAILED
+    if not options.json:
+        print(f"file        {printable(file)}")
+        more = [flag for flag, said in (("--linear", options.linear), ("--knn", options.knn)) if not said]
+        again = " ".join(["vitlab probe", printable(folder), *map(printable, options.overrides), *more])
+        print(f"next        {again if more else f'vitlab evaluate {printable(folder)}'}")
+    return DONE
+
+
+def numbers(said: str) -> tuple[int, ...]:
+    """The numbers of `1,5,10`.
+
+    Raises:
+        ValueError: they are none, or cannot be shots.
+    """
+    from vitlab.evaluation import probe
+
+    try:
+        found = tuple(int(word) for word in said.split(","))
+    except ValueError:
+        raise ValueError(f"--shots {said}: expected whole numbers with commas, such as 1,5,10,25") from None
+    probe.check(f"--shots {said}", found)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A run's model, and the dataset that it is judged on."""
+
+    model: "Trained"
+    source: "Served"
+    dataset: "Dataset"
+
+    def features(self, examples: Any) -> Any:
+        from vitlab.evaluation import probe
+
+        source = self.source
+        return probe.features(
+            self.model.model, source.batches(examples), source.normalise, source.here, source.precision
+        )
+
+    def probe(
+        self, shots: tuple[int, ...], draws: int, split: str, l2: float, *, linear: bool, knn: bool
+    ) -> dict[str, Any]:
+        """Everything that was asked for, as JSON has it; each split's features are computed once.
+
+        Args:
+            shots: images a class.
+            draws: of each number of them.
+            split: whose images are answered.
+            l2: of the least squares.
+            linear: whether logistic regression is asked for; reads all training and validation images.
+            knn: the same of nearest neighbours.
+        """
+        from vitlab.evaluation import probe
+
+        began, parts = time.perf_counter(), self.source.splits
+        train, classes = parts["train"], len(self.dataset.classes)
+        drawn = probe.draw(train.labels, classes, max(shots), draws)
+        read = {split: self.features(parts[split])}
+        if linear or knn:
+            read["train"] = self.features(train)
+            read["validation"] = read.get("validation") or self.features(parts["validation"])
+            support = read["train"].values[drawn]
+        else:
+            support = self.features(train.take(drawn.ravel())).values.reshape(*drawn.shape, -1)
+        reading = time.perf_counter() - began
+        scores = probe.few_shot(support, read[split], shots, l2)
+        table: dict[str, Any] = {
+            "split": split,
+            "images": len(parts[split]),
+            "training_images": len(train),
+            "classes": classes,
+            "width": int(support.shape[-1]),
+            "precision": self.source.precision,
+            "l2": l2,
+            "few_shot": [
+                {"shots": k, "accuracy": sum(each) / len(each), "std": probe.spread(each), "draws": each}
+                for k, each in scores.items()
+            ],
+        }
+        for key, asked, method in (("linear", linear, probe.linear), ("knn", knn, probe.neighbours)):
+            if asked:
+                table[key] = said(method(read["train"], read["validation"]), read[split])
+        return table | {"seconds": {"features": reading, "all": time.perf_counter() - began}}
+
+
+def said(chosen: "Chosen", test: Any) -> dict[str, float]:
+    return {"value": chosen.value, "validation": chosen.validation, "accuracy": chosen.accuracy(test)}
+
+
+def lines(table: dict[str, Any]) -> list[str]:
+    """The probes as a table, an accuracy a line."""
+    few, split = table["few_shot"], table["split"]
+    draws, took = len(few[0]["draws"]), table["seconds"]
+    found = [f"{split:<11} accuracy      ({table['images']:,} images, {table['width']} features, frozen)"]
+    for row in few:
+        sd = "" if row["std"] is None else f" ± {100 * row['std']:.2f}"
+        found.append(f"{row['shots']:>2}-shot{'':<4} {100 * row['accuracy']:6.2f}{sd} %")
+    found[1] += (
+        f"  (mean ± standard deviation of {draws} draws of the images)" if draws > 1 else "  (1 draw of the images)"
+    )
+    for key, name, letter in (("linear", "linear", "C"), ("knn", "k-NN", "k")):
+        if key in table:
+            chosen = table[key]
+            where = "here" if split == "validation" else f"on validation, {chosen['validation']:.2%} there"
+            how = f"{letter}={chosen['value']:g}, chosen {where}; {table['training_images']:,} training images"
+            found.append(f"{name:<11} {100 * chosen['accuracy']:6.2f} %  ({how})")
+    return [*found, f"time        {took['features']:.1f} s for the features, {took['all']:.1f} s in all"]

@@ -1,0 +1,142 @@
+"""What the README shows of vitlab: `python -m vitlab.cli.readme` writes its tables and draws the model anew."""
+
+import re
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from vitlab.config.groups import SWEEPS, table
+from vitlab.config.groups import menu as options_of
+from vitlab.report.answer import finding_of
+from vitlab.storage.files import write_whole
+from vitlab.sweep.reader import read
+
+SHORT = ("arm", "test accuracy", "n", "verdict", "FLOPs per image", "training time")  # columns for the first page
+INK, SOFT, FILL, CHOSEN = "#1f2933", "#7b8794", "#e8f0fe", "#fff4e0"
+
+
+def overview(path: Path) -> None:
+    """The model as a row of slots, with the options of each from conf/."""
+    menu = options_of()
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set_xlim(0, 13)
+    axes.set_ylim(0.75, 4.3)
+    axes.axis("off")
+
+    def box(x: float, y: float, width: float, height: float, title: str, below: str = "", fill: str = FILL) -> None:
+        shape = FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.03,rounding_size=0.08", fc=fill, ec=INK)
+        axes.add_patch(shape)
+        axes.text(x + width / 2, y + height / 2, title, ha="center", va="center", fontsize=10, color=INK)
+        axes.text(x + width / 2, y - 0.15, below, ha="center", va="top", fontsize=8, color=SOFT, linespacing=1.35)
+
+    def arrow(x: float, to: float, y: float = 2.9) -> None:
+        axes.add_patch(FancyArrowPatch((x, y), (to, y), arrowstyle="-|>", mutation_scale=12, color=INK))
+
+    def options(group: str) -> str:
+        return "\n".join(menu[group])
+
+    for row in range(4):
+        for column in range(4):
+            axes.add_patch(
+                FancyBboxPatch(
+                    (0.15 + 0.3 * column, 2.35 + 0.3 * row),
+                    0.22,
+                    0.22,
+                    boxstyle="square,pad=0.02",
+                    fc="#d8dee6",
+                    ec="white",
+                )
+            )
+    axes.text(
+        0.72,
+        2.2,
+        "image\n(b c y x)\npatch=\n" + ", ".join(menu["patch"]).replace("p14", "\np14"),
+        ha="center",
+        va="top",
+        fontsize=8,
+        color=SOFT,
+    )
+    arrow(1.45, 1.85)
+    box(1.9, 2.5, 1.2, 0.8, "stem", "model/stem=\n" + options("model/stem"))
+    arrow(3.15, 3.5)
+    box(3.55, 2.5, 1.35, 0.8, "+ position", "model/position=\n" + options("model/position"))
+    axes.text(4.22, 3.75, "prefix tokens in front:\nclass token, registers", ha="center", fontsize=8, color=SOFT)
+    arrow(4.95, 5.3)
+    axes.add_patch(
+        FancyBboxPatch(
+            (5.35, 2.2), 3.55, 1.65, boxstyle="round,pad=0.03,rounding_size=0.1", fc="white", ec=INK, ls="--"
+        )
+    )
+    axes.text(7.1, 4.0, "block x depth     x + drop_path(scale * branch(norm(x)))", ha="center", fontsize=9, color=INK)
+    box(5.5, 2.5, 1.5, 0.8, "norm, attention", "", CHOSEN)
+    axes.text(
+        6.25, 2.05, "model/attention=\n" + options("model/attention"), ha="center", va="top", fontsize=8, color=SOFT
+    )
+    box(7.3, 2.5, 1.45, 0.8, "norm, mlp", "", CHOSEN)
+    axes.text(8.0, 2.05, "model/mlp=\n" + options("model/mlp"), ha="center", va="top", fontsize=8, color=SOFT)
+    arrow(7.03, 7.27)
+    arrow(8.95, 9.3)
+    box(9.35, 2.5, 0.75, 0.8, "norm")
+    arrow(10.15, 10.4)
+    box(10.45, 2.5, 0.85, 0.8, "pool", "model/pool=\n" + options("model/pool"))
+    arrow(11.35, 11.6)
+    box(11.65, 2.5, 0.85, 0.8, "head", "model/head=\n" + options("model/head"))
+    arrow(12.53, 12.85)
+    figure.savefig(path, dpi=130)
+
+
+def cells(line: str) -> list[str]:
+    """The cells of a line of a table in Markdown."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+
+
+def short(page: Path) -> str:
+    """The table of a published answer, without what the first page has no room for."""
+    lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    keep = [i for i, name in enumerate(cells(lines[0])) if any(name.startswith(kept) for kept in SHORT)]
+    rows = [[cells(line)[i] for i in keep] for line in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["--"] * len(keep), *rows[2:]])
+
+
+def index() -> str:
+    """Every question that ships, its answer, and the first sentence of what was found, as a table in Markdown."""
+    lines = ["| question | answer | found | time |", "|--|--|--|--|"]
+    for file in sorted(SWEEPS.rglob("*.yaml")):
+        asked, page = read(file), file.with_suffix(".md")
+        link = f"[{asked.name}]({page.relative_to(SWEEPS).as_posix()})" if page.exists() else f"`{asked.name}`"
+        found = " ".join(finding_of(page).split()) if page.exists() else "Not run here yet."
+        lines.append(f"| {asked.question} | {link} | {re.split(r'(?<=[.!?]) (?=[A-Z])', found)[0]} | {asked.takes} |")
+    return "\n".join(lines)
+
+
+def paper() -> str:
+    """Every ablation of a paper: the question, what its source says, what was found, the command and its time."""
+    lines = ["| question | the paper | here | command | time |", "|--|--|--|--|--|"]
+    for file in sorted((SWEEPS / "paper").glob("*.yaml")):
+        asked, page = read(file), file.with_suffix(".md")
+        found = " ".join(finding_of(page).split()) if page.exists() else "Not run here yet."
+        told = f"[{asked.question}]({page.name})" if page.exists() else asked.question
+        lines.append(f"| {told} | {asked.expect.says} | {found} | `vitlab sweep {asked.name}` | {asked.takes} |")
+    return "\n".join(lines)
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Puts a text between the two marks of this name in a page."""
+    before, start, rest = page.read_text().partition(f"<!-- {name} -->")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not (start and end):
+        raise ValueError(f"{page} has no marks for {name}: put <!-- {name} --> and <!-- /{name} --> back")
+    write_whole(page, lambda part: part.write_text(f"{before}{start}\n{text}\n{end}{after}"))
+
+
+if __name__ == "__main__":
+    put(Path("README.md"), "options", table())
+    put(Path("README.md"), "answer", short(SWEEPS / "ablation" / "patch_size.md"))
+    put(SWEEPS / "README.md", "answers", index())
+    put(SWEEPS / "paper" / "README.md", "answers", paper())
+    Path(".readme").mkdir(exist_ok=True)
+    overview(Path(".readme/model.png"))

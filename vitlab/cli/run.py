@@ -1,0 +1,185 @@
+"""One training from its configuration to its printed summary."""
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+import traceback
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from vitlab.cli.exit import DONE, FAILED, refuse
+from vitlab.config import identity
+from vitlab.config.build import assemble
+from vitlab.config.check import check
+from vitlab.config.errors import Node
+from vitlab.config.groups import defaults
+
+if TYPE_CHECKING:
+    from vitlab.storage.run import Run
+
+TAGGED = ("experiment", "dataset", "model", "patch", "augment", "loss", "optimizer", "schedule")
+
+log = logging.getLogger("vitlab")
+
+
+def place(config: Node, choices: dict[str, str]) -> "Run":
+    """Where a checked configuration's run is, or will be."""
+    from vitlab.storage.run import find
+
+    name = f"{identity.slug(config, choices)}-{identity.identity(config)}"
+    return find(config["system"]["runs"], name)
+
+
+def run(node: Node, choices: dict[str, str]) -> int:
+    """One training, from its configuration to its summary."""
+    from vitlab.system.distributed import Gone, together, world
+    from vitlab.system.memory import OutOfMemory
+    from vitlab.tracking.logs import logging_to
+    from vitlab.training.loop import Stopped, fit
+    from vitlab.training.setup import prepare
+
+    try:
+        config = check(node)
+        parts = assemble(config)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    system = parts["system"]
+    with world(system) as here, ExitStack() as stack:
+        slug = identity.slug(config, choices)
+        folder = place(config, choices)
+        try:
+            result = here.ask(folder.result)
+            if result["status"] == "finished" and not system.retrain:
+                came = summary(folder, result)
+                if here.first:
+                    print(f"This run is finished already; system.retrain=true trains it anew.\n\n{came}")
+                return DONE
+            parts["tracking"] = called(parts["tracking"], slug, config, choices)
+            ready = prepare(**parts, world=here)
+            here.ask(lambda: claim(folder, system.retrain, stack))
+        except (ValueError, OSError) as error:
+            return refuse(error)
+        stack.enter_context(logging_to(folder.log if here.first else None, speak=here.first))
+        began = time.perf_counter()
+        try:
+            with together(here):
+                result = fit(ready, folder, config)
+        except Stopped as leave:
+            log.warning("%s:\n%s", leave, typed())
+            return 128 + leave.signal
+        except KeyboardInterrupt:
+            log.warning("left at once; the same command goes on from the last checkpoint:\n%s", typed())
+            return 128 + signal.SIGINT
+        except Gone as error:  # the first process may be the one that has gone: each speaks for itself
+            print(f"vitlab: {error}; the same command goes on from the last checkpoint:\n{typed()}", file=sys.stderr)
+            leave_alone()
+        except Exception as error:
+            if here.first:
+                with suppress(OSError):  # where the disk is full it says interrupted, which is true too
+                    folder.write_result(
+                        {
+                            "status": "failed",
+                            "error": str(error),
+                            "seed": ready.seed,
+                            "cell": identity.cell_identity(config),
+                        }
+                    )
+            expected = isinstance(error, ArithmeticError | ValueError | OSError | OutOfMemory)
+            whole = os.environ.get("VITLAB_TRACEBACK") or not expected
+            said = traceback.format_exc() if whole else f"vitlab: {error}"
+            log.error("%s", said)
+            if here.size > 1:
+                if not here.first:
+                    print(said, file=sys.stderr)
+                leave_alone()
+            return FAILED
+        log.info("\n%s", summary(folder, result, time.perf_counter() - began))
+    return DONE
+
+
+def leave_alone() -> None:
+    """Ends this process of several as failed: to leave their group it would have to wait for the others."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(FAILED)
+
+
+def claim(folder: "Run", retrain: bool, stack: ExitStack) -> None:
+    """Takes a run's folder for this process, a finished one's under a new name aside.
+
+    Raises:
+        ValueError: the run has just been finished, or the folder is not to be written to.
+        OSError: another process has it, or it cannot be written.
+    """
+    from vitlab.storage.lock import Lock
+    from vitlab.storage.run import set_aside
+
+    folder.create()
+    stack.enter_context(Lock(folder.lock))
+    if folder.result()["status"] == "finished":
+        if not retrain:
+            raise ValueError(f"{folder.folder} has just been finished by another process: type the same again")
+        print(f"The finished run is kept as {set_aside(folder)}")
+        folder.create()
+        stack.enter_context(Lock(folder.lock))
+
+
+def typed() -> str:
+    """The command as it was typed, to be typed again."""
+    words = shlex.join(sys.argv[1:])
+    processes, machine = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if processes == 1:
+        return f"vitlab {words}"
+    return f"torchrun --nproc-per-node={machine} -m vitlab {words}"
+
+
+def called(tracking: Any, slug: str, config: Node, choices: dict[str, str]) -> Any:
+    """The tracking with names where the user gave none: seeds of one configuration are a group, options are tags."""
+    taken = defaults()
+    tags = [
+        f"{group}={option}"
+        for group, option in choices.items()
+        if group in TAGGED or (group.startswith("model/") and taken.get(group) != option)
+    ]
+    return replace(
+        tracking,
+        name=tracking.name or slug,
+        group=tracking.group or f"{slug.rpartition('-')[0]}-{identity.cell_identity(config)}",
+        tags=tracking.tags or tuple(tag[:64] for tag in tags),  # W&B takes no longer ones
+    )
+
+
+def few_shots(result: dict[str, Any]) -> str:
+    """Its few-shot accuracies on test images, in words; empty where none were asked for."""
+    found = {key: value for key, value in result.items() if key.startswith("test/") and key.endswith("-shot")}
+    return ", ".join(f"{key.removeprefix('test/')} {value:.2%}" for key, value in found.items())
+
+
+def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -> str:
+    """What came out of a run, and what to type next; raises ValueError where result.json lacks something."""
+    offline = any(folder.folder.glob("wandb/offline-run-*"))
+    try:
+        took = f"{result['seconds']:.0f} s of training" + (
+            f", {seconds:.0f} s in all" if seconds and seconds > result["seconds"] else ""
+        )
+        spared = [f"{result[key]} {key}" for key in ("skipped", "rollbacks") if result.get(key)]
+        following = (f"evaluate {folder.folder}", f"predict {folder.folder} IMAGE...")
+        if not result.get("classifies", True):
+            following = (f"probe {folder.folder}", f"train init={folder.folder}")
+        lines = (
+            f"run         {folder.folder}",
+            f"validation  {result['val/accuracy']:.2%} (best, at step {result['best_step']} of {result['steps']})",
+            f"test        {result['test/accuracy']:.2%}",
+            *([f"few shots   {few}"] if (few := few_shots(result)) else []),
+            f"time        {took}, {result['images_per_second']:,.0f} images/s, {result['parameters']:,} parameters",
+            *([f"not finite  updates {', '.join(spared)}"] if spared else []),
+            *(f"{word:<12}vitlab {command}" for word, command in zip(("next", ""), following, strict=True)),
+            *([f"            vitlab sync {folder.folder}      (to Weights & Biases)"] if offline else []),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder.folder}/result.json is damaged ({error}): move the run's folder away") from error
+    return "\n".join(lines)

@@ -1,0 +1,258 @@
+"""`vitlab sweep QUESTION`: every run of a question, and its answer."""
+
+import argparse
+import re
+import shlex
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from vitlab.cli.exit import DONE, FAILED, refuse
+from vitlab.config.compose import compose
+from vitlab.config.groups import SWEEPS
+from vitlab.config.overrides import complete
+from vitlab.report.conclude import MEASURED, conclude, held
+from vitlab.storage import metrics
+from vitlab.storage.files import write_json
+from vitlab.sweep import question
+from vitlab.sweep.reader import find, read
+
+if TYPE_CHECKING:
+    from vitlab.sweep.plan import Plan
+
+DESCRIPTION = """Asks a question: trains every cell of a sweep file with every seed, and writes the answer. What is
+finished is not trained again, what was interrupted goes on: the same command continues wherever it was stopped."""
+EPILOG = """words:
+  scale=NAME               one of the file's scales; the first when nothing is said
+  seeds=0,1,2              instead of the file's
+  launcher=serial|local|hydra   one after the other in this process; a fresh process each, as many at once as there are
+                           slots (taken when nothing is said and there is more than one); a Hydra launcher's:
+                           hydra/launcher=submitit_slurm, ray, joblib, ...
+  slots=N                  trainings at once; one a GPU, or else one a core
+  group=option key=value   of every run: fit.epochs=5 system.device=cpu tracking=off
+
+vitlab sweep export QUESTION --wandb   writes it as a Weights & Biases sweep instead
+"""
+LAUNCHERS = ("serial", "local", "hydra")
+
+
+def main(words: list[str]) -> int:
+    """Runs a sweep; 1 where a training failed."""
+    if words[:1] == ["export"]:
+        from vitlab.cli import export
+
+        return export.main(words[1:])
+    parser = argparse.ArgumentParser(
+        prog="vitlab sweep",
+        usage="vitlab sweep QUESTION [word ...] [--dry] [--retries N] [--wandb] [--publish]",
+        description=DESCRIPTION,
+        epilog=EPILOG + listed(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("question", help="a sweep file, or the name of one that ships")
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--dry", action="store_true", help="checks and lists every run, here or for elsewhere")
+    parser.add_argument("--retries", type=int, default=0, metavar="N", help="how often a failed run is tried again")
+    parser.add_argument("--wandb", action="store_true", help="the table and the figures to Weights & Biases as well")
+    parser.add_argument("--publish", action="store_true", help="the answer beside the sweep file as well: NAME.md")
+    options = parser.parse_intermixed_args(words)
+    try:
+        return ask(options)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+
+
+def listed() -> str:
+    """The sweeps that ship, with their questions."""
+    lines = []
+    for file in sorted(SWEEPS.rglob("*.yaml")):
+        found = re.search(r"^question: *(.*)$", file.read_text(), flags=re.MULTILINE)
+        lines.append(f"  {file.stem:<26} {found[1] if found else ''}")
+    return "\nquestions that ship:\n" + "\n".join(lines)
+
+
+def ask(options: argparse.Namespace) -> int:
+    given, overrides = own(options.words)
+    asked = read(find(options.question), given.get("scale"))
+    if "seeds" in given:
+        asked = replace(asked, seeds=seeds(given["seeds"]))
+    launcher = given.get("launcher", "hydra" if any(word.startswith("hydra/launcher") for word in overrides) else None)
+    if launcher not in (None, *LAUNCHERS):
+        raise ValueError(f"launcher={launcher}: one of {', '.join(LAUNCHERS)}")
+    if "slots" in given and not (given["slots"].isdecimal() and int(given["slots"]) > 0):
+        raise ValueError(f"slots={given['slots']}: expected 1 or more")
+
+    from vitlab.sweep import local as local_launcher
+    from vitlab.sweep import plan as planning
+    from vitlab.sweep.job import Failure
+    from vitlab.sweep.local import Listed, Local
+    from vitlab.sweep.progress import Board
+
+    complete([word for word in overrides if not word.startswith("hydra")])  # not the file's fault
+    plan = planning.plan(asked, [word for word in overrides if not word.startswith("hydra")], elsewhere=options.dry)
+    record: dict[str, Any] = plan.record() | {"own_seeds": "seeds" in given}
+    device = plan.cells[0].config["system"]["device"]
+    most = max(len(plan.jobs), asked.search.trials if asked.search else 0)
+    parts = local_launcher.slots(int(given["slots"]) if "slots" in given else None, most, device)
+    jobs = plan.jobs
+    todo = [job for job in jobs if job.run.result()["status"] != "finished"]
+    if options.dry:
+        show(plan, len(parts))
+        return DONE
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    write_json(plan.folder / "sweep.json", record)
+    print(
+        f"{asked.question}{at(asked, ' (', ')')}\n{count(len(jobs), 'run')} of {count(len(plan.cells), 'cell')};"
+        f" {len(jobs) - len(todo)} finished already"
+        if asked.metric not in metrics.MEASURED
+        else f"{asked.question}{at(asked, ' (', ')')}\n{count(len(plan.cells), 'cell')} in {len(asked.seeds)} rounds"
+    )
+    page = None
+    if options.publish:  # the answer at the first scale has the question's own name
+        first = read(asked.file).scale == asked.scale
+        page = asked.file.with_name(asked.name + ("" if first else f"-{asked.scale}") + ".md")
+    if asked.metric in metrics.MEASURED:
+        from vitlab.bench.cells import measure
+
+        write_json(plan.folder / MEASURED, {"lines": measure(plan, lambda words: print(words, flush=True))})
+        conclude(record, held(plan.folder), plan.folder, page=page, wandb=options.wandb)
+        return DONE
+    board = Board(before=len(jobs) - len(todo))
+    launcher = launcher or ("local" if len(parts) > 1 else "serial")
+    failures: list[Failure] = []
+    if asked.search is not None:
+        from vitlab.sweep import search
+
+        found = search.run(plan, parts, board, options.retries, launcher, serial)
+        status, failures = found.status, [*found.failures]
+        for cell in found.cells:
+            record["cells"][cell.name] = {"cell": cell.identity, "overrides": list(cell.overrides)}
+        record["search"] = found.record
+        write_json(plan.folder / "sweep.json", record)
+    elif launcher == "local":
+        local = Local(parts, plan.folder / "logs", board, options.retries)
+        status = local.run(Listed(todo))
+        failures = local.failures
+    elif launcher == "hydra":
+        from vitlab.cli import hydra_launcher
+
+        about_hydra, status = [word for word in overrides if word.startswith("hydra")], DONE
+        for wave in waves(todo):
+            status = max(status, hydra_launcher.run(wave, about_hydra)) if status < 128 else status
+    else:
+        status = serial(todo)
+    if status >= 128:
+        print(f"stopped; every training is saved. The same command goes on:\nvitlab {shlex.join(sys.argv[1:])}")
+        return status
+    conclude(record, plan.runs, plan.folder, page=page, wandb=options.wandb)
+    complain(failures)
+    return max(status, DONE)
+
+
+def own(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The words that are about the sweep itself, and the overrides of its runs."""
+    pairs = [word.partition("=") for word in words]
+    mine = {key: value for key, _, value in pairs if key in ("scale", "seeds", "launcher", "slots")}
+    return mine, [word for word in words if word.partition("=")[0] not in mine]
+
+
+def seeds(said: str) -> tuple[int, ...]:
+    found = [int(each) for each in said.split(",") if each.strip().isdecimal()]
+    if not found or len(found) != len(said.split(",")) or len(set(found)) < len(found):
+        raise ValueError(f"seeds={said}: expected different seeds, such as seeds=0,1,2")
+    return tuple(found)
+
+
+def serial(jobs: list[Any]) -> int:
+    """One training after the other in this process, which imports and reads once for all."""
+    from vitlab.cli.run import run
+    from vitlab.data.dataset import read_once
+
+    status = DONE
+    with read_once():
+        for number, job in enumerate(jobs):
+            print(f"\n--- {number + 1} of {len(jobs)}: {job}")
+            code = run(*compose(job.words))
+            if code >= 128:
+                return code
+            status = max(status, FAILED if code else DONE)
+    return status
+
+
+def waves(jobs: list[Any]) -> list[list[Any]]:
+    """Jobs that may run together, those that others start from in an earlier wave."""
+    found: list[list[Any]] = []
+    placed: dict[Any, int] = {}
+    for job in jobs:
+        place = placed.get(job.after and job.after.folder, -1) + 1
+        placed[job.run.folder] = place
+        found += [[]] if place == len(found) else []
+        found[place].append(job)
+    return found
+
+
+def at(asked: question.Question, before: str = "", after: str = "") -> str:
+    return f"{before}scale={asked.scale}{after}" if asked.scale else ""
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def complain(failures: list[Any]) -> None:
+    """What failed, why, and how to see it again."""
+    for failure in failures:
+        print(f"\n{failure.job} failed: {failure.reason}", file=sys.stderr)
+        print("\n".join(f"  | {line}" for line in failure.tail.splitlines()), file=sys.stderr)
+        print(f"  {failure.job.command}", file=sys.stderr)
+
+
+def show(plan: "Plan", slots: int) -> None:
+    """Every run as a command that can be pasted, with its cost, and what the store knows of the time it takes."""
+    from vitlab.plotting import si
+    from vitlab.storage import runs_table
+    from vitlab.sweep.duration import estimate
+    from vitlab.sweep.progress import span
+
+    if plan.question.metric in metrics.MEASURED:
+        print("\n".join((plan.question.question, plan.question.source, at(plan.question))))
+        for cell in plan.cells:
+            cost = f"{si(cell.parameters)} parameters, {si(cell.flops_per_image)} FLOPs an image"
+            print(f"\n# {cell.name}: {cost}\nvitlab bench {shlex.join(cell.overrides)}")
+        print(f"\n{count(len(plan.cells), 'cell')}, measured in {len(plan.question.seeds)} rounds; nothing is trained")
+        return
+    known = runs_table.runs(plan.runs) if plan.runs.is_dir() else None
+    if known is not None:
+        known = known[known["status"] == "finished"] if len(known) else None
+    total, unknown, flops = 0.0, 0, 0.0
+    print("\n".join(line for line in (plan.question.question, plan.question.source, at(plan.question)) if line))
+    for cell in (*plan.first, *plan.cells):
+        guess = estimate(cell, known)
+        cost = cell.training_flops
+        time = f"{'time' if guess.seconds is None else f'{span(guess.seconds)} a run'} ({guess.source})"
+        mark = " (baseline)" if cell.baseline and cell.name != question.BASELINE else ""
+        print(
+            f"\n# {cell.name}{mark}: {si(cell.parameters)} parameters,"
+            f" {si(cell.flops_per_image)} FLOPs an image, {si(cost)} FLOPs a run, {time}"
+        )
+        for seed in plan.question.seeds:
+            job = cell.job(seed)
+            status = job.run.result()["status"] if job.run.folder.is_dir() else ""
+            print(job.command + (f"   # {status}" if status else ""))
+            if status != "finished":
+                total, unknown, flops = total + (guess.seconds or 0), unknown + (guess.seconds is None), flops + cost
+        if cell.baseline and (search := plan.question.search) is not None:
+            space = "; ".join(f"{each.key} {each.kind} {', '.join(map(str, each.values))}" for each in search.space)
+            print(
+                f"\n# {search.trials} trials of one seed ({search.method}: {space}), each about as long as a run of the"
+                f" baseline; then the best of them with {len(plan.question.seeds)} seeds"
+            )
+            more = search.trials + len(plan.question.seeds) - 1  # the best trial is one of them
+            total, flops = total + more * (guess.seconds or 0), flops + more * cost
+            unknown += more * (guess.seconds is None)
+    runs = len(plan.jobs)
+    time = f"{span(total)} of training, about {span(total / slots)} with {slots} at once" if total else "no time known"
+    print(
+        f"\n{count(runs, 'run')} of {count(len(plan.cells), 'cell')}; what is not finished takes {si(flops)} FLOPs,"
+        f" {time}" + (f"; of {unknown} runs the time is not known" if unknown and total else "")
+    )

@@ -1,0 +1,57 @@
+"""`vitlab train`: a Hydra application, with errors in one sentence."""
+
+import os
+from typing import TYPE_CHECKING
+
+from vitlab.cli.exit import DONE, refuse
+from vitlab.config.compose import explain
+from vitlab.config.errors import ConfigError
+from vitlab.config.groups import help_text
+from vitlab.config.overrides import complete
+
+if TYPE_CHECKING:
+    pass
+
+HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc", "--shell-completion")
+
+CELL = "  vitlab train cell=SWEEP/ARM seed=0          one run of a sweep; cell=SWEEP/SCALE/ARM at one of its scales"
+
+
+def main(words: list[str]) -> int:
+    """Trains what the words ask for: one run, or with -m one for each combination."""
+    if "--help" in words or "-h" in words:
+        print(f"{help_text()}\n{CELL}")
+        return DONE
+    overrides = [word for word in words if not word.startswith("-")] if not set(HYDRA_FLAGS) & set(words) else []
+    many = bool({"-m", "--multirun"} & set(words))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own reports hide which value was wrong
+    try:
+        given = complete(unfold(overrides, many=many), many=many)
+        flags = [word for word in words if word not in overrides]
+        from vitlab.cli.hydra_task import hydra_main
+        from vitlab.cli.multirun import multirun
+
+        return multirun(flags, given, words) if many else hydra_main([*flags, *given], many=False)
+    except Exception as error:
+        return refuse(explain(error, overrides))
+
+
+def unfold(overrides: list[str], many: bool = False) -> list[str]:
+    """The overrides, with those of a sweep's cell for `cell=SWEEP/ARM`.
+
+    Raises:
+        ValueError: there is no such cell, or several are asked for.
+    """
+    if not (named := [word for word in overrides if word.startswith("cell=")]):
+        return overrides
+    from vitlab.config.overrides import key_of
+    from vitlab.sweep import reader
+
+    if many or len(named) > 1:
+        raise ConfigError(f"{' '.join(named)}: one cell a command; vitlab sweep trains all of them")
+    asked, cell = reader.cell(named[0].removeprefix("cell="))
+    rest = [word for word in overrides if word not in named]
+    apart = [word for word in rest if key_of(word) == "seed" or word.startswith("hydra")]
+    cells = {each.name: each for each in asked.cells(word for word in rest if word not in apart)}
+    tracked = [] if any(word.startswith("tracking.sweep=") for word in rest) else [f"tracking.sweep={asked.name}"]
+    return [*cells[cell.name].overrides, *tracked, *apart]

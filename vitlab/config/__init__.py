@@ -1,0 +1,1 @@
+"""Configuration: YAML composed by Hydra, checked against signatures, built into objects."""

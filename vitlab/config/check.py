@@ -1,0 +1,172 @@
+"""Configuration: YAML is composed by Hydra, checked against the constructors' signatures, and built into objects."""
+
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from vitlab.config.errors import ConfigError, Node
+from vitlab.config.groups import known_keys, menu, nearest
+from vitlab.config.moved import current_name
+from vitlab.config.overrides import show
+
+TRUSTED = ("vitlab.", "torch.optim.", "lion_pytorch.", "schedulefree.")  # what a config of one's own may name
+MODELS = ("vitlab.model.",)  # what a stranger's may
+PARTS = {  # what a training is made of, and the class that each part is a kind of
+    "dataset": "vitlab.data.dataset.Dataset",
+    "model": "vitlab.model.vit.ViT",
+    "init": "vitlab.training.pretrained.Start",
+    "augment": "vitlab.data.augment.Augment",
+    "loss": "vitlab.training.loss.Loss",
+    "optimizer": "torch.optim.Optimizer",
+    "schedule": "vitlab.training.schedule.Schedule",
+    "fit": "vitlab.training.recipe.Fit",
+    "system": "vitlab.system.options.System",
+    "tracking": "vitlab.tracking.options.Tracking",
+}
+FACTORIES = ("model", "optimizer")  # parts that others finish
+LARGEST = 3.4028234663852886e38  # that 32 bits hold
+
+
+def locate(target: str, allowed: tuple[str, ...] = TRUSTED) -> Any:
+    """The class that a `_target_` names, by its present dotted name or by an earlier one.
+
+    Raises:
+        ConfigError: it is not among the allowed ones: nothing of it is run.
+    """
+    target = current_name(target)
+    module, _, name = target.rpartition(".")
+    refused = ConfigError(
+        f"_target_: {target} is refused: a configuration may name classes of {', '.join(allowed)} only"
+    )
+    if not f"{module}.".startswith(allowed):
+        raise refused
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        extra = target.partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and error.name == extra != "vitlab":
+            raise ConfigError(
+                f"{target} needs a package of its own: uv sync --extra {extra}, or pip install {extra}"
+            ) from error
+        raise ConfigError(f"_target_: {target} does not exist: {error}") from error
+    if not (inspect.isclass(found) and f"{found.__module__}.".startswith(allowed)):
+        raise refused
+    return found
+
+
+def check(config: Node, path: str = "", allowed: tuple[str, ...] = TRUSTED) -> Node:
+    """The configuration with every value held against the annotation of the argument that it goes to.
+
+    Whole numbers become floats where a float is wanted, so that 1 and 1.0 are the same run.
+
+    Raises:
+        ConfigError: a key that is no argument, or a value of another type.
+    """
+    checked: Node = {}
+    at = f"{path}." if path else ""
+    wanted, needed = arguments(config, path, allowed)
+    for name in needed:
+        if name not in config:
+            raise ConfigError(f"{at}{name} is missing: give it a value")
+    for key, value in config.items():
+        if key in ("_target_", "_partial_"):
+            checked[key] = current_name(value) if key == "_target_" and isinstance(value, str) else value
+            continue
+        if wanted is not None and key not in wanted:
+            raise ConfigError(f"{at}{key}: there is no such key{nearest(key, wanted)}")
+        if isinstance(value, dict):
+            value = check(value, f"{at}{key}", allowed)
+        if wanted is not None:
+            hint = wanted[key]
+            fits, value = matches(value, hint)
+            if not fits:
+                size = ", no larger than 3.4e38" if isinstance(value, float) and not abs(value) <= LARGEST else ""
+                raise ConfigError(f"{at}{key}={show(value)}: expected {spell(hint, f'{at}{key}')}{size}")
+        checked[key] = value
+    return checked
+
+
+def arguments(config: Node, path: str, allowed: tuple[str, ...]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The type that each key of a node asks for, and the keys that it cannot do without; None where any will do."""
+    if not path:
+        kinds = {name: locate(target) for name, target in PARTS.items()}
+        kinds |= {name: Callable[..., kinds[name]] for name in FACTORIES}  # ty: ignore[invalid-type-form]
+        return {"seed": int, "patch": dict, **kinds}, ["seed", "patch", *kinds]
+    if path == "patch":
+        return {"size": int}, ["size"]
+    if "_target_" not in config:
+        return None, []
+    found = inspect.signature(locate(str(config["_target_"]), allowed), eval_str=True).parameters
+    needed = [name for name, p in found.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if config.get("_partial_"):  # what no option has is given by the code
+        needed = [name for name in needed if path in FACTORIES and f"{path}.{name}" in known_keys()]
+    return {name: p.annotation for name, p in found.items()}, needed
+
+
+def matches(value: Any, hint: Any) -> tuple[bool, Any]:
+    """Whether a plain value is of the annotated type, and the value as that type has it."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint in (Any, inspect.Parameter.empty):
+        return True, value
+    if hint is None or hint is type(None):
+        return value is None, value
+    if origin is typing.Literal:
+        return any(value == a and type(value) is type(a) for a in args), value
+    if origin in (typing.Union, types.UnionType):
+        return next((found for a in args if (found := matches(value, a))[0]), (False, value))
+    if isinstance(value, dict):
+        return describes(value, hint), value
+    if hint is bool:
+        return isinstance(value, bool), value
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    if hint is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+        return number, float(value) if number else value
+    if hint is str:
+        return isinstance(value, str), value
+    if origin in (tuple, list) and isinstance(value, list):
+        each = args if origin is tuple and Ellipsis not in args else (args[0],) * len(value)
+        if len(each) != len(value):
+            return False, value
+        pairs = [matches(v, a) for v, a in zip(value, each, strict=True)]
+        return all(ok for ok, _ in pairs), [v for _, v in pairs]
+    return False, value
+
+
+def describes(node: Node, hint: Any) -> bool:
+    """Whether a node is of an object of the annotated class, or of a factory where one is asked for."""
+    if "_target_" not in node:
+        return hint is dict
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    factory = origin is Callable and args[0] is Ellipsis
+    made = args[-1] if factory else hint
+    kinds = tuple(kind for kind in (typing.get_args(made) or (made,)) if inspect.isclass(kind))
+    found = locate(str(node["_target_"]))
+    fits = issubclass(found, kinds) and not inspect.isabstract(found) if factory or origin is not Callable else True
+    return fits and bool(node.get("_partial_")) == factory
+
+
+def spell(hint: Any, path: str) -> str:
+    """An annotation in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(str(a) for a in args)
+    if origin in (typing.Union, types.UnionType):
+        plain = [a for a in args if a in (int, float, bool, str, type(None)) or typing.get_origin(a)]
+        return " or ".join(dict.fromkeys(spell(a, path) for a in plain or args))
+    if origin in (tuple, list):
+        return (
+            f"a list of {spell(args[0], path)}"
+            if Ellipsis in args or origin is list
+            else f"{len(args)} numbers, [a, b]"
+        )
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+    if hint in names:
+        return names[hint]
+    group = path.replace(".", "/")
+    options = menu().get(group)
+    return f"an option of the group: {group}={'|'.join(options)}" if options else "an object of the configuration"

@@ -1,0 +1,65 @@
+"""Noise with labels, for benchmarks: nothing can be learned from it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vitlab.data.dataset import Dataset
+from vitlab.data.examples import Examples, Pixels
+from vitlab.system.memory import hold
+
+
+@dataclass(kw_only=True)
+class Synthetic(Dataset):
+    """Random pixels with random labels, and a loud word that it is so.
+
+    Args:
+        examples: number of training images; a fifth as many are test images.
+        classes_count: number of classes.
+        channels: colour channels.
+    """
+
+    size = None
+    mean = (0.5,)
+    std = (0.289,)
+    flip = True
+    citation = "random numbers"
+
+    examples: int
+    classes_count: int
+    channels: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value, least in (
+            ("examples", self.examples, 10),
+            ("classes_count", self.classes_count, 2),
+            ("channels", self.channels, 1),
+        ):
+            if value < least:
+                raise ValueError(f"dataset.{name}={value}: must be at least {least}")
+        images, (height, width) = self.examples + self.tests, self.shape
+        of_each = f"{self.channels}x{height}x{width} numbers each, of {self.classes_count} classes"
+        size = images * (self.channels * height * width + 8) + self.classes_count * 64
+        hold(size, f"dataset.examples={self.examples}: {images} images of {of_each}, take", "use fewer of them")
+        self.classes = tuple(f"noise {i}" for i in range(self.classes_count))
+        self.mean = self.mean * self.channels
+        self.std = self.std * self.channels
+
+    @property
+    def tests(self) -> int:
+        """How many images the test has."""
+        return max(self.classes_count, self.examples // 5)
+
+    def read(self) -> dict[str, Examples]:
+        print(
+            "dataset=synthetic: random pixels with random labels, for benchmarks only; no accuracy here means anything"
+        )
+        draw = np.random.default_rng(self.split_seed)
+
+        def noise(count: int) -> Pixels:
+            pixels = draw.integers(0, 256, (count, self.channels, *self.shape), dtype=np.uint8)
+            return Pixels(torch.from_numpy(pixels), np.arange(count) % self.classes_count)
+
+        return {"train": noise(self.examples), "test": noise(self.tests)}

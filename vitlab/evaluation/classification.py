@@ -1,0 +1,236 @@
+"""What a classifier's probabilities are worth: accuracy and its interval, calibration, confusions, worst mistakes."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vitlab.data.loader import AGAIN, Batch
+from vitlab.data.preprocess import Normalise
+from vitlab.system.distributed import World
+from vitlab.system.precision import autocast
+
+BINS = 15  # of equal width, as in Guo et al. 2017
+Array = np.ndarray
+
+
+class Mistake(NamedTuple):
+    """A wrong answer: which example, what it is, and what it was taken for."""
+
+    index: int
+    true: str
+    predicted: str
+    probability: float  # of the class that it was taken for
+    true_probability: float
+
+
+class Confusion(NamedTuple):
+    """How many examples of one class were taken for another."""
+
+    true: str
+    predicted: str
+    examples: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Bins:
+    """The examples by their highest probability, in `BINS` equal widths of 0 ... 1, each with its upper end."""
+
+    examples: Int[Array, " bins"]
+    confidence: Float[Array, " bins"]  # mean highest probability; 0 where a bin is empty
+    accuracy: Float[Array, " bins"]  # share of right answers; 0 where a bin is empty
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean distance of accuracy and confidence, bins weighed by their examples."""
+        return float(self.examples @ np.abs(self.accuracy - self.confidence) / self.examples.sum())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Judgement:
+    """What the probabilities of n examples were worth against their labels.
+
+    `interval` holds 95 % of what the accuracy may be (Wilson 1927); `top5` is None where there are no more than 5
+    classes; `confusion` counts examples by true class (rows) and predicted class (columns).
+    """
+
+    classes: tuple[str, ...]
+    labels: Int[Array, " n"]
+    predicted: Int[Array, " n"]
+    confidence: Float[Array, " n"]  # the highest probability
+    true_probability: Float[Array, " n"]
+    accuracy: float
+    interval: tuple[float, float]
+    top5: float | None
+    bins: Bins
+    confusion: Int[Array, "classes classes"]
+
+    @classmethod
+    def of(
+        cls, probabilities: Float[Tensor | Array, "n k"], labels: Int[Tensor | Array, " n"], classes: Sequence[str]
+    ) -> "Judgement":
+        """Judges.
+
+        Args:
+            probabilities: of each example, a row that sums to 1.
+            labels: the true class of each.
+            classes: the name of each class.
+
+        Raises:
+            ValueError: no examples, shapes that do not go together, or a probability that is no number.
+        """
+        p, y = torch.as_tensor(probabilities).cpu().float().numpy(), torch.as_tensor(labels).cpu().long().numpy()
+        k = len(classes)
+        if not len(y) or p.shape != (len(y), k):
+            raise ValueError(f"probabilities {p.shape} for {len(y)} labels: give a row of {k} for each, and at least 1")
+        if not (np.isfinite(p).all() and y.min() >= 0 and y.max() < k):
+            raise ValueError(f"a probability is no number, or a label is not in 0 ... {k - 1}: nothing to judge")
+        predicted = p.argmax(axis=1)
+        right = predicted == y
+        confidence, true = p.max(axis=1).astype(np.float64), p[np.arange(len(y)), y]
+        before = (p > true[:, None]) | ((p == true[:, None]) & (np.arange(k) < y[:, None]))
+        return cls(
+            classes=tuple(classes),
+            labels=y,
+            predicted=predicted,
+            confidence=confidence,
+            true_probability=true.astype(np.float64),
+            accuracy=float(right.mean()),
+            interval=wilson(int(right.sum()), len(y)),
+            top5=float((before.sum(axis=1) < 5).mean()) if k > 5 else None,
+            bins=bins(confidence, right),
+            confusion=np.bincount(y * k + predicted, minlength=k * k).reshape(k, k),
+        )
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error (Guo et al. 2017), from 0 (the probabilities are true) to 1."""
+        return self.bins.ece
+
+    @property
+    def examples(self) -> Int[Array, " classes"]:
+        """How many there are of each class."""
+        return self.confusion.sum(axis=1)
+
+    @property
+    def per_class(self) -> Float[Array, " classes"]:
+        """The accuracy on the examples of each class; nan where there is none."""
+        none = self.examples == 0
+        return np.where(none, np.nan, self.confusion.diagonal() / np.maximum(self.examples, 1))
+
+    def hardest(self, count: int) -> list[int]:
+        """The classes of lowest accuracy, the lowest first; those without examples are left out."""
+        order, there = np.argsort(self.per_class, kind="stable"), self.examples > 0
+        return order[there[order]][:count].tolist()
+
+    def confusions(self, count: int) -> list[Confusion]:
+        """The pairs of classes that were confused most often, the commonest first."""
+        wrong = self.confusion * ~np.eye(len(self.classes), dtype=bool)
+        order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+        pairs = ((int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True))
+        return [Confusion(self.classes[i], self.classes[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
+
+    def mistakes(self, count: int) -> list[Mistake]:
+        """The wrong answers that were given with the highest probability, the worst first."""
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        return [
+            Mistake(
+                index=int(i),
+                true=self.classes[self.labels[i]],
+                predicted=self.classes[self.predicted[i]],
+                probability=float(self.confidence[i]),
+                true_probability=float(self.true_probability[i]),
+            )
+            for i in wrong[np.argsort(-self.confidence[wrong], kind="stable")][:count]
+        ]
+
+    def plain(self) -> dict[str, Any]:
+        """Everything but the single examples, as JSON has it."""
+        rows = zip(self.classes, self.examples.tolist(), self.per_class.tolist(), strict=True)
+        edges = np.linspace(0, 1, BINS + 1).round(4).tolist()
+        binned = zip(self.bins.examples, self.bins.confidence, self.bins.accuracy, strict=True)
+        return {
+            "images": len(self.labels),
+            "accuracy": self.accuracy,
+            "accuracy_interval_95": list(self.interval),
+            "top5_accuracy": self.top5,
+            "ece": self.ece,
+            "calibration": [
+                {"above": edges[i], "to": edges[i + 1], "images": int(n), "confidence": float(c), "accuracy": float(a)}
+                for i, (n, c, a) in enumerate(binned)
+            ],
+            "classes": [{"class": name, "images": n, "accuracy": a if n else None} for name, n, a in rows],
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def wilson(right: int, examples: int, z: float = 1.959964) -> tuple[float, float]:
+    """The interval of a share that was seen `right` times in `examples` (Wilson 1927); z = 1.96 is 95 %."""
+    share, weight = right / examples, z * z / examples
+    middle, half = share + weight / 2, z * (share * (1 - share) / examples + weight / (4 * examples)) ** 0.5
+    return max(0.0, (middle - half) / (1 + weight)), min(1.0, (middle + half) / (1 + weight))
+
+
+def bins(confidence: Float[Array, " n"], right: Array) -> Bins:
+    """Counts examples by confidence, with the mean confidence and the accuracy of each bin."""
+    which = np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
+    count = np.bincount(which, minlength=BINS)
+    filled = np.maximum(count, 1)
+    return Bins(
+        examples=count,
+        confidence=np.bincount(which, weights=confidence, minlength=BINS) / filled,
+        accuracy=np.bincount(which, weights=right, minlength=BINS) / filled,
+    )
+
+
+class Witness(nn.Module):
+    """A model that keeps the probabilities it gives, in order: whatever evaluates it evaluates the model.
+
+    Args:
+        model: gives logits (b classes).
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.heard: list[Tensor] = []
+
+    def forward(self, images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b k"]:
+        logits = self.model(images)
+        self.heard.append(logits.detach().float().softmax(dim=-1).cpu())
+        return logits
+
+    def probabilities(self) -> Float[Tensor, "n k"]:
+        """Of everything so far."""
+        return torch.cat(self.heard)
+
+
+@torch.no_grad()
+def predictions(
+    model: nn.Module, batches: Iterable[Batch], normalise: Normalise, here: World, precision: str
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, " n"]]:
+    """Probabilities and labels in the order of the examples, on the CPU, in every process.
+
+    The model is in evaluation mode meanwhile.
+
+    Args:
+        model: gives logits (b classes).
+        batches: pixels 0 ... 255, and labels; each process has its part of `Once`.
+        normalise: what the pixels go through.
+        here: whose device computes.
+        precision: fp32, bf16 or fp16.
+    """
+    witness, labels, training = Witness(model), [], model.training
+    model.eval()
+    for pixels, of_batch in batches:
+        with autocast(here.device, precision):
+            witness(normalise(pixels.to(here.device, non_blocking=True)))
+        labels.append(of_batch)
+    model.train(training)
+    parts = here.gather((witness.probabilities(), torch.cat(labels)))
+    probabilities, truth = (torch.stack(part, dim=1).flatten(0, 1) for part in zip(*parts, strict=True))
+    return probabilities[truth != AGAIN], truth[truth != AGAIN]

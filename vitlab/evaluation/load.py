@@ -1,0 +1,158 @@
+"""Trained models: what a finished run is used for. Nothing in a run's folder is executed."""
+
+import reprlib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitlab.config.build import build
+from vitlab.config.check import MODELS, check, describes, locate
+from vitlab.config.errors import ConfigError, Node
+from vitlab.data.preprocess import Preprocess
+from vitlab.evaluation.untrusted import read_config, told
+from vitlab.model.vit import ViT
+from vitlab.storage import checkpoint
+from vitlab.storage.run import Run
+from vitlab.system import footprint
+from vitlab.system.hardware import device_named
+
+
+class Trained(nn.Module):
+    """A trained model in evaluation mode, with what it needs to be used.
+
+    `classes` are the class names, `preprocess` turns a PIL image or a file into what the model takes, and calling the
+    model gives logits (b classes).
+    """
+
+    def __init__(self, model: ViT, classes: tuple[str, ...], preprocess: Preprocess):
+        super().__init__()
+        self.model = model
+        self.classes = classes
+        self.preprocess = preprocess
+        self.eval()
+
+    def forward(self, images: Float[Tensor, "b c y x"], **asked: bool) -> Any:
+        return self.model(images, **asked)
+
+
+def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: bool = True) -> Trained:
+    """The trained model of a run, with the weights that validation chose.
+
+    Args:
+        run: the run's folder.
+        device: where the model goes: cpu, cuda, cuda:1 or auto.
+        classifies: whether it must have learned the classes, and not only to represent images.
+
+    Raises:
+        ValueError: no run, no weights yet, no such device, or a file that cannot be read safely.
+    """
+    folder = Run(Path(run))
+    config = read_config(folder)
+    if not folder.best.is_file():
+        raise ConfigError(f"{folder.folder} has no weights yet: train it first")
+    device = device_named(device)
+    with warnings.catch_warnings(action="ignore"):
+        saved = checkpoint.load(folder.best)
+    facts = facts_of(saved.get("facts"), folder.best)
+    size, channels, classes = tuple(facts["image_size"]), facts["channels"], tuple(facts["classes"])
+    shape: dict[str, Any] = {"image_size": size, "channels": channels, "classes": len(classes)}
+    try:
+        make = factory(config["model"], config["patch"]["size"])
+        footprint.check(make, **shape, device=device)
+        model = make(**shape)
+    except ConfigError:
+        raise
+    except Exception as error:  # what a stranger's values make of a model is anybody's guess
+        raise ConfigError(f"{folder.config}: {told(error)}") from error
+    try:
+        fill(model, saved.get("model"))
+        learned = model.objective.classifies
+        with torch.no_grad():
+            logits, _ = model.to(device).eval()(torch.zeros(1, channels, *size, device=device), intermediates=True)
+        if logits.shape != (1, len(classes)) or not logits.isfinite().all():
+            raise ValueError(f"a black image is not answered with {len(classes)} finite numbers")
+    except Exception as error:
+        raise ConfigError(
+            f"{folder.best} does not fit {folder.config} ({told(error)}): get both again, or train the run again"
+        ) from error
+    if classifies and not learned:
+        raise ConfigError(
+            f"{folder.folder} has learned to fill in masked patches, and no classes: vitlab probe {folder.folder}, or"
+            f" start another training from it, init={folder.folder}"
+        )
+    mean, std = ([float(value) for value in facts[key]] for key in ("mean", "std"))
+    return Trained(
+        model, classes, Preprocess(size=size, channels=channels, crop=float(facts["crop"]), mean=mean, std=std)
+    )
+
+
+def facts_of(said: Any, file: Path) -> Node:
+    """What a checkpoint says about its model (`recipe.facts`), once it is known to be so.
+
+    Raises:
+        ValueError: something of it is missing or cannot be.
+    """
+    facts = said if isinstance(said, dict) else {}
+    channels = facts["channels"] if type(facts.get("channels")) is int else 0
+
+    def row(key: str, fits: Callable[[Any], bool], length: int | None = None) -> bool:
+        values = facts.get(key)
+        return isinstance(values, list) and len(values) == (length or len(values) or 1) and all(map(fits, values))
+
+    def number(least: float, most: float) -> Callable[[Any], bool]:
+        return lambda value: type(value) in (int, float) and least <= value <= most
+
+    rules = {
+        "image_size": ("two whole numbers", row("image_size", lambda v: type(v) is int and v >= 1, 2)),
+        "channels": ("1 or 3", channels in (1, 3)),
+        "classes": ("a list of words", row("classes", lambda v: type(v) is str)),
+        "crop": ("a number above 0 and at most 1", number(1e-6, 1)(facts.get("crop"))),
+        "mean": ("a finite number a channel", row("mean", number(-1e6, 1e6), channels)),
+        "std": ("a positive number a channel", row("std", number(1e-6, 1e6), channels)),
+    }
+    for key, (wanted, fits) in rules.items():
+        if not fits:
+            value = " ".join(reprlib.repr(facts.get(key)).split())
+            raise ConfigError(f"{file}: {key}={value}: expected {wanted}: get it again, or train the run again")
+    return facts
+
+
+def factory(node: Node, patch: int) -> Callable[..., ViT]:
+    """The model that a stranger's configuration describes, yet to be made: a ViT of parts, and no other object.
+
+    Raises:
+        ValueError: it describes something else.
+    """
+    node = check(node, "model", MODELS)
+    if not describes(node, Callable[..., ViT]):
+        raise ConfigError(f"model: {node.get('_target_')} is refused: expected a factory of vitlab.model.vit.ViT")
+    for key, part in node.items():  # a module that is made at once was never weighed
+        if isinstance(part, dict) and not part.get("_partial_") and issubclass(locate(part["_target_"]), nn.Module):
+            raise ConfigError(f"model.{key}: {part['_target_']} is refused: expected no module that is made already")
+    return build(node, MODELS, patch=patch)
+
+
+def fill(model: ViT, weights: Any) -> None:
+    """Puts a stranger's weights into a model, once they are known to be plain, of its shapes, and finite.
+
+    Raises:
+        ValueError: they are not.
+    """
+    wanted, given = model.state_dict(), weights if isinstance(weights, dict) else {}
+    for odd, verb in ((wanted.keys() - given.keys(), "lacks"), (given.keys() - wanted.keys(), "has, unasked for,")):
+        if odd:
+            raise ValueError(f"the checkpoint {verb} {len(odd)} tensors, such as {min(map(str, odd))}")
+    for name, value in given.items():
+        like = wanted[name]
+        plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
+        if not plain or value.is_nested or value.dtype != like.dtype or value.shape != like.shape:
+            found = f"{value.dtype} {tuple(value.shape)}" if plain and not value.is_nested else "no plain tensor"
+            raise ValueError(f"{name} is {found}, not {like.dtype} {tuple(like.shape)}")
+        if not value.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
+    model.load_state_dict(given)

@@ -1,0 +1,104 @@
+"""What a trained model takes images for: image files of any size and mode, one by one."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from glob import glob
+from math import isfinite
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitlab.data.datasets.image_folder import images
+from vitlab.data.examples import quiet, reason
+from vitlab.data.preprocess import upright
+from vitlab.evaluation.load import Trained
+from vitlab.evaluation.pictures import small
+
+BATCH = 32  # images that go through the model together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What one image was taken for, or why it could not be read."""
+
+    path: Path
+    top: tuple[tuple[str, float], ...] = ()  # class and probability, the highest first
+    fault: str = ""
+    picture: Image.Image | None = None  # a small copy of the image, upright and uncropped
+
+
+def find(words: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """The images that files, folders (searched to the bottom) and globs name, each once; and the words that name none.
+
+    A file that is given by name, or found by a glob, need not look like an image.
+    """
+    found: dict[Path, None] = {}
+    lost = []
+    for word in words:
+        places = [word] if os.path.lexists(word) else sorted(glob(word, recursive=True))  # noqa: PTH207 (absolute ones too)
+        here = [file for place in map(Path, places) for file in (images(place) if place.is_dir() else [place])]
+        found |= dict.fromkeys(here)
+        if not here:
+            lost.append(word)
+    return list(found), lost
+
+
+@torch.inference_mode()
+def predict(
+    model: Trained, paths: Sequence[Path], *, top: int = 5, batch: int = BATCH, pictures: int = 0
+) -> Iterator[Prediction]:
+    """The most probable classes of each image, in the order of the paths.
+
+    Every image is turned upright (EXIF) and then goes through what evaluation's images go through. The model computes
+    in fp32, whatever the run was trained in, so that the answer does not depend on the hardware's precisions.
+
+    Args:
+        model: from `trained.load`.
+        paths: image files; one that cannot be read gives a prediction with a `fault`.
+        top: classes an image; at most all of them.
+        batch: images that go through the model together.
+        pictures: how many of the first images that could be read come with a small copy.
+    """
+    device = next(model.parameters()).device
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(paths), batch):
+            some = paths[start : start + batch]
+            with quiet():
+                read = list(pool.map(partial(ready, model, copy=pictures > 0), some))
+            tensors = [found[0] for found in read if not isinstance(found, str)]
+            best: list[tuple[tuple[str, float], ...]] = []
+            if tensors:
+                probabilities = model(torch.stack(tensors).to(device)).float().softmax(dim=-1)
+                values, indices = probabilities.topk(min(top, len(model.classes)))
+                names = [[model.classes[i] for i in row] for row in indices.tolist()]
+                best = [tuple(zip(n, v, strict=True)) for n, v in zip(names, values.tolist(), strict=True)]
+            answers = iter(best)
+            for path, found in zip(some, read, strict=True):
+                if isinstance(found, str):
+                    yield Prediction(path=path, fault=found)
+                    continue
+                answer = next(answers)
+                if not all(isfinite(probability) for _, probability in answer):
+                    yield Prediction(path=path, fault="the model's answer to it is no finite number")
+                    continue
+                yield Prediction(path=path, top=answer, picture=found[1] if pictures > 0 else None)
+                pictures -= 1
+
+
+def ready(model: Trained, path: Path, *, copy: bool) -> tuple[Tensor, Image.Image | None] | str:
+    """What the model takes of an image, and a small copy of it where one is asked for; or why it cannot be read."""
+    if not path.is_file():
+        return "it is no regular file" if path.exists() else "there is no such file"
+    try:
+        pixels, picture = model.preprocess(path), None
+        if copy:
+            with Image.open(path) as file:
+                picture = small(upright(file, "RGB"))
+        return pixels, picture
+    except Exception as error:  # decoders of damaged files raise whatever they like
+        return reason(error)

@@ -1,0 +1,237 @@
+"""A trained run measured again, on its own dataset or on another one."""
+
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from vitlab.config.build import build
+from vitlab.config.check import check, describes
+from vitlab.config.compose import compose
+from vitlab.config.errors import ConfigError, Node
+from vitlab.config.groups import CONF
+from vitlab.data.augment import evaluation
+from vitlab.data.dataset import Dataset
+from vitlab.data.examples import Examples
+from vitlab.data.loader import Batch, Once, loader
+from vitlab.data.preprocess import Normalise, to_pixels, upright
+from vitlab.evaluation import evaluate as evaluation_of
+from vitlab.evaluation.classification import Judgement, Witness
+from vitlab.evaluation.load import Trained, load
+from vitlab.evaluation.untrusted import read_config, recorded, told
+from vitlab.storage.run import Run
+from vitlab.system.distributed import World, alone
+from vitlab.system.precision import DTYPES
+
+DATASETS = ("vitlab.data.",)  # what a stranger's dataset may name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A dataset as a run's model takes it.
+
+    Args:
+        splits: of the dataset.
+        batches: gives the images of some examples, once and in order.
+        normalise: what the pixels go through, on the model's device.
+        here: the device.
+        precision: what the run was judged in.
+    """
+
+    splits: dict[str, Examples]
+    batches: Callable[[Examples], Iterable[Batch]]
+    normalise: Normalise
+    here: World
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One split, and what a trained model made of it; `scores` are its `loss` and `accuracy` as training has them."""
+
+    examples: Examples
+    scores: dict[str, float]
+    judgement: Judgement
+
+
+def evaluate(
+    run: str | Path, *, root: str | None = None, device: str = "cpu"
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Validation and test scores of a run measured again, and its result.json; on the same device they are equal.
+
+    Args:
+        run: the run's folder.
+        root: where the dataset's files lie now; None is where they lay.
+        device: cpu, cuda or auto.
+    """
+    found = measure(run, load(run, device), own(run, root=root), ("validation", "test"))
+    short = {"validation": "val", "test": "test"}
+    scores = {f"{short[split]}/{key}": value for split, part in found.items() for key, value in part.scores.items()}
+    return scores, recorded(Run(Path(run)))
+
+
+def own(run: str | Path, *, root: str | None = None) -> Dataset:
+    """The dataset that a run was trained on. Nothing is fetched for it, whatever the run's configuration says.
+
+    Args:
+        run: the run's folder.
+        root: where the dataset's files lie now; None is where they lay.
+
+    Raises:
+        ValueError: it is none of vitlab's, or lies at an address.
+    """
+    folder = Run(Path(run))
+    node = dict(read_config(folder)["dataset"])
+    for split in ("train", "validation", "test"):
+        if ":" in str(node.get(split, "")).replace("::", ""):
+            raise ConfigError(
+                f"{folder.config}: dataset.{split}={node[split]} is an address, and nothing is fetched because a folder"
+                f" says so: name it yourself, vitlab evaluate {folder.folder} dataset=webdataset dataset.{split}=..."
+            )
+    node |= {"download": False} if "download" in node else {}
+    node |= {"root": root} if root is not None else {}
+    if "cache" in node:  # where indices of shards are written is not for a stranger to say
+        node["cache"] = yaml.safe_load((CONF / "dataset" / "webdataset.yaml").read_text())["cache"]
+    return dataset_of(node, str(folder.config))
+
+
+def other(words: Sequence[str]) -> tuple[Dataset, str]:
+    """Another dataset, as `vitlab train` composes it of these overrides, and a name for it.
+
+    Raises:
+        ValueError: words that are about something else, or name no dataset.
+    """
+    if odd := [word for word in words if word.partition("=")[0].partition(".")[0] != "dataset"]:
+        raise ConfigError(f"{odd[0]}: only the dataset of a trained run can be another: dataset=NAME dataset.KEY=VALUE")
+    if not any(word.startswith("dataset=") for word in words):
+        raise ConfigError(f"{words[0]}: say which dataset it is of: dataset=NAME {words[0]}")
+    config, choices = compose(words)
+    dataset, root = dataset_of(config["dataset"], " ".join(words)), config["dataset"].get("root")
+    return dataset, f"{choices['dataset']}-{Path(root).resolve().name}" if root else choices["dataset"]
+
+
+def dataset_of(node: Node, where: str) -> Dataset:
+    """The dataset that a node describes: of vitlab's kinds, or refused."""
+    node = check(node, "dataset", DATASETS)
+    if not describes(node, Dataset):
+        raise ConfigError(f"{where}: dataset: {node['_target_']} is refused: expected one of vitlab's datasets")
+    try:
+        return build(node, DATASETS)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # what a stranger's values make of a dataset is anybody's guess
+        raise ConfigError(f"{where}: dataset: {told(error)}") from error
+
+
+def measure(
+    run: str | Path, model: Trained, dataset: Dataset, splits: Sequence[str], *, foreign: bool = False, workers: int = 0
+) -> dict[str, Measured]:
+    """What a run's model makes of these splits of a dataset.
+
+    Args:
+        run: the run's folder.
+        model: from `load`.
+        dataset: the run's own, or with `foreign` another of the same classes: their order may differ, and the images
+            go through what the run's own images went through.
+        splits: of `validation` and `test`.
+        foreign: see `dataset`.
+        workers: processes that read images.
+
+    Raises:
+        ValueError: other classes, or a damaged run.
+    """
+    places = torch.from_numpy(order_of(dataset.classes, model.classes)) if foreign else torch.arange(len(model.classes))
+    source = served(run, model, dataset, foreign=foreign, workers=workers)
+    found = {}
+    for split in splits:
+        examples, witness = source.splits[split], Witness(model.model)
+        labels: list[Tensor] = []
+        named = mapped(source.batches(examples), places, labels)
+        scores = evaluation_of.evaluate(
+            witness, named, source.normalise, source.here, source.precision, model.model.objective
+        )
+        judgement = Judgement.of(witness.probabilities(), torch.cat(labels), model.classes)
+        found[split] = Measured(examples=examples, scores=scores, judgement=judgement)
+    model.eval()
+    return found
+
+
+def served(run: str | Path, model: Trained, dataset: Dataset, *, foreign: bool = False, workers: int = 0) -> Served:
+    """The splits of a dataset, and how their images come to a run's model.
+
+    Args:
+        run: the run's folder.
+        model: from `load`.
+        dataset: the run's own, or with `foreign` another, of any classes: its images go through what the run's own
+            images went through.
+        foreign: see `dataset`.
+        workers: processes that read images.
+
+    Raises:
+        ValueError: not the run's own dataset, or a damaged run.
+    """
+    folder, ready = Run(Path(run)), model.preprocess
+    config, precision = read_config(folder), recorded(folder).get("precision", "fp32")
+    if precision not in tuple(DTYPES):
+        raise ConfigError(
+            f"{folder.folder}/result.json: precision={reprlib.repr(precision)}: expected one of {', '.join(DTYPES)}"
+        )
+    if not foreign and tuple(dataset.classes) != model.classes:
+        raise ConfigError(
+            f"{folder.folder} was trained on {len(model.classes)} classes and the dataset has {len(dataset.classes)},"
+            " or others: give the images that it was trained on, --root PATH"
+        )
+    seen = (ready.resize.size, 1 if ready.mode == "L" else 3)
+    if not foreign and (dataset.shape, dataset.channels) != seen:
+        raise ConfigError(
+            f"{folder.config}: the dataset's images are {dataset.shape} x {dataset.channels}, and the model takes"
+            f" {seen[0]} x {seen[1]}: get the run's folder again, or train it again"
+        )
+    here = alone(next(model.parameters()).device)
+    transform, normalise = evaluation(dataset), Normalise(dataset.mean, dataset.std)
+    if foreign:
+        transform, normalise = (
+            (lambda image: to_pixels(ready.resize(upright(image, ready.mode)))),
+            deepcopy(ready.normalise),
+        )
+
+    def batches(examples: Examples) -> Iterable[Batch]:
+        once = Once(examples=len(examples), batch=int(config["fit"]["evaluation_batch_size"]))
+        seen = examples.reduced(ready.resize.least)
+        return loader(seen, transform, once, workers=workers, pin=here.device.type == "cuda")
+
+    normalise = normalise.to(here.device)
+    return Served(splits=dataset.splits(), batches=batches, normalise=normalise, here=here, precision=precision)
+
+
+def mapped(batches: Iterable[Batch], places: Tensor, labels: list[Tensor]) -> Iterator[Batch]:
+    """The batches with the labels that a model knows, which are also put into `labels`."""
+    for pixels, of_batch in batches:
+        labels.append(places[of_batch])
+        yield pixels, labels[-1]
+
+
+def order_of(classes: Sequence[str], known: Sequence[str]) -> np.ndarray:
+    """The place of each class in the order that a model knows.
+
+    Raises:
+        ValueError: the names are not the same.
+    """
+    place, theirs = {name: number for number, name in enumerate(known)}, set(classes)
+    more, less = [name for name in classes if name not in place], [name for name in known if name not in theirs]
+    if more or less:
+        lists = ((more, "has classes that the run does not know"), (less, "lacks classes of the run"))
+        said = [f"{words} ({listed(names)})" for names, words in lists if names]
+        raise ConfigError(f"the dataset {' and '.join(said)}: give one with the same {len(known)} class names")
+    return np.array([place[name] for name in classes])
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,78 @@
+"""Files of an untrusted run, read as plain values: nothing in them is built or executed."""
+
+from typing import Any
+
+import yaml
+
+from vitlab.config.errors import ConfigError, Node
+from vitlab.config.overrides import show
+from vitlab.storage.files import read_json, read_text
+from vitlab.storage.run import Run
+
+MOST_BYTES, MOST_LETTERS = 100_000, 10_000  # of a config.yaml, and of a value there; vitlab's have some 3,000 and 80
+
+
+class Plain(yaml.SafeLoader):
+    """YAML of plain values: no aliases, which can grow without bound, and in a mapping different words alone."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self.refuse("it has an alias", self.peek_event())
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode) and len(node.value) > MOST_LETTERS:
+            self.refuse(f"a value has {len(node.value):,} letters", node)
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag == "tag:yaml.org,2002:str"]
+        if len(set(keys)) < len(node.value):
+            self.refuse("a key stands twice, or is no word", node)
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        plain = isinstance(value, dict | list | str | float | int | None)
+        if not plain or (isinstance(value, int) and abs(value) >= 2**63):
+            self.refuse("a value is neither a word, a number of 64 bits, a list nor a mapping", node)
+        return value
+
+    def refuse(self, problem: str, there: Any) -> None:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=there.start_mark)
+
+
+def read_config(run: Run) -> Node:
+    """The configuration of a run, as plain values: interpolations stay text, and nothing is built.
+
+    Raises:
+        ValueError: there is none, or it is none of vitlab's.
+    """
+    if not run.config.is_file():
+        raise ConfigError(f"{run.folder} is not a run: it has no config.yaml")
+    try:
+        config = yaml.load(read_text(run.config, MOST_BYTES), Plain)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{run.config} cannot be read safely ({reason}{line}): train the run again") from error
+    wanted = {"model": "_target_", "patch": "size", "dataset": "_target_", "fit": "evaluation_batch_size"}
+    for section, key in wanted.items():
+        if not isinstance(config, dict) or not isinstance(config.get(section), dict) or key not in config[section]:
+            raise ConfigError(f"{run.config} is not the configuration of a run: it has no {section}.{key}")
+        if key != "_target_" and not (type(value := config[section][key]) is int and value >= 1):
+            raise ConfigError(f"{run.config}: {section}.{key}={show(value)}: expected a whole number, at least 1")
+    return config
+
+
+def recorded(run: Run) -> Node:
+    """What a run's result.json says, whoever wrote it; a run that never wrote one was interrupted."""
+    try:
+        return read_json(run.folder / "result.json", MOST_BYTES)
+    except FileNotFoundError:
+        return {"status": "interrupted"}
+
+
+def told(error: Exception) -> str:
+    """What an error says, in one line; of one that is not meant for users, its name as well."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, ValueError | OSError) and said else f"{type(error).__name__}: {said}"

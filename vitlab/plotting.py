@@ -1,0 +1,104 @@
+"""What all figures share: colours, axes, captions, numbers in words."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vitlab.storage.files import write_whole
+from vitlab.storage.metrics import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+BLUE, PALE, RED, GREEN = "#9cc3ee", "#dbe8f8", "#f0a093", "#a8d6a2"
+
+
+def blank(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
+    """An empty figure of this many inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: "Figure", path: Path, dpi: int = 120) -> None:
+    """Writes a PNG, whole or not at all. Letters that the font does not have become boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        write_whole(path, lambda part: figure.savefig(part, format="png", dpi=dpi, facecolor="white"))
+
+
+def shorten(words: str, most: int, keep: float = 0.65) -> str:
+    """At most so many letters, in one line; of what is too long, `keep` of it is the beginning and the rest the end."""
+    words = " ".join(words.split())
+    if len(words) <= most:
+        return words
+    start = round((most - 1) * keep)
+    return f"{words[:start]}…{words[len(words) - (most - 1 - start) :]}"
+
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES, MARKS = ("-", "--", ":", "-."), "osD^vP"
+INK, SOFT, GRID = "#1f2933", "#6b7785", "#e3e8ee"
+NONE = "\N{EN DASH}"  # where nothing is known
+WIDTH = 5.5  # inches: a column of a paper
+LOG = 4  # an axis is logarithmic where its largest number is at least this many times the smallest
+STYLE: Any = {
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "legend.fontsize": 8, "axes.edgecolor": SOFT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.linewidth": 0.7, "text.color": INK, "pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "vitlab",
+}  # fmt: skip
+
+
+def dress(axes: "Axes", grid: str = "both") -> None:
+    axes.grid(axis=grid, color=GRID, lw=0.6)  # ty: ignore[invalid-argument-type]
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def caption(axes: "Axes", lines: Sequence[str]) -> None:
+    """What the marks mean, in small letters above the panel."""
+    from textwrap import wrap
+
+    text = "\n".join(part for line in lines for part in wrap(line, 92))
+    axes.set_title(text, loc="left", fontsize=7, color=SOFT, parse_math=False)
+
+
+def save_one(figure: "Figure", path: Path) -> Path:
+    """Writes the figure in the format that the path ends in; the bytes hold no date."""
+    from matplotlib import rc_context
+
+    kind = path.suffix[1:]
+    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        write_whole(path, lambda part: figure.savefig(part, format=kind, dpi=200, facecolor="white", metadata=metadata))
+    return path
+
+
+def si(value: float | None, unit: str = "") -> str:
+    """Three digits and a prefix: 58234 is '58.2 k'; a dash for None."""
+    if not number(value) or value is None:
+        return NONE
+    power = 0
+    while abs(value) >= 999.5 and power < 6:
+        value, power = value / 1000, power + 1
+    digits = f"{value:.3g}" if power == 0 else f"{value:.{2 - min(2, int(math.log10(abs(value))))}f}"
+    return f"{digits} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}{unit}".rstrip()
+
+
+def duration(seconds: float | None) -> str:
+    if not number(seconds) or seconds is None:
+        return NONE
+    if seconds < 59.95:
+        return f"{seconds:.3g} s"
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {left:02d} s"

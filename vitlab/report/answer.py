@@ -1,0 +1,333 @@
+"""The answer to a question, written: a table for the terminal, Markdown, LaTeX and CSV, figures, and a page."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from vitlab.plotting import NONE, duration, save_one, si
+from vitlab.report import figures
+from vitlab.report.page import page as page_of
+from vitlab.report.statistics import Estimate
+from vitlab.report.table import Agreement, Comparison, Row
+from vitlab.storage.files import read_text, write_whole
+from vitlab.storage.metrics import counterpart, is_share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FINDING = ("<!-- finding -->", "<!-- /finding -->")
+UNWRITTEN = "\n*No finding is written yet: what stands between these two marks is kept.*\n"
+MOST = 10_000_000  # bytes of an answer
+CAPTIONS = {
+    "metric": "{metric} of each arm: means with 95 % intervals, and every seed",
+    "curves": "learning curves: means of the seeds, from the lowest to the highest",
+    "compute": "{metric} against compute, with its Pareto front",
+    "beside": "differences that the source reports, beside those found",
+}
+
+
+class Column(NamedTuple):
+    """A column of the table: its head, whether it is of numbers, and a cell an arm."""
+
+    head: str
+    number: bool
+    cells: list[str]
+
+
+def table_text(comparison: Comparison, style: Literal["plain", "markdown"] = "plain") -> str:
+    """The table, one line an arm, and what it means below; for a terminal, or as Markdown."""
+    marked = style == "markdown"
+    table, rows = columns(comparison), comparison.rows
+    names, *others = ([row_name(row) for row in rows], *(column.cells for column in table))
+    body = [list(line) for line in zip(names, *others, strict=True)]
+    heads = ["arm", *(column.head for column in table)]
+    if marked:
+        body = [[escaped(cell) for cell in line] for line in body]
+        for row, line in zip(rows, body, strict=True):
+            line[:3] = [f"**{cell}**" if row.best and cell != NONE else cell for cell in line[:3]]
+        heads = [escaped(head) for head in heads]
+    else:
+        for row, line in zip(rows, body, strict=True):
+            line[0] = f"{'*' if row.best else ' '} {line[0]}"
+        heads[0] = f"  {heads[0]}"
+    right = [False, *(column.number for column in table)]
+    widths = [max(3, *map(len, cells)) for cells in zip(heads, *body, strict=True)]
+
+    def lined(cells: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(width) if end else cell.ljust(width)
+            for cell, width, end in zip(cells, widths, right, strict=True)
+        ]
+        return f"| {' | '.join(padded)} |" if marked else "  ".join(padded).rstrip()
+
+    rule = ["-" * (width - 1) + ":" if end else "-" * width for width, end in zip(widths, right, strict=True)]
+    bar = lined(rule) if marked else "─" * (sum(widths) + 2 * len(widths) - 2)
+    below = legend(comparison, "bold" if marked else "*")
+    return "\n".join([lined(heads), bar, *map(lined, body), "", *(line + "  " * marked for line in below), ""])
+
+
+def columns(comparison: Comparison) -> list[Column]:
+    """All columns but the names; those that no arm fills are left out."""
+    metric, rows = comparison.metric, comparison.rows
+    costs = {
+        "parameters": si,
+        "flops_per_image": si,
+        "images_per_second": si,
+        "seconds": duration,
+        "peak_memory_bytes": lambda value: si(value, "B"),
+        "largest_batch": lambda value: NONE if value is None else f"{value:,.0f}",
+    }
+    if metric.startswith("inference/"):
+        del costs["seconds"]  # of measuring
+    found = [
+        Column(figures.named(metric), True, [spread(row.score, metric) for row in rows]),
+        Column("n", True, [count(row) for row in rows]),
+        Column("95 % interval", True, [interval(row.score, metric) for row in rows]),
+        Column("difference", True, ["baseline" if r.baseline else change(r.difference, metric) for r in rows]),
+        Column("verdict", False, [one_line(row.verdict) or NONE for row in rows]),
+        *reported(comparison),
+        *(Column(figures.WORDS[key], True, [show(row.cost.get(key)) for row in rows]) for key, show in costs.items()),
+        Column("state", False, [one_line(row.state) or ("" if row.score else "no finished run") for row in rows]),
+    ]
+    return [column for column in found if {*column.cells} - {NONE, ""}]
+
+
+def reported(comparison: Comparison) -> list[Column]:
+    """What the source reports of each arm, with its difference to the baseline's; and whether that is found here."""
+    told = comparison.agreement
+    base = figures.reference(comparison, told) if told else None
+    if told is None or base is None:
+        return []
+    said = {
+        pair.first if pair.second == base else pair.second: pair
+        for pair in told.pairs
+        if base in (pair.first, pair.second)
+    }
+    numbers, verdicts = [], []
+    for row in comparison.rows:
+        value, pair = told.numbers.get(row.name), said.get(row.name)
+        gap = f" ({value - told.numbers[base]:+.2f})" if value is not None and row.name != base else ""
+        numbers.append(NONE if value is None else f"{value:.2f}{gap}")
+        seeds = f" (about {pair.seeds} seeds would)" if pair and pair.seeds else ""
+        verdicts.append(pair.verdict + seeds if pair else NONE)
+    return [Column("reported", True, numbers), Column("and here", False, verdicts)]
+
+
+def legend(comparison: Comparison, mark: str) -> list[str]:
+    """What the table's marks and numbers mean."""
+    lines = []
+    if any(row.best for row in comparison.rows):
+        part = comparison.metric.partition("/")[0]
+        own = {"test": "; the test images chose nothing", "val": ", whose own score is shown: it flatters the chosen"}
+        lines.append(f"{mark}: chosen by validation{own.get(part, '')}")
+    of = "rounds" if comparison.metric.startswith("inference/") else "seeds"
+    lines.append(f"mean ± standard deviation over n {of}; interval of the mean: 95 %, Student's t, n {of}")
+    if any(row.difference for row in comparison.rows):
+        unit = ", in percentage points" if is_share(comparison.metric) else ""
+        lines.append(
+            f"difference to the baseline: mean ± half of its 95 % interval, paired by seed{unit};"
+            " verdicts after Holm's correction"
+        )
+    told = comparison.agreement
+    if told and (base := figures.reference(comparison, told)):
+        lines.append(
+            f"reported: {one_line(told.of) or 'by the source'}, and its difference to {base}; here: whether the 95 %"
+            " interval of ours lies on the same side of zero"
+        )
+    return lines
+
+
+def table_csv(comparison: Comparison) -> str:
+    """The table in full digits: shares in 0 ... 1, times in seconds; empty where nothing is known."""
+    frame = comparison.frame()
+    frame.insert(1, "seeds", [" ".join(map(str, row.seeds)) for row in comparison.rows])
+    frame.insert(2, "x", ["" if row.x is None else row.x for row in comparison.rows])
+    out = io.StringIO()
+    frame.to_csv(out, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+    return out.getvalue()
+
+
+def table_tex(comparison: Comparison) -> str:
+    """The table for a paper that uses the package booktabs."""
+    table, tell = columns(comparison), {"verdict"}
+    table = [column for column in table if column.head not in tell]
+    lines = ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{''.join('lr'[c.number] for c in table)}}}"]
+    lines += ["\\toprule", " & ".join(["arm", *(tex(column.head) for column in table)]) + " \\\\", "\\midrule"]
+    for i, row in enumerate(comparison.rows):
+        cells = [tex(row_name(row)), *(tex_number(column.cells[i]) for column in table)]
+        if row.best:
+            cells[:2] = [f"\\textbf{{{cells[0]}}}", cells[1].replace("$", "$\\mathbf{", 1)[:-1] + "}$"]
+        lines.append(" & ".join(cells) + " \\\\")
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    return "\n".join(lines + [f"% {line}" for line in legend(comparison, "bold")]) + "\n"
+
+
+def markdown(comparison: Comparison, facts: Mapping[str, str], links: Mapping[str, str], finding: str) -> str:
+    """The answer as Markdown.
+
+    Args:
+        comparison: what was compared.
+        facts: of how it was made, by name: cost, hardware, commit, command.
+        links: of the figures, by what they show.
+        finding: what stands between the two marks, as it stands there.
+    """
+    parts = [f"# {escaped(comparison.title)}"]
+    parts += [f"Source: {escaped(comparison.source)}"] if comparison.source else []
+    parts += [f"{FINDING[0]}{finding}{FINDING[1]}", table_text(comparison, "markdown").rstrip()]
+    parts += [f"![{escaped(words)}]({link})" for words, link in links.items()]
+    parts += agreed(comparison.agreement) if comparison.agreement else []
+    parts += ["## What was tried", tried_text(comparison.tried)] if comparison.tried else []
+    if comparison.notes:
+        parts += ["## What to know", "\n".join(f"- {escaped(note)}" for note in comparison.notes)]
+    if facts:
+        parts += ["## How it was made", *(fact(name, value) for name, value in facts.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def agreed(told: Agreement) -> list[str]:
+    """The source's expectation and how far it was met."""
+    parts = ["## What the source expects", escaped(told.says)]
+    if told.numbers:
+        numbers = ", ".join(f"{escaped(name)} {value:g}" for name, value in told.numbers.items())
+        parts.append(f"Reported{f' ({escaped(told.of)})' if told.of else ''}: {numbers}.")
+    return [part for part in (*parts, escaped(told.words)) if part]
+
+
+def tried_text(tried: Comparison) -> str:
+    """Every cell with what validation said of it, in Markdown."""
+    metric, other = tried.metric, counterpart(tried.metric)
+    lines = [f"| cell | {figures.named(other)} | {figures.named(metric)} | n |", "| --- | ---: | ---: | ---: |"]
+    for row in tried.rows:
+        cells = [escaped(row.name), spread(row.validation, other), spread(row.score, metric), count(row)]
+        lines.append(f"| {' | '.join([f'**{cell}**' if row.best else cell for cell in cells])} |")
+    return "\n".join([*lines, "", "bold: chosen by validation for its arm"])
+
+
+def fact(name: str, value: str) -> str:
+    if "\n" not in value.strip() and not name.lower().startswith("command"):
+        return f"**{escaped(name)}:** {escaped(value)}"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", value)), default=0))
+    return f"**{escaped(name)}:**\n{fence}\n{value.strip()}\n{fence}"
+
+
+def finding_of(path: Path) -> str:
+    """What somebody wrote between the two marks of an answer; a hint where there is no answer yet.
+
+    Raises:
+        ValueError: there is a file without them, and what it says would be lost.
+    """
+    if not path.exists():
+        return UNWRITTEN
+    _, first, rest = read_text(path, MOST).partition(FINDING[0])
+    found, last, _ = rest.partition(FINDING[1])
+    if not (first and last):
+        raise ValueError(f"{path} has no {FINDING[0]} ... {FINDING[1]}: put both marks back, or move the file away")
+    return found
+
+
+def write(comparison: Comparison, folder: Path, *, facts: Mapping[str, str], pictures: bool = True) -> list[Path]:
+    """Writes answer.md, table.csv, table.tex, answer.html, and four figures as PNG, SVG and PDF; gives their paths.
+
+    The finding in an answer.md that is there is kept. Equal comparisons give equal bytes.
+
+    Raises:
+        ValueError: answer.md is there and has lost the marks of its finding.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    finding = finding_of(folder / "answer.md")
+    drawn: dict[str, Figure | None] = {}
+    if pictures:
+        drawn = {
+            "metric": figures.against(comparison),
+            "curves": figures.curves(comparison),
+            "compute": figures.compute(comparison),
+            "beside": figures.beside(comparison),
+        }
+    paths, links = [], {}
+    for name, figure in drawn.items():
+        if figure:
+            paths += figures.save(figure, folder, name)
+            links[CAPTIONS[name].format(metric=figures.named(comparison.metric, unit=False))] = f"{name}.png"
+        else:  # one of an earlier answer would mislead
+            for kind in ("png", "svg", "pdf"):
+                (folder / f"{name}.{kind}").unlink(missing_ok=True)
+    texts = {
+        "table.csv": table_csv(comparison),
+        "table.tex": table_tex(comparison),
+        "answer.html": page_of(comparison, facts, "" if finding == UNWRITTEN else finding),
+        "answer.md": markdown(comparison, facts, links, finding),
+    }
+    return [*paths, *(write_text(folder / name, text) for name, text in texts.items())]
+
+
+def publish(comparison: Comparison, path: Path, facts: Mapping[str, str]) -> list[Path]:
+    """Writes the answer beside its question: NAME.md, whose finding is kept, and one figure, NAME.png."""
+    finding = finding_of(path)
+    picture = save_one(figures.combined(comparison), path.with_suffix(".png"))
+    words = f"{figures.named(comparison.metric, unit=False)} of each arm: means with 95 % intervals, and every seed"
+    return [picture, write_text(path, markdown(comparison, facts, {words: picture.name}, finding))]
+
+
+def write_text(path: Path, text: str) -> Path:
+    write_whole(path, lambda part: part.write_bytes(text.encode()))
+    return path
+
+
+def row_name(row: Row) -> str:
+    return one_line(row.name) + figures.beside_name(row)
+
+
+def scaled(value: float, metric: str, sign: str = "") -> str:
+    return f"{100 * value:{sign}.2f}" if is_share(metric) else f"{value:{sign}.4g}"
+
+
+def spread(of: Estimate | None, metric: str) -> str:
+    if of is None:
+        return NONE
+    return scaled(of.mean, metric) + ("" if of.sd is None else f" ± {scaled(of.sd, metric)}")
+
+
+def interval(of: Estimate | None, metric: str) -> str:
+    if of is None or not of.sd or of.low is None or of.high is None:  # without a spread nothing can be said
+        return NONE
+    return f"{scaled(of.low, metric)} … {scaled(of.high, metric)}"
+
+
+def change(of: Estimate | None, metric: str) -> str:
+    if of is None:
+        return NONE
+    half = "" if not of.sd or of.low is None or of.high is None else f" ± {scaled((of.high - of.low) / 2, metric)}"
+    return scaled(of.mean, metric, "+") + half
+
+
+def count(row: Row) -> str:
+    n = row.score.n if row.score else 0
+    return str(n) if n == len(row.seeds) else f"{n}/{len(row.seeds)}"
+
+
+def one_line(words: Any) -> str:
+    return " ".join(str(words).split())
+
+
+def escaped(words: str) -> str:
+    """Words in one line that Markdown shows as they are."""
+    words = re.sub(r"([\\`*\[\]<>|~#$])", r"\\\1", one_line(words).replace("&", "&amp;"))
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", words)
+
+
+def tex(words: str) -> str:
+    """Words that LaTeX shows as they are."""
+    backslashed = {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    named = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
+    other = {NONE: "--", "…": "\\dots{}", "±": "$\\pm$"} | backslashed
+    return "".join(f"\\text{named[c]}{{}}" if c in named else other.get(c, c) for c in words)
+
+
+def tex_number(cell: str) -> str:
+    """A cell of the table; what is a number with its spread becomes mathematics."""
+    if re.fullmatch(r"[+-]?[\d.e+-]+( [±…] [+-]?[\d.e+-]+)?", cell):
+        return f"${cell.replace('±', chr(92) + 'pm').replace('…', chr(92) + 'ldots')}$"
+    return tex(cell)

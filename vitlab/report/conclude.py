@@ -1,0 +1,150 @@
+"""Runs compared and written up: table, verdicts, figures, answer, page."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitlab.storage.files import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vitlab.report.table import Comparison
+MOST = 20_000_000  # bytes of sweep.json
+MEASURED = "measured.json"  # of a sweep whose cells were measured, and not trained
+
+
+def held(folder: Path) -> "Path | pd.DataFrame":
+    """Where the lines are that a sweep's answer is made of: in the folder of all runs, or what was measured itself."""
+    if not (folder / MEASURED).is_file():
+        return folder.parent.parent
+    import pandas as pd
+
+    return pd.DataFrame(read_json(folder / MEASURED, MOST)["lines"])
+
+
+def picked(what: list[str], runs: Path) -> "pd.DataFrame":
+    """The lines of the store of these runs and folders of runs; of all runs where none is named.
+
+    Raises:
+        ValueError: what is neither.
+    """
+    import pandas as pd
+
+    from vitlab.storage import runs_table
+
+    parts, names = [], {}
+    for each in [Path(name) for name in what] or [runs]:
+        if (each / "config.yaml").is_file():
+            names.setdefault(each.resolve().parent, []).append(each.resolve().name)
+        elif each.is_dir():
+            parts.append(runs_table.runs(each))
+        else:
+            raise ValueError(f"{each} is no run and no folder of runs: vitlab train or vitlab sweep makes some")
+    for root, of in names.items():
+        table = runs_table.runs(root)
+        parts.append(table[table["name"].isin(of)])
+    return pd.concat(parts, ignore_index=True)
+
+
+def conclude(
+    record: dict[str, Any],
+    table: "Path | pd.DataFrame",
+    folder: Path,
+    *,
+    page: Path | None = None,
+    wandb: bool = False,
+) -> None:
+    """Writes an answer from what the store holds, and says it.
+
+    Args:
+        record: what was asked, as `sweep.Plan.record` has it.
+        table: the runs, or the folder of all runs.
+        folder: where the answer goes.
+        page: where it is published as well, such as sweeps/ablation/NAME.md.
+        wandb: whether it goes to Weights & Biases too.
+    """
+    from vitlab.report import answer, comparison
+    from vitlab.storage import runs_table
+
+    table = runs_table.runs(table) if isinstance(table, Path) else table
+    try:
+        found = comparison.compare(
+            table,
+            metric=record.get("metric") or "test/accuracy",
+            x=record.get("x"),
+            baseline=record.get("baseline"),
+            cells={name: cell["cell"] for name, cell in record["cells"].items()} if "cells" in record else None,
+            arms={name: cell.get("arm", name) for name, cell in record.get("cells", {}).items()},
+            planned=record.get("seeds"),
+            title=record["question"],
+            source=record.get("source", ""),
+            expect=record.get("expect"),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder}/sweep.json is damaged ({error!r}): run the sweep again") from error
+    told = facts(record, found, table)
+    folder.mkdir(parents=True, exist_ok=True)
+    answer.write(found, folder, facts=told)
+    if page is not None:
+        answer.publish(found, page, facts=told)
+    if wandb:
+        from vitlab.report import wandb_report
+
+        wandb_report.send(record, found, folder)
+    print(f"\n{answer.table_text(found, 'plain')}")
+    if found.agreement and found.agreement.words:
+        print(f"{found.agreement.says}\n{found.agreement.words}")
+    print(f"\nanswer      {folder}/answer.md" + (f", {page}" if page else ""))
+    print(f"page        {folder}/answer.html")
+
+
+def facts(record: dict[str, Any], found: "Comparison", store: "pd.DataFrame") -> dict[str, str]:
+    """What an answer says of itself: the command that gives it, what it cost, on what, with which code.
+
+    Args:
+        record: what was asked.
+        found: the answer.
+        store: all runs, with the trials of a search among them.
+    """
+    import pandas as pd
+
+    from vitlab.plotting import duration
+
+    rows = [row.runs for row in (found.tried or found).rows if len(row.runs)]
+    table = pd.concat(rows) if rows else pd.DataFrame()
+    search: dict[str, Any] = record.get("search") or {"trials": [], "best": None}
+    tried = {Path(trial["run"]).name for trial in search["trials"] if trial.get("run")}
+    first = {name: store[store["cell"] == cell["cell"]] for name, cell in record.get("first", {}).items()}
+    before = {name for runs in first.values() for name in runs["name"]}
+    spent = store[store["name"].isin({*tried, *before, *table.get("name", [])})] if len(store) else store
+
+    def kinds(column: str) -> str:
+        values = [value for value in table.get(column, []) if isinstance(value, str)]
+        return ", ".join(f"{value} ({n} run{'s' * (n > 1)})" for value, n in sorted(Counter(values).items()))
+
+    what = "measuring" if found.metric.startswith("inference/") else "training"
+    seconds = pd.to_numeric(spent.get("seconds", pd.Series(dtype=float)), errors="coerce").sum()
+    from vitlab.config.groups import SWEEPS
+
+    ships = Path(record.get("file", "")).resolve().is_relative_to(SWEEPS.resolve())
+    words = [
+        record["name"] if ships else record.get("file"),
+        f"scale={record['scale']}" if record.get("scale") else None,
+        f"seeds={','.join(map(str, record['seeds']))}" if record.get("own_seeds") else None,
+        *record.get("words", []),
+    ]
+    command = f"vitlab sweep {' '.join(word for word in words if word)}" if record.get("file") else ""
+    said = {
+        "command": command,
+        "search": f"{len(search['trials'])} trials, by validation alone; each is in search.md" if tried else "",
+        **{
+            f"command of {name}, trained before": f"vitlab train {' '.join(cell['overrides'])}"
+            for name, cell in record.get("first", {}).items()
+        },
+        "best found": " ".join(search["best"]["overrides"]) if search["best"] else "",
+        "cost": f"{duration(seconds)} of {what} in {len(spent)} run{'s' * (len(spent) != 1)}",
+        "hardware": kinds("device"),
+        "commit": ", ".join(sorted({value[:10] for value in table.get("commit", []) if isinstance(value, str)})),
+    }
+    return {key: value for key, value in said.items() if value}

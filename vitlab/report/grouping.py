@@ -1,0 +1,110 @@
+"""Runs grouped into arms, and the arms named by what differs between them."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from vitlab.report.table import COSTS
+
+LARGEST = 1e100  # a number above is somebody's joke, and its square is infinite
+
+
+def newest(table: pd.DataFrame) -> pd.DataFrame:
+    """One run of each cell and seed: a finished one before others, and of those the newest."""
+    written = table.get("written", "")
+    order = pd.DataFrame({"late": table["status"] != "finished", "written": written, "run": table["run"]})
+    order = order.sort_values(["late", "written", "run"], ascending=[True, False, False])
+    return table.loc[order.index].drop_duplicates(["cell", "seed"])
+
+
+def differing(table: pd.DataFrame, keys: list[str]) -> dict[str, dict[str, Any]]:
+    """The values of the configuration keys that vary, by cell.
+
+    What varies within a cell is no part of it: where the files of a dataset lie.
+    """
+    cells, found = table["cell"].tolist(), {cell: {} for cell in table["cell"]}
+    for key in keys:
+        values: dict[str, Any] = {}
+        for cell, value in zip(cells, table[key].tolist(), strict=True):
+            if not absent(value) and values.setdefault(cell, plain(value)) != plain(value):
+                break
+        else:
+            if len({(type(value) is bool, value) for value in values.values()}) > 1:
+                for cell, value in values.items():
+                    found[cell][key] = value
+    return found
+
+
+def named(table: pd.DataFrame, differs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The cell of each name, in the order of the values in which they differ."""
+    keys = list(dict.fromkeys(key for values in differs.values() for key in values))
+
+    def order(cell: str) -> tuple[Any, ...]:
+        return (*(rank(differs[cell].get(key, math.nan)) for key in keys), cell)
+
+    slugs = {
+        cell: re.sub(r"(-s\d+)?-[0-9a-f]{8}$", "", name)
+        for cell, name in zip(table["cell"], table["name"], strict=True)
+    }
+    words = {
+        cell: ", ".join(f"{key}={show(values[key])}" for key in keys if key in values) or slugs[cell]
+        for cell, values in differs.items()
+    }
+    shared = {word for word in words.values() if list(words.values()).count(word) > 1}
+    return {f"{words[c]} ({c})" if words[c] in shared else words[c]: c for c in sorted(differs, key=order)}
+
+
+def absent(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def plain(value: Any) -> Any:
+    """A number as it was typed, whether or not a missing neighbour made its column one of floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value
+
+
+def rank(value: Any) -> tuple[int, float, str]:
+    """null, then numbers, then words, then what is absent."""
+    if value is None or absent(value):
+        return (0 if value is None else 3, 0.0, "")
+    return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
+
+
+def show(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def listed(names: list[str], most: int = 20) -> str:
+    """Names, which may have commas."""
+    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")
+
+
+def numbers(table: pd.DataFrame, key: str) -> pd.Series:
+    """A column of what may be anything: finite numbers, NaN for the rest."""
+
+    def number(value: Any) -> float:
+        counts = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+        return float(value) if counts else math.nan
+
+    values = [number(value) for value in table[key]] if key in table else math.nan
+    return pd.Series(values, index=table.index, dtype="float64")
+
+
+def finished(table: pd.DataFrame, key: str) -> pd.Series:
+    """The numbers of the finished runs that have one."""
+    values = numbers(table, key)
+    return values[(table["status"] == "finished") & values.notna()]
+
+
+def place(x: str | None, group: pd.DataFrame, cost: Mapping[str, float]) -> float | str | None:
+    """Where an arm stands on the axis."""
+    if x is None or x in COSTS:
+        return cost.get(x or "")
+    values = [value for value in group[x].tolist() if not absent(value)] if x in group else []
+    if not values:
+        return None
+    number = isinstance(values[0], int | float) and not isinstance(values[0], bool)
+    return float(values[0]) if number else show(values[0])

@@ -1,0 +1,98 @@
+"""The figures of a search, from what is kept of it: its history, what mattered, and the score along each dimension."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitlab.plotting import COLOURS, INK, SOFT, STYLE, WIDTH, blank, caption, dress, shorten
+from vitlab.report.figures import drawn
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ACROSS = 3  # panels beside one another
+
+
+def history(record: dict[str, Any]) -> "Figure":
+    """Validation accuracy by trial, and the best so far."""
+    return drawn(WIDTH, 3.4, lambda axes: draw_history(axes, record["trials"]))
+
+
+def importance(record: dict[str, Any]) -> "Figure | None":
+    """The share of the variance that each hyper-parameter explains; None where nothing is known of it."""
+    found = record["importance"]
+    return drawn(WIDTH, 1.1 + 0.3 * len(found), lambda axes: draw_importance(axes, found)) if found else None
+
+
+def slices(record: dict[str, Any]) -> "Figure | None":
+    """Validation accuracy against each hyper-parameter; None where no trial finished."""
+    from matplotlib import rc_context
+
+    finished = [trial for trial in record["trials"] if trial["state"] == "finished"]
+    space = record["space"]
+    if not finished:
+        return None
+    rows = -(-len(space) // ACROSS)
+    columns = min(ACROSS, len(space))
+    with rc_context(STYLE):
+        figure = blank(max(WIDTH, 2.6 * columns), 0.4 + 2.4 * rows)
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for place, axes in enumerate(grid.flat):
+            if place < len(space):
+                draw_slice(axes, space[place], finished)
+            else:
+                axes.set_visible(False)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("validation accuracy (%)")
+    return figure
+
+
+def draw_history(axes: "Axes", trials: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for state, mark, colour in (("finished", "o", COLOURS[0]), ("pruned", "x", COLOURS[1])):
+        of = [trial for trial in trials if trial["state"] == state and trial["value"] is not None]
+        points = [trial["number"] for trial in of], [100 * trial["value"] for trial in of]
+        if of:
+            axes.plot(*points, mark, ms=4.5, color=colour, alpha=0.8, label=state)
+    best = [(trial["number"], 100 * trial["value"]) for trial in trials if trial["state"] == "finished"]
+    if best:
+        numbers, values = zip(*best, strict=True)
+        axes.step(numbers, np.maximum.accumulate(values), where="post", color=INK, lw=1.2, label="best so far")
+    lost = [trial["number"] for trial in trials if trial["state"] in ("failed", "refused")]
+    if lost:
+        ends = axes.get_xaxis_transform()
+        axes.plot(lost, [0.02] * len(lost), "|", ms=7, color=SOFT, transform=ends, label="failed or refused")
+    axes.set_xlabel("trial")
+    axes.set_ylabel("validation accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    dress(axes)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="lower right")
+    caption(axes, ["one seed a trial; chosen by validation, so the best flatters"])
+
+
+def draw_importance(axes: "Axes", found: dict[str, float]) -> None:
+    places = range(len(found))
+    axes.barh(places, [100 * value for value in found.values()], height=0.6, color=COLOURS[0])
+    axes.set_yticks(places, [shorten(key, 34) for key in found], parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the variance of validation accuracy (%)")
+    dress(axes, "x")
+
+
+def draw_slice(axes: "Axes", dimension: dict[str, Any], finished: list[dict[str, Any]]) -> None:
+    key, values = dimension["key"], [100 * trial["value"] for trial in finished]
+    said = [trial["params"][key] for trial in finished]
+    if dimension["kind"] == "choice":
+        names = list(dimension["values"])
+        said = [names.index(word) for word in said]
+        axes.set_xticks(range(len(names)), [shorten(name, 14) for name in names], parse_math=False)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+    elif dimension["kind"] == "log":
+        axes.set_xscale("log")
+        axes.set_xlim(float(dimension["values"][0]) / 1.2, float(dimension["values"][1]) * 1.2)
+    axes.plot(said, values, "o", ms=4, mew=0, color=COLOURS[0], alpha=0.7)
+    axes.set_xlabel(shorten(key, 34), parse_math=False)
+    dress(axes)

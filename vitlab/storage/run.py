@@ -1,0 +1,204 @@
+"""The store of runs: one folder a run, found by what identifies it."""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vitlab.storage.files import read_json, write_json, write_whole
+from vitlab.storage.lock import holder
+
+LEAST_DISK = 64 * 2**20  # bytes
+MOST_RESULT = 100_000  # bytes of result.json
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one run.
+
+    `config.yaml` (resolved), `metrics.jsonl` (a row a logged step), `result.json`, `last.pt` and `previous.pt` (they
+    continue the training), `step-N.pt` (the same, kept), `best.pt` (weights chosen on validation), `best.safetensors`
+    (the same, for other programs), `curves.png`, `log.txt`, `environment.json`, `lock`, and `wandb/`; of
+    `vitlab evaluate` and `vitlab probe` also `evaluation/` and `probe.json`.
+    """
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        return self.folder / "previous.pt"
+
+    def milestone(self, step: int) -> Path:
+        return self.folder / f"step-{step}.pt"
+
+    def checkpoints(self) -> list[Path]:
+        """The files that continue the training, the newest first."""
+        kept = [(int(path.stem[5:]), path) for path in self.folder.glob("step-*.pt") if path.stem[5:].isdecimal()]
+        found = [self.last, self.previous, *(path for _, path in sorted(kept, reverse=True))]
+        return [path for path in found if path.is_file()]
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.pt"
+
+    @property
+    def export(self) -> Path:
+        return self.folder / "best.safetensors"
+
+    @property
+    def curves(self) -> Path:
+        return self.folder / "curves.png"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def environment(self) -> Path:
+        return self.folder / "environment.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    def create(self) -> None:
+        """Makes the folder where there is none.
+
+        Raises:
+            OSError: it cannot be written there, or the disk is full.
+            ValueError: a file of it is a link, which would be written through.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if links := [path.name for path in self.folder.iterdir() if path.is_symlink()]:
+                raise ValueError(
+                    f"{self.folder} holds a symbolic link, {links[0]}, and what is written there would go elsewhere:"
+                    " move it away"
+                )
+            odd = [path.name for path in self.folder.iterdir() if not (path.is_file() or path.is_dir())]
+            if odd:
+                raise ValueError(f"{self.folder} holds {odd[0]}, which is no file: move it away")
+            write_json(self.folder / "writable.json", {})
+            (self.folder / "writable.json").unlink()
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(
+                f"{self.folder} cannot be written ({reason}): give another folder, system.runs=PATH"
+            ) from error
+        free = shutil.disk_usage(self.folder).free
+        if free < LEAST_DISK:
+            raise OSError(
+                f"{self.folder} has {free / 2**20:.0f} MB of disk left, too little for a run: free some, or give"
+                " another folder, system.runs=PATH"
+            )
+
+    def clean(self) -> None:
+        """Takes away the half-written files of a process that was killed; for the holder of the lock."""
+        for part in self.folder.glob(".*.part"):
+            part.unlink()
+
+    def result(self) -> dict[str, Any]:
+        """What result.json says; a run that never wrote one was interrupted.
+
+        Its `status` is finished, failed or interrupted; and running where a live process holds the run's lock: the
+        file itself says interrupted from the start, which is true whenever that process ends.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self.folder / "result.json"
+        try:
+            result = read_json(path, MOST_RESULT) if path.exists() else {"status": "interrupted"}
+            if not isinstance(result.get("status"), str):
+                raise ValueError("it holds no status")
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): move the run's folder away and train it again") from error
+        running = result["status"] == "interrupted" and holder(self.lock) is not None
+        return result | {"status": "running"} if running else result
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        write_json(self.folder / "result.json", result)
+
+    def rows(self, having: str = "") -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, up to one that was cut short; only those that have a key, where one is given."""
+        rows, word = [], f'"{having}"' if having else ""
+        for line in self.metrics.read_text(errors="replace").splitlines() if self.metrics.exists() else []:
+            if word not in line:
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                break
+            rows.append(row)
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Takes the rows after this step out of metrics.jsonl: the training goes on from there."""
+        kept = "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step)
+        write_whole(self.metrics, lambda part: part.write_text(kept))
+
+
+def find(root: str | Path, name: str) -> Run:
+    """The run of this name below `root`: what stands before the last dash may differ, what identifies it may not."""
+    identity = name.rsplit("-", 1)[1]
+    found = sorted(path for path in Path(root).glob(f"*-{identity}") if path.is_dir())
+    return Run(found[0] if found else Path(root) / name)
+
+
+def set_aside(run: Run) -> Path:
+    """Gives a finished run's folder another name, under which it is kept."""
+    kept = run.folder.with_name(f"{run.folder.name}.{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    run.folder.rename(kept)
+    return kept
+
+
+CODE = ("vitlab", "conf", "pyproject.toml")  # what a run is made by, beside its configuration
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a run ran on: packages, code, device, command."""
+    import platform
+    import subprocess
+    from importlib import metadata
+
+    def git(*words: str) -> str | None:
+        here = Path(__file__).parent.parent.parent
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    names = ("vitlab", "torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf", "einops", "wandb")
+    commit = git("rev-parse", "HEAD") if shutil.which("git") else None
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(metadata, name) for name in names},
+        "git": None if commit is None else {"commit": commit, "dirty": bool(git("status", "--porcelain", "--", *CODE))},
+        "device": device,
+        "cpus": os.cpu_count(),
+    }
+
+
+def version(metadata: Any, name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

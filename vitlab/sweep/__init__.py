@@ -1,0 +1,1 @@
+"""A question: its runs planned, launched, searched."""

@@ -1,0 +1,85 @@
+"""One training of a sweep: what is to be run, where, and how it ended."""
+
+import shlex
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitlab.storage.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training of a sweep.
+
+    Args:
+        name: of the cell.
+        seed: of the run.
+        words: what is typed after `vitlab train`.
+        run: its folder.
+        steps: of the whole training.
+        after: the run whose weights it starts from.
+    """
+
+    name: str
+    seed: int
+    words: tuple[str, ...]
+    run: Run
+    steps: int
+    after: Run | None = None
+
+    @property
+    def command(self) -> str:
+        """To be pasted."""
+        return shlex.join(("vitlab", "train", *self.words))
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A training that did not end well: what became of it, and the end of what it said."""
+
+    job: Job
+    reason: str
+    tail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """A part of the machine that one training has to itself: a GPU, or some cores."""
+
+    name: str
+    cores: tuple[int, ...]
+    environment: dict[str, str]
+
+
+@dataclass(kw_only=True)
+class Child:
+    """A training at work."""
+
+    job: Job
+    slot: Slot
+    process: "subprocess.Popen[bytes]"
+    out: Path
+    attempt: int
+    began: float = field(default_factory=time.monotonic)
+    row: dict[str, Any] = field(default_factory=dict)  # the last one with what validation said
+    read: int = 0  # bytes of its metrics
+    step: int = 0
+    first: int | None = None  # the step of its first row
+    pruned: bool = False
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.step / self.job.steps)
+
+    def left(self) -> float | None:
+        """Seconds until it ends, at the pace so far."""
+        done = self.step - (self.first or 0)
+        if self.first is None or done <= 0:
+            return None
+        return (time.monotonic() - self.began) / done * (self.job.steps - self.step)

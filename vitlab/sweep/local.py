@@ -1,0 +1,305 @@
+"""The local launcher: one fresh process a training, as many at once as there are slots."""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from vitlab.sweep.job import Child, Failure, Job, Slot
+from vitlab.sweep.progress import Board
+from vitlab.system.signals import Interrupt
+
+WATCH = 0.2  # seconds between two looks at the processes
+READ = 1.0  # seconds between two looks at their rows
+FIRST = 2**30  # bytes that a training is thought to need before one has been seen
+TAIL = 12  # lines of a failed training's output
+DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+class Source(Protocol):
+    """Where jobs come from."""
+
+    total: int  # how many there will be
+
+    def next(self) -> Job | None:
+        """The next job; None where there is none, or none yet."""
+
+    def stops(self, job: Job, row: dict[str, Any]) -> bool:
+        """Whether a training ends early after this row of its metrics."""
+
+    def ended(self, job: Job, status: str) -> None:
+        """A training has ended: finished, pruned or failed."""
+
+
+class Listed:
+    """Jobs that are known beforehand, in order; one that starts from another's weights waits until they are there."""
+
+    def __init__(self, jobs: Iterable[Job]):
+        self.jobs = list(jobs)
+        self.total = len(self.jobs)
+        self.lost: set[Path] = set()  # runs that failed: who waits for them is started, and says what is missing
+
+    def next(self) -> Job | None:
+        for job in self.jobs:
+            before = job.after
+            if before is None or before.folder in self.lost or before.result()["status"] == "finished":
+                self.jobs.remove(job)
+                return job
+        return None
+
+    def stops(self, job: Job, row: dict[str, Any]) -> bool:
+        return False
+
+    def ended(self, job: Job, status: str) -> None:
+        if status != "finished":
+            self.lost.add(job.run.folder)
+
+
+def slots(count: int | None, jobs: int, device: str = "auto") -> list[Slot]:
+    """The machine in parts.
+
+    A number of threads changes the last bits of a result, so the parts depend on the whole sweep and never on how much
+    of it is left.
+
+    Args:
+        count: how many parts; None is one a GPU, or else one a core, but no more than there are jobs.
+        jobs: of the whole sweep.
+        device: `system.device` of the trainings.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    gpus = [] if device == "cpu" else visible_gpus()
+    if device.startswith("cuda:"):
+        gpus = gpus[int(device[5:]) :][:1]
+    count = min(count or len(gpus) or len(cores), max(1, jobs))
+    share = max(1, len(cores) // count)
+    parts = []
+    for number in range(count):
+        mine = tuple(cores[(number * share + i) % len(cores)] for i in range(share))
+        if gpus:
+            gpu = gpus[number % len(gpus)]
+            parts.append(Slot(name=f"GPU {gpu}", cores=mine, environment={"CUDA_VISIBLE_DEVICES": gpu}))
+        else:
+            parts.append(Slot(name="cores " + ",".join(map(str, mine)), cores=mine, environment=threads(share)))
+    return parts
+
+
+def threads(count: int) -> dict[str, str]:
+    return {name: str(count) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+def visible_gpus() -> list[str]:
+    import torch
+
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = [name.strip() for name in said.split(",") if name.strip()] if said else []
+    return [named[i] if i < len(named) else str(i) for i in range(torch.cuda.device_count())]
+
+
+def start(job: Job, slot: Slot, out: Path, attempt: int) -> Child:
+    """A fresh process for a job; it is told to save and leave when this one dies."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def settle() -> None:
+        if libc is not None:
+            libc.prctl(DEATH, signal.SIGTERM)
+            os.sched_setaffinity(0, slot.cores)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vitlab", "train", *job.words],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # Ctrl-C is this process's to answer
+            preexec_fn=settle,
+        )
+    return Child(job=job, slot=slot, process=process, out=out, attempt=attempt)
+
+
+class Local:
+    """The launcher.
+
+    Args:
+        parts: of the machine.
+        logs: folder for what the trainings print.
+        board: shows what goes on.
+        retries: how often a failed training is started again.
+    """
+
+    def __init__(self, parts: Sequence[Slot], logs: Path, board: Board, retries: int = 0):
+        self.parts = parts
+        self.logs = logs
+        self.board = board
+        self.retries = retries
+        self.running: list[Child] = []
+        self.waiting: deque[tuple[Job, int]] = deque()  # to be tried again, or at work in another process
+        self.failures: list[Failure] = []
+        self.largest = FIRST  # bytes that a training needed so far
+
+    def run(self, source: Source) -> int:
+        """Trains until the source is dry; gives 0, 1 where some failed, or 128 + the signal that asked to leave."""
+        looked, leaving = 0.0, False
+        with Interrupt() as interrupt, self.board:
+            try:
+                while True:
+                    ended = [child for child in self.running if child.process.poll() is not None]
+                    for child in ended:
+                        self.running.remove(child)
+                        self.settle(child, source, leaving)
+                    if interrupt.asked and not leaving:
+                        leaving = True
+                        self.send(signal.SIGTERM)
+                    if ended or time.monotonic() - looked > READ:
+                        looked = time.monotonic()
+                        self.look(source)
+                        if not leaving:
+                            self.fill(source)
+                        if not self.running and (leaving or not self.waiting):
+                            break
+                    self.board.show(self.running, source.total)
+                    time.sleep(WATCH)
+            except KeyboardInterrupt:  # the second
+                return 128 + signal.SIGINT
+            finally:
+                self.send(signal.SIGKILL)
+                for child in self.running:
+                    child.process.wait()
+        if leaving:
+            return 128 + interrupt.asked
+        return 1 if self.failures else 0
+
+    def fill(self, source: Source) -> None:
+        """Starts what may start."""
+        for part in self.parts:
+            if any(child.slot is part for child in self.running):
+                continue
+            if self.running and not self.room():
+                return
+            if (found := self.choose(source)) is None:
+                return
+            job, attempt = found
+            self.running.append(start(job, part, self.logs / f"{job.run.folder.name}.txt", attempt))
+
+    def choose(self, source: Source) -> tuple[Job, int] | None:
+        """The next job that nobody trains; what is finished meanwhile is not trained again."""
+        for _ in range(len(self.waiting)):
+            self.waiting.append(self.waiting.popleft())
+            job, attempt = self.waiting[-1]
+            if (status := job.run.result()["status"]) != "running":
+                self.waiting.pop()
+                if status != "finished":
+                    return job, attempt
+                self.done(job, source)
+        while (job := source.next()) is not None:
+            status = job.run.result()["status"]
+            if status == "finished":
+                self.done(job, source)
+            elif status == "running":
+                self.board.say(f"{job}: another process trains it: waits for that")
+                self.waiting.append((job, 0))
+            else:
+                return job, 0
+        return None
+
+    def done(self, job: Job, source: Source) -> None:
+        self.board.done(job, "finished")
+        source.ended(job, "finished")
+
+    def room(self) -> bool:
+        """Whether the memory holds one more training, if it and those at work take as much as the largest so far."""
+        from vitlab.system.memory import machine
+
+        sizes = [resident(child.process.pid) for child in self.running]
+        self.largest = max([*sizes, self.largest])
+        free = min(psutil.virtual_memory().available, machine() - sum(sizes))
+        return free > self.largest + sum(self.largest - size for size in sizes)
+
+    def settle(self, child: Child, source: Source, leaving: bool) -> None:
+        """What became of a process that has ended."""
+        job, code = child.job, child.process.returncode
+        status = job.run.result()["status"] if code == 0 or child.pruned else "failed"
+        if status == "finished":
+            self.done(job, source)
+        elif child.pruned:
+            job.run.write_result({**job.run.result(), "status": "pruned", "steps": child.step, **child.row})
+            self.board.done(job, "pruned")
+            source.ended(job, "pruned")
+        elif not leaving:
+            reason = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:
+                reason += ", perhaps for want of memory: fewer slots=N need less"
+            if child.attempt < self.retries and code != 2:
+                self.board.say(f"{job}: {reason}; tried again ({child.attempt + 1} of {self.retries})")
+                self.waiting.append((job, child.attempt + 1))
+                return
+            self.failures.append(Failure(job=job, reason=reason, tail=tail(child.out)))
+            self.board.done(job, "failed")
+            source.ended(job, "failed")
+
+    def look(self, source: Source) -> None:
+        """Reads the new rows of the trainings at work."""
+        for child in self.running:
+            for row in fresh(child):
+                if "val/accuracy" in row:
+                    child.row = {key: value for key, value in row.items() if key.startswith("val/")}
+                    if not child.pruned and source.stops(child.job, row):
+                        child.pruned = True
+                        child.process.send_signal(signal.SIGTERM)
+
+    def send(self, number: int) -> None:
+        """A signal to every training, and with SIGKILL to its own children."""
+        for child in self.running:
+            with contextlib.suppress(ProcessLookupError):
+                if number == signal.SIGKILL:
+                    os.killpg(child.process.pid, number)
+                else:
+                    child.process.send_signal(number)
+
+
+def fresh(child: Child) -> list[dict[str, Any]]:
+    """The rows that a training wrote since the last look."""
+    path, rows = child.job.run.metrics, []
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        size = path.stat().st_size
+        child.read = child.read if child.read <= size else 0  # who goes on from a checkpoint writes its file anew
+        file.seek(child.read)
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            child.read += len(line)
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    for row in rows:
+        child.step = max(child.step, row.get("step", 0))
+        child.first = child.step if child.first is None else child.first
+    return rows
+
+
+def resident(process: int) -> int:
+    """Bytes of memory of a process and its children."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process(process)
+        for each in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += each.memory_info().rss
+    return total
+
+
+def tail(file: Path, lines: int = TAIL) -> str:
+    """The end of a text file."""
+    with contextlib.suppress(OSError):
+        return "\n".join(file.read_text(errors="replace").rstrip().splitlines()[-lines:])
+    return ""

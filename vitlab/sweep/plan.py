@@ -1,0 +1,321 @@
+"""A sweep: every cell of a question composed, checked and built before its first run starts."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitlab.config.build import assemble, build
+from vitlab.config.check import check, locate
+from vitlab.config.compose import compose
+from vitlab.config.errors import ConfigError, Node
+from vitlab.config.identity import cell_identity, identity, slug
+from vitlab.config.overrides import key_of, merged, quoted
+from vitlab.data.dataset import DatasetMissing
+from vitlab.evaluation import probe
+from vitlab.model import count
+from vitlab.model.meta import shadow, zeroed
+from vitlab.storage.metrics import SHOTS
+from vitlab.storage.run import find
+from vitlab.sweep.job import Job
+from vitlab.sweep.question import BASELINE, FIRST, Cell, Question, source_of
+from vitlab.system.distributed import alone
+from vitlab.training import pretrained
+from vitlab.training.checks import examine
+from vitlab.training.optimizer import build_optimizer
+from vitlab.training.pretrained import Source, to_come
+
+FOLDER = "sweeps"  # of the answers, in the folder of all runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A cell that can be trained.
+
+    Args:
+        name: of the cell.
+        overrides: what gives it.
+        identity: what its runs have in common, whatever their seed.
+        baseline: whether the others are compared with it.
+        config: of its first seed.
+        choices: option of each group.
+        steps: of a training.
+        images: that a training sees.
+        parameters: of the model.
+        flops_per_image: of a forward pass.
+        training_flops: of all forward and backward passes.
+        arm: that it stands for, if validation chooses it.
+        shape: image size, channels and number of classes.
+        classes: their names.
+        first: whose run of the same seed it starts from.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    identity: str
+    baseline: bool
+    config: Node
+    choices: Mapping[str, str]
+    steps: int
+    images: int
+    parameters: int
+    flops_per_image: int
+    training_flops: int
+    arm: str
+    shape: Mapping[str, Any]
+    classes: tuple[str, ...]
+    first: "Checked | None" = None
+
+    def weights(self) -> Source:
+        """What its training will leave, without memory."""
+        model = shadow(build(self.config["model"], patch=self.config["patch"]["size"]), **self.shape)
+        return to_come(self.job(0).run.best, model, self.shape["image_size"], self.classes)
+
+    def job(self, seed: int) -> Job:
+        """One run of it."""
+        config: Node = {**self.config, "seed": seed}
+        name = f"{slug(config, dict(self.choices))}-{identity(config)}"
+        run, after, words = find(config["system"]["runs"], name), None, (*self.overrides, f"seed={seed}")
+        if self.first is not None:
+            after = self.first.job(seed).run
+            words = merged(words, begin(after.folder, self.first.identity))
+        return Job(name=self.name, seed=seed, words=words, run=run, steps=self.steps, after=after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A question whose every cell has been checked.
+
+    Args:
+        question: what is asked.
+        words: overrides of every cell that were given with it.
+        cells: the baseline first, where no arm is the same.
+        first: what is trained before them.
+    """
+
+    question: Question
+    words: tuple[str, ...]
+    cells: tuple[Checked, ...]
+    first: tuple[Checked, ...] = ()
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every run: seed by seed, so that an early end leaves whole comparisons; of a seed the longest first.
+
+        What others start from stands before them.
+        """
+        cells = sorted(self.cells, key=lambda cell: -cell.images * cell.flops_per_image)
+        each = [cell.job(seed) for seed in self.question.seeds for cell in (*self.first, *cells)]
+        return list({job.run.folder: job for job in each}.values())  # two arms may have a cell in common
+
+    @property
+    def runs(self) -> Path:
+        """The folder of all runs."""
+        return Path(self.cells[0].config["system"]["runs"])
+
+    @property
+    def folder(self) -> Path:
+        """Where the answer is written."""
+        return folder(self.runs, self.question, self.words)
+
+    def record(self) -> dict[str, Any]:
+        """What is kept of it beside the answer, which is made anew from it and the store, without torch or Hydra."""
+        asked = self.question
+        return {
+            "name": asked.name,
+            "file": str(asked.file),
+            "scale": asked.scale,
+            "words": list(self.words),
+            "question": asked.question,
+            "source": asked.source,
+            "metric": asked.metric,
+            "x": asked.x,
+            "expect": asdict(asked.expect) if asked.expect.says or asked.expect.numbers else None,
+            "seeds": list(asked.seeds),
+            "baseline": next(cell.arm for cell in self.cells if cell.baseline),
+            "cells": {cell.name: told(cell) for cell in self.cells},
+            **({"first": {cell.name: told(cell) for cell in self.first}} if self.first else {}),
+        }
+
+
+def told(cell: Checked) -> dict[str, Any]:
+    """What is kept of a cell."""
+    return {"cell": cell.identity, "overrides": list(cell.overrides), "arm": cell.arm}
+
+
+def begin(weights: Path | str, origin: str) -> tuple[str, str]:
+    """Overrides of a training that starts from the run of its own seed."""
+    return f"init={quoted(weights)}", f"init.origin={quoted(origin)}"
+
+
+def folder(runs: Path, question: Question, words: Sequence[str]) -> Path:
+    """Where a sweep's answer is written: the same words, the same folder."""
+    name = "-".join(word for word in (question.name, question.scale) if word)
+    counted = sorted(word for word in words if not word.startswith(("system.", "tracking")))
+    if counted:
+        name += "-" + hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:6]
+    return runs / FOLDER / name
+
+
+def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = False) -> Plan:
+    """Composes, checks and builds every cell; reads each dataset once, and writes nothing.
+
+    Args:
+        question: what is asked.
+        words: overrides of every cell.
+        elsewhere: whether other machines train it: a published dataset may be missing, and the memory too small.
+
+    Raises:
+        ConfigError: a cell that cannot be, with its name, its line and the reason.
+    """
+    words = tuple(words)
+    images: dict[str, tuple[int, int]] = {}
+    costs: dict[str, tuple[int, int, int]] = {}
+    tracked = (f"tracking.sweep={question.name}",)
+
+    def checked(cell: Cell, first: Mapping[str, Checked]) -> Checked:
+        source = first[name] if (name := source_of(cell.overrides)) is not None else None
+        try:
+            cell = replace(cell, overrides=(*cell.overrides, *tracked))
+            found = check_cell(cell, question.seeds[0], images, costs, source, elsewhere=elsewhere)
+        except (ValueError, OSError) as error:
+            where = f"{question.file}, line {cell.line}, {cell.name}"
+            raise ConfigError(
+                f"{where}: {error}" if cell.name != BASELINE else f"{where} of all cells: {error}"
+            ) from error
+        return found
+
+    cells = question.cells(words)
+    first: dict[str, Checked] = {}
+    for name, overrides in question.first.items():
+        before = merged(
+            (word for word in merged(question.baseline, words) if not key_of(word).startswith("init")), overrides
+        )
+        line = question.lines.get(f"first.{name}", 1)
+        first[name] = checked(Cell(name=FIRST + name, overrides=before, line=line, arm=name), first)
+    arms: dict[str, list[Checked]] = {}
+    for cell in cells:
+        one = checked(cell, first)
+        if (of := SHOTS.fullmatch(question.metric)) and int(of[1]) not in one.config["fit"]["shots"]:
+            raise ConfigError(
+                f"{question.file}, line {question.lines['metric']}: metric: {question.metric}: {cell.name} has"
+                f' fit.shots={one.config["fit"]["shots"]}, and will not report it: add "fit.shots=[{of[1]}]" to'
+                " the baseline"
+            )
+        arms.setdefault(cell.arm, []).append(one)
+    found: dict[frozenset[str], list[Checked]] = {}
+    for arm, its in arms.items():
+        key = frozenset(one.identity for one in its)
+        same = found.get(key)
+        if same is not None and not (same[0].arm == BASELINE or same[0].arm.startswith(f"{BASELINE}, ")):
+            line = next(cell.line for cell in cells if cell.arm == arm)
+            raise ConfigError(
+                f"{question.file}, line {line}: {arm} and {same[0].arm} are the same training: leave one out"
+            )
+        found[key] = its if same is None else [replace(one, baseline=same[0].baseline) for one in its]
+    return Plan(
+        question=question, words=words, cells=tuple(itertools.chain(*found.values())), first=tuple(first.values())
+    )
+
+
+def check_cell(
+    cell: Cell,
+    seed: int,
+    images: dict[str, tuple[int, int]],
+    costs: dict[str, tuple[int, int, int]],
+    first: Checked | None = None,
+    *,
+    elsewhere: bool = False,
+) -> Checked:
+    """A cell, checked as its training would be, without memory for its weights.
+
+    Args:
+        cell: what to compose.
+        seed: one of its seeds.
+        images: training images of each dataset that was read before, and those of its smallest class.
+        costs: parameters, and FLOPs of an image forward and backward, of each model that was built before.
+        first: whose weights it starts from, which are yet to come.
+        elsewhere: whether it is trained elsewhere.
+
+    Raises:
+        ValueError: what cannot be.
+        OSError: a dataset that is not there.
+    """
+    words = (*cell.overrides, f"seed={seed}")
+    if first is not None:
+        words = merged(words, begin(first.job(seed).run.folder, first.identity))
+    node, choices = compose(words)
+    config = check(node)
+    key, of_data = json.dumps(config["dataset"], sort_keys=True), config["dataset"]
+    try:
+        data = build(of_data)
+        if key not in images:
+            labels = data.splits()["train"].labels
+            images[key] = len(labels), probe.fewest(labels, data.classes)[0]
+    except DatasetMissing:
+        kind, options = locate(of_data["_target_"]), {k: v for k, v in of_data.items() if k != "_target_"}
+        if not elsewhere or (found := kind.planned(**options)) is None:
+            raise
+        data, many = found
+        images[key] = many, many // len(data.classes)  # as if they were even
+    parts = assemble({k: v for k, v in config.items() if k != "dataset"}) | {"dataset": data}
+    fit, make = parts["fit"], parts["model"]
+    kinds = ("model", "init", "dataset", "augment", "optimizer", "fit", "system", "tracking")
+    taken = {kind: parts[kind] for kind in kinds}
+    world = alone("cuda" if torch.cuda.is_available() and parts["system"].device != "cpu" else "cpu")
+    train, smallest = images[key]
+    shape = {"image_size": data.shape, "channels": data.channels, "classes": len(data.classes)}
+    source = first.weights() if first else None if elsewhere else parts["init"].read()
+    steps, steps_per_epoch = examine(
+        **taken, source=source, world=world, train=train, smallest=smallest, here=not elsewhere
+    )
+    model = shadow(make, **shape)
+    updates = build_optimizer(parts["optimizer"], model, layer_decay=fit.layer_decay, scale=fit.lr_factor())
+    parts["schedule"].start(updates, steps, steps_per_epoch)
+    frozen = parts["init"].freeze
+    if (of := json.dumps([config["model"], config["patch"], str(shape), frozen], sort_keys=True)) not in costs:
+        costs[of] = (count.parameters(model), *flops(make, shape, frozen))
+    parameters, forward, backward = costs[of]
+    images_seen = steps * fit.batch_size
+    return Checked(
+        name=cell.name,
+        overrides=cell.overrides,
+        identity=cell_identity(config),
+        baseline=cell.arm == BASELINE,
+        arm=cell.arm,
+        first=first,
+        shape=shape,
+        classes=data.classes,
+        config=config,
+        choices=choices,
+        steps=steps,
+        images=images_seen,
+        parameters=parameters,
+        flops_per_image=forward,
+        training_flops=images_seen * (forward + backward),
+    )
+
+
+def flops(make: partial, shape: Mapping[str, Any], frozen: bool = False) -> tuple[int, int]:
+    """FLOPs of an image, forward and backward, in a model of any depth from its first blocks.
+
+    On a square image all are alike, else every other.
+    """
+    depth, image = make.keywords["depth"], (shape["channels"], *shape["image_size"])
+    turn = len(set(shape["image_size"]))  # of blocks that differ: those along rows from those along columns
+    few = turn - depth % turn
+    counted = []
+    for blocks in (few, few + turn):
+        model = zeroed(make, **{**shape, "depth": min(depth, blocks)})
+        if frozen:
+            pretrained.freeze(model)
+        counted.append(count.passes(model, image))
+    less, more = counted
+    forward, backward = (a + (depth - few) // turn * (b - a) for a, b in zip(less, more, strict=True))
+    return forward, backward

@@ -1,0 +1,104 @@
+"""What is seen of a sweep at work: a live table in a terminal, plain lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitlab.sweep.job import Child, Job
+
+QUIET = 30.0  # seconds between two lines of progress where no table can be drawn
+
+
+class Board:
+    """A live table in a terminal; plain lines elsewhere.
+
+    Args:
+        before: runs of the sweep that were finished when it began.
+    """
+
+    def __init__(self, before: int = 0, write: Callable[[str], object] = print):
+        self.before = before
+        self.write = write
+        self.live: Any = None
+        self.counts = {"finished": 0, "failed": 0, "pruned": 0}
+        self.began = self.spoke = time.monotonic()
+
+    def __enter__(self) -> "Board":
+        if sys.stdout.isatty():
+            from rich.live import Live
+
+            self.live = Live(auto_refresh=False, transient=True)
+            self.live.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.__exit__(None, None, None)
+            self.live = None
+
+    def say(self, line: str) -> None:
+        if self.live is not None:
+            self.live.console.print(line, markup=False, highlight=False)
+        else:
+            self.write(line)
+
+    def done(self, job: "Job", status: str) -> None:
+        self.counts[status] += 1
+        said = ""
+        if status == "finished":
+            with contextlib.suppress(ValueError, KeyError):
+                result = job.run.result()
+                said = f"  validation {result['val/accuracy']:.2%}, {result['seconds']:.0f} s"
+        self.say(f"{status:<8}  {job}{said}")
+
+    def show(self, running: "Sequence[Child]", total: int) -> None:
+        ended = sum(self.counts.values())
+        share = ended + sum(child.share for child in running)
+        passed = time.monotonic() - self.began
+        left = f", about {span(passed / share * (total - share))} left" if share > 0.2 and passed > 5 else ""
+        queued = total - ended - len(running)
+        head = f"{ended + self.before} of {total + self.before} done, {len(running)} running, {queued} queued"
+        head += "".join(f", {self.counts[key]} {key}" for key in ("failed", "pruned") if self.counts[key])
+        if self.live is not None:
+            self.live.update(self.table(f"{head}   {span(passed)}{left}", running), refresh=True)
+        elif time.monotonic() - self.spoke > QUIET:
+            self.spoke = time.monotonic()
+            at = "; ".join(f"{child.job} {child.share:.0%}" for child in running)
+            self.write(f"{head}{left}: {at}")
+
+    def table(self, head: str, running: "Sequence[Child]") -> Any:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(head), title_justify="left", box=None, pad_edge=False)
+        for name in ("cell", "seed", "on", "", "validation", "left"):
+            table.add_column(name)
+        for child in running:
+            left = child.left()
+            accuracy = f"{child.row['val/accuracy']:.2%}" if child.row else ""
+            table.add_row(
+                Text(child.job.name),
+                str(child.job.seed),
+                child.slot.name,
+                ProgressBar(total=1.0, completed=child.share, width=24),
+                accuracy,
+                "" if left is None else span(left),
+            )
+        return table
+
+
+def span(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 3 min 20 s, 2 h 5 min, 3 days 4 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    if seconds < 86400:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    whole = timedelta(seconds=seconds)
+    return f"{whole.days} days {whole.seconds // 3600} h"

@@ -1,0 +1,173 @@
+"""A question: the YAML of a sweep, typed, refused with its line, and unfolded into cells."""
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vitlab.config.overrides import key_of, merged, several
+
+FIRST = "first/"  # before the name of what is trained before the arms
+BASELINE = "baseline"  # the cell's name where no arm is the same
+
+
+class WrongFile(ValueError):
+    """A sweep file that cannot be; the message says which line, why, and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expect:
+    """What the source of a question reports.
+
+    Args:
+        says: in words.
+        of: what the numbers are of.
+        numbers: by name of the arm; accuracies in percent.
+    """
+
+    says: str = ""
+    of: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimension:
+    """One key of a search: a range of numbers, even or even in the logarithm, or a list of values."""
+
+    key: str
+    kind: Literal["uniform", "log", "int", "choice"]
+    values: tuple[str, ...]  # two ends, or the choices, as they would be typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """A search for the best configuration by validation.
+
+    Args:
+        method: how the next trial is chosen.
+        trials: how many.
+        space: what is searched.
+        prune: which rule ends a trial early: median of the others at the same epoch, or asynchronous successive halving
+            (Li et al. 2020).
+    """
+
+    method: Literal["tpe", "random", "grid", "sobol"]
+    trials: int
+    space: tuple[Dimension, ...]
+    prune: Literal["median", "asha", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One configuration of a sweep without its seed: what is typed after `vitlab train` to get it."""
+
+    name: str
+    overrides: tuple[str, ...]
+    line: int  # of the arm in the file
+    arm: str  # that it stands for, if validation chooses it of the arm's cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A sweep at one of its scales.
+
+    Args:
+        file: where it was read.
+        question: in words.
+        source: paper and table; empty for a question of one's own.
+        baseline: overrides of every cell, which the arms are compared with.
+        arms: name -> overrides: each differs from the baseline in its own way. An override of several values, `a=1,2`,
+            is one whose value validation chooses for that arm alone.
+        first: name -> overrides of what is trained before the arms, seed by seed: the baseline's, but for its `init`.
+            An arm starts from one with `init=first/NAME`.
+        axes: key -> values: every combination, of every arm.
+        seeds: of each cell.
+        metric: what is reported; configurations and checkpoints are chosen by validation whatever it is.
+        x: what the figure's axis is: a configuration key or a cost; None is the arms' names.
+        expect: what the source reports.
+        search: what is searched instead of, or besides, arms and axes.
+        scale: name of the scale; empty where the file has none.
+        takes: how long that takes, and where, in words.
+        lines: line of each key, such as `arms.p1`.
+    """
+
+    file: Path
+    question: str
+    source: str
+    baseline: tuple[str, ...]
+    arms: Mapping[str, tuple[str, ...]]
+    first: Mapping[str, tuple[str, ...]]
+    axes: Mapping[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+    metric: str
+    x: str | None
+    expect: Expect
+    search: Search | None
+    scale: str
+    takes: str
+    lines: Mapping[str, int]
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    def cells(self, words: Iterable[str] = ()) -> list[Cell]:
+        """The baseline; and every arm, the baseline's own values among them, at every point of the axes.
+
+        Args:
+            words: overrides of every cell.
+
+        Raises:
+            WrongFile: a word that is about what the sweep varies.
+        """
+        words = tuple(words)
+        varied = {key_of(word) for arm in self.arms.values() for word in arm} | set(self.axes)
+        varied |= {each.key for each in self.search.space} if self.search else set()
+        for word in words:
+            if key_of(word) in varied:
+                raise WrongFile(f"{word}: that is what {self.name} varies: leave it out, or write a sweep of your own")
+            if key_of(word) == "seed":
+                raise WrongFile(f"{word}: a sweep has several: seeds=0,1,2")
+        fixed = merged(self.baseline, words)
+        cells = chosen_of(BASELINE, fixed, self.lines.get("baseline", 1))
+        arms: dict[str, tuple[str, ...]] = {BASELINE if self.arms else "": ()} if self.axes else {}
+        for arm, overrides in (arms | dict(self.arms)).items():
+            for point in itertools.product(*self.axes.values()):
+                values = [f"{key}={value}" for key, value in zip(self.axes, point, strict=True)]
+                short = [f"{key.rpartition('.')[2]}={value}" for key, value in zip(self.axes, point, strict=True)]
+                name = ", ".join([arm, *short] if arm else short)
+                line = self.lines.get(f"arms.{arm}", self.lines.get("axes", 1))
+                cells += chosen_of(name, merged(fixed, overrides, values), line)
+        return cells
+
+
+def chosen_of(arm: str, overrides: tuple[str, ...], line: int) -> list[Cell]:
+    """The cells of an arm, of which validation chooses one: every combination of overrides with several values."""
+    ways = [[f"{word.partition('=')[0]}={value}" for value in several(word)] for word in overrides]
+    cells = []
+    for point in itertools.product(*ways):
+        chosen = [word.partition("=") for word, way in zip(point, ways, strict=True) if len(way) > 1]
+        short = [f"{key.rpartition('.')[2]}={value}" for key, _, value in chosen]
+        cells.append(Cell(name=", ".join([arm, *short]), overrides=point, line=line, arm=arm))
+    return cells
+
+
+def slugs(names: Iterable[str]) -> dict[str, str]:
+    """Names of cells by a word for each that no shell, Hydra or W&B takes for anything else."""
+    found: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^\w.]+", "-", name).strip("-") or "arm"
+        word, number = plain, 1
+        while word in found:
+            word, number = f"{plain}-{number + 1}", number + 1
+        found[word] = name
+    return found
+
+
+def source_of(words: Iterable[str]) -> str | None:
+    """Which of what is trained first these overrides start from."""
+    starts = [word for word in words if key_of(word) in ("init", "init.weights")]
+    said = starts[-1].partition("=")[2] if starts else ""
+    return said.removeprefix(FIRST) if said.startswith(FIRST) else None

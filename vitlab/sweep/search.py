@@ -1,0 +1,383 @@
+"""Search: Optuna says which configuration is tried next and which is given up, the sweep's launcher trains it.
+
+What is searched for is the best accuracy on validation, of the first seed. The test set is not looked at until the
+search is over. The best of many trials by one validation score flatters, and the more trials, the more: so what is
+found is then trained with every seed of the question beside the baseline, and these runs are the answer.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitlab.config.overrides import merged, typed
+from vitlab.report.search import ranked, report
+from vitlab.storage.lock import Lock
+from vitlab.sweep import plan as planning
+from vitlab.sweep.job import Failure, Job, Slot
+from vitlab.sweep.local import Listed, Local
+from vitlab.sweep.plan import Checked, Plan
+from vitlab.sweep.progress import Board
+from vitlab.sweep.question import Cell, WrongFile
+from vitlab.sweep.study import (
+    REFUSED,
+    asked,
+    at,
+    derived,
+    design,
+    distribution,
+    importance,
+    load,
+    optuna_or_refuse,
+    quiet,
+    sampler,
+)
+
+if TYPE_CHECKING:
+    import optuna
+
+FOUND = "best found"  # the cell's name
+WARM = 0.2  # of a training, in which none is given up: the learning rate is still rising
+ELSEWHERE = 40  # places of the rest of the space where an end that the baseline refuses is tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a search found.
+
+    Args:
+        status: 0, 1 where a training failed, or 128 + the signal that asked to leave.
+        failures: trainings that failed.
+        cells: what was found, where it is none of the plan's own cells.
+        record: what is kept of the search: method, space, trials, best, importance.
+    """
+
+    status: int
+    failures: Sequence[Failure]
+    cells: tuple[Checked, ...]
+    record: dict[str, Any]
+
+
+def run(
+    plan: Plan,
+    parts: Sequence[Slot],
+    board: Board,
+    retries: int,
+    launcher: str,
+    serial: Callable[[list[Job]], int] | None = None,
+) -> Outcome:
+    """Searches, goes on with a search that was interrupted, and trains what was found with every seed.
+
+    Args:
+        plan: its cells are trained with every seed too.
+        parts: of the machine.
+        board: shows what goes on.
+        retries: how often a failed training is started again.
+        launcher: local or serial.
+        serial: trains jobs one after the other in this process, and gives what a command would.
+
+    Raises:
+        ValueError: what cannot be searched, and why.
+        OSError: another process searches there.
+    """
+    search = asked(plan)
+    if launcher == "hydra":
+        raise ValueError("launcher=hydra: a search decides as trials end, on this machine: take launcher=local")
+    if launcher == "serial" and search.prune != "none":
+        board.say(f"prune: {search.prune} gives trainings up from outside: each in a process of its own, one at a time")
+        parts, serial = parts[:1], None
+    elif launcher != "serial":
+        serial = None
+    optuna_or_refuse()
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    logs = plan.folder / "logs"
+    with Lock(plan.folder / "search.lock"), quiet():
+        trials = Trials(plan, board)
+        trials.check_ends()
+        if serial is None:
+            local = Local(parts, logs, board, retries)
+            status, failures = local.run(trials), local.failures
+        else:
+            status, failures = one_by_one(trials, serial), []
+        found = trials.best()
+        record = trials.record(found)
+        cells = () if found is None or found.identity in {cell.identity for cell in plan.cells} else (found,)
+        outcome = Outcome(status=status, failures=failures, cells=cells, record=record)
+        if status >= 128:
+            return outcome
+        report(record, plan.folder, board.say)
+        if found is not None and not cells:
+            same = next(cell.name for cell in plan.cells if cell.identity == found.identity)
+            board.say(f"the best by validation is {same}")
+        jobs = [cell.job(seed) for seed in plan.question.seeds for cell in (*plan.cells, *cells)]
+        todo = [job for job in jobs if job.run.result()["status"] != "finished"]
+        board.say(f"\nwith every seed: {len(jobs)} runs; {len(jobs) - len(todo)} are finished already")
+        if serial is None:
+            last = Local(parts, logs, Board(before=len(jobs) - len(todo), write=board.write), retries)
+            code, more = last.run(Listed(todo)), last.failures
+        else:
+            code, more = serial(todo), []
+        return replace(outcome, status=max(status, code), failures=[*failures, *more])
+
+
+def one_by_one(trials: "Trials", serial: Callable[[list[Job]], int]) -> int:
+    """Trains in this process until no trial is left."""
+    status = 0
+    while (job := trials.next()) is not None:
+        if job.run.result()["status"] != "finished":
+            code = serial([job])
+            if code >= 128:
+                return code
+            status = max(status, code)
+        finished = job.run.result()["status"] == "finished"
+        trials.ended(job, "finished" if finished else "failed")
+    return status
+
+
+@dataclass(kw_only=True)
+class Work:
+    """A configuration that is being trained, and the trials that ask for it."""
+
+    trials: "list[optuna.Trial]"
+    steps: list[int] = field(default_factory=list)  # of its evaluations so far
+
+
+class Trials:
+    """The launcher's source of jobs: a study, asked and told. It is on disk after every step, and so can be killed.
+
+    A trial that a killed process left is told as failed, and its parameters are asked for again. Places count the
+    trials without these copies; a trial is called by its place.
+
+    Args:
+        plan: of the search.
+        board: is told what is refused.
+    """
+
+    def __init__(self, plan: Plan, board: Board):
+        self.plan = plan
+        self.board = board
+        self.search = asked(plan)
+        self.seed = plan.question.seeds[0]
+        self.baseline = next(cell for cell in plan.cells if cell.baseline)
+        self.distributions = {each.key: distribution(each) for each in self.search.space}
+        self.design = design(self.search, self.seed)
+        self.images: dict[str, tuple[int, int]] = {}
+        self.costs: dict[str, tuple[int, int, int]] = {}
+        self.working: dict[str, Work] = {}
+        self.study = load(plan)
+        self.recover()
+        of = self.kept()
+        self.budget = self.search.trials
+        if self.search.method == "grid" and self.design is not None:
+            self.budget = min(self.budget, len(self.design))
+        ended = [trial for trial in of.values() if trial.state.is_finished() and "refused" not in trial.user_attrs]
+        self.total = max(0, self.budget - len(ended))
+        board.before = len(ended)
+        if ended:
+            board.say(f"{len(ended)} of {self.budget} trials are done already")
+
+    # What is there.
+
+    def kept(self) -> "dict[int, optuna.trial.FrozenTrial]":
+        """The trials by their places; of one that was asked for again, the copy."""
+        found: dict[int, Any] = {}
+        place = 0
+        for trial in self.study.get_trials(deepcopy=False):
+            again = trial.user_attrs.get("again")
+            found[place if again is None else again] = trial
+            place += again is None
+        return dict(sorted(found.items()))
+
+    def recover(self) -> None:
+        """Asks again for what a killed process was at."""
+        from optuna.trial import TrialState
+
+        there = self.study.get_trials(deepcopy=False)
+        copied = {trial.user_attrs.get("of") for trial in there}
+        places = {trial.number: place for place, trial in self.kept().items()}
+        for trial in there:
+            if trial.state == TrialState.RUNNING:
+                if trial.number not in copied:  # killed between the two, it is copied but still running
+                    whole = set(trial.params) == set(self.distributions)
+                    params = trial.params if whole else trial.system_attrs.get("fixed_params", {})
+                    again = {"again": places[trial.number], "of": trial.number}
+                    self.study.enqueue_trial(params, user_attrs=again)
+                self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def check_ends(self) -> None:
+        """Tries every choice and both ends of every range in the baseline, so that no trial is the first to find a
+        mistake; what the baseline refuses may do with other values of the rest, of which some are tried.
+
+        Raises:
+            ValueError: an end that cannot be anywhere.
+        """
+        for dimension in self.search.space:
+            for value in dimension.values:
+                if dimension.kind in ("uniform", "log"):
+                    value = repr(float(value))
+                try:
+                    self.check(f"{dimension.key}={value}", {dimension.key: value})
+                except (ValueError, OSError) as error:
+                    if isinstance(error, OSError) or not self.elsewhere(dimension.key, value):
+                        file, lines = self.plan.question.file, self.plan.question.lines
+                        line = lines.get(f"search.space.{dimension.key}", lines.get("search", 1))
+                        raise WrongFile(f"{file}, line {line}, {dimension.key}={value}: {error}") from error
+
+    def elsewhere(self, key: str, value: str) -> bool:
+        """Whether a value can be anywhere in the space."""
+        others = [each for each in self.search.space if each.key != key]
+        if not others:
+            return False
+        random = np.random.default_rng(0)
+        for _ in range(ELSEWHERE):
+            point = {each.key: at(each, float(random.random())) for each in others}
+            with suppress(ValueError, OSError):
+                self.check(key, {**point, key: value})
+                return True
+        return False
+
+    def check(self, name: str, params: dict[str, Any]) -> Checked:
+        overrides = merged(self.baseline.overrides, typed(params))
+        cell = Cell(name=name, overrides=overrides, line=self.plan.question.lines.get("search", 1), arm=name)
+        return planning.check_cell(cell, self.seed, self.images, self.costs)
+
+    # What the launcher asks.
+
+    def next(self) -> Job | None:
+        """The next trial's training.
+
+        Raises:
+            ValueError: none of the first trials can be.
+        """
+        while (asked := self.ask()) is not None:
+            place, trial = asked
+            name = f"trial {place}"
+            try:
+                checked = self.check(name, trial.params)
+            except (ValueError, OSError) as error:
+                self.refuse(name, trial, error)
+                continue
+            job = checked.job(self.seed)
+            trial.set_user_attr("cell", checked.identity)
+            trial.set_user_attr("run", job.run.folder.name)
+            if checked.identity in self.working:
+                self.working[checked.identity].trials.append(trial)
+                continue
+            self.working[checked.identity] = Work(trials=[trial])
+            if self.search.prune != "none" and job.run.result()["status"] == "pruned":
+                self.board.done(job, "pruned")
+                self.ended(job, "pruned")
+                continue
+            return job  # one that is finished, as an earlier trial or in another sweep, is not trained again
+        return None
+
+    def ask(self) -> "tuple[int, optuna.Trial] | None":
+        """A trial and its place: one to be trained again, or a new one where there is room."""
+        from optuna.trial import TrialState
+
+        kept = self.kept()
+        waiting = [(trial.number, place) for place, trial in kept.items() if trial.state == TrialState.WAITING]
+        _, place = min(waiting, default=(0, len(kept)))  # Optuna takes the one of the lowest number
+        if not waiting:
+            refused = sum("refused" in trial.user_attrs for trial in kept.values())
+            if place - refused >= self.budget or refused >= REFUSED * self.search.trials:
+                return None
+            if self.design is not None:
+                if place >= len(self.design):
+                    return None
+                self.study.enqueue_trial(self.design[place])
+        self.study.sampler = sampler(self.search, self.seed, place)
+        return place, self.study.ask(self.distributions)
+
+    def refuse(self, name: str, trial: "optuna.Trial", error: Exception) -> None:
+        from optuna.trial import TrialState
+
+        trial.set_user_attr("refused", str(error))
+        self.study.tell(trial, state=TrialState.FAIL)
+        self.board.say(f"refused   {name} ({' '.join(typed(trial.params))}): {error}")
+        kept = self.kept().values()
+        all_ = self.design is not None and len(kept) >= len(self.design)
+        if (len(kept) >= REFUSED or all_) and all("refused" in each.user_attrs for each in kept):
+            raise ValueError(f"every one of the first {len(kept)} trials was refused, the last: {error}")
+
+    def stops(self, job: Job, row: dict[str, Any]) -> bool:
+        """Whether a trial is given up after this evaluation, by its accuracy on validation alone."""
+        work = next((work for work in self.working.values() if self.trained_for(work, job)), None)
+        if work is None or self.search.prune == "none":
+            return False
+        self.note(work, row)
+        return row.get("step", job.steps) >= WARM * job.steps and work.trials[0].should_prune()
+
+    def note(self, work: Work, row: dict[str, Any]) -> None:
+        """Keeps what an evaluation said, under its number; who goes on from a checkpoint says some of it again."""
+        if not isinstance(value := row.get("val/accuracy"), int | float):
+            return
+        step = int(row.get("step", 0))
+        if step not in work.steps:
+            work.steps.append(step)
+            work.trials[0].report(float(value), len(work.steps))
+
+    def trained_for(self, work: Work, job: Job) -> bool:
+        return work.trials[0].user_attrs.get("run") == job.run.folder.name
+
+    def ended(self, job: Job, status: str) -> None:
+        """Tells the study, for every trial that asked for this training."""
+        from optuna.trial import TrialState
+
+        found = next((item for item in self.working.items() if self.trained_for(item[1], job)), None)
+        if found is None:
+            return
+        identity, work = found
+        del self.working[identity]
+        for row in job.run.rows() if status in ("finished", "pruned") else ():
+            self.note(work, row)
+        result = job.run.result() if status in ("finished", "pruned") else {}
+        value = result.get("val/accuracy")
+        for number, trial in enumerate(work.trials):
+            if status == "finished" and isinstance(value, int | float):
+                self.study.tell(trial, float(value))
+            elif status == "pruned":
+                if isinstance(value, int | float) and (number or not work.steps):
+                    trial.report(float(value), len(work.steps) or 1)
+                self.study.tell(trial, state=TrialState.PRUNED)
+            else:
+                self.study.tell(trial, state=TrialState.FAIL)
+            if number:
+                self.total -= 1  # the board does not count it
+
+    # What came of it.
+
+    def best(self) -> Checked | None:
+        """The configuration of the best finished trial; of equal ones the first."""
+        from optuna.trial import TrialState
+
+        finished = [trial for trial in self.kept().values() if trial.state == TrialState.COMPLETE]
+        if not finished:
+            return None
+        return self.check(FOUND, max(finished, key=lambda trial: trial.value or 0.0).params)
+
+    def record(self, found: Checked | None) -> dict[str, Any]:
+        """What is kept of the search beside its answer."""
+        lines = []
+        for place, trial in self.kept().items():
+            state = {"COMPLETE": "finished", "FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+            line = {
+                "number": place,
+                "params": dict(trial.params),
+                "value": trial.value,
+                "state": "refused" if "refused" in trial.user_attrs else state,
+                "run": trial.user_attrs.get("run"),
+            }
+            lines.append(line | {"reason": trial.user_attrs["refused"]} if "refused" in trial.user_attrs else line)
+        finished = ranked({"trials": lines})
+        return {
+            "method": self.search.method,
+            "prune": self.search.prune,
+            "asked": self.search.trials,
+            "space": [asdict(each) for each in self.search.space],
+            "trials": lines,
+            "best": finished[0] | {"overrides": list(found.overrides)} if finished and found else None,
+            "importance": importance(self.study, derived(self.seed)),
+        }

@@ -1,0 +1,200 @@
+"""The Optuna study of a search: its distributions, sampler, pruner and storage."""
+
+import itertools
+import json
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitlab.sweep.plan import Plan
+from vitlab.sweep.question import Dimension, Search
+
+if TYPE_CHECKING:
+    import optuna
+REFUSED = 10  # the first so many trials all refused end a search, and so do that many times its trials in all
+PEERS = 5  # finished trials that the median is taken of before a trial is given up
+REDUCTION = 3  # one of so many goes on at each rung of successive halving
+ENOUGH = 5  # finished trials before anything is said about importance
+
+
+def asked(plan: Plan) -> Search:
+    search = plan.question.search
+    if search is None or not search.space:
+        raise ValueError(f"{plan.question.file}: search.space is empty: name what is searched, KEY: log: [1e-4, 1e-2]")
+    return search
+
+
+def optuna_or_refuse() -> None:
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise ValueError("a search needs Optuna, which is not installed: uv sync --extra optuna") from None
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Optuna says nothing of its own, not even which of its arguments are new."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def distribution(dimension: Dimension) -> "optuna.distributions.BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    values = dimension.values
+    if dimension.kind == "choice":
+        return CategoricalDistribution(values)
+    if dimension.kind == "int":
+        return IntDistribution(int(values[0]), int(values[1]))
+    return FloatDistribution(float(values[0]), float(values[1]), log=dimension.kind == "log")
+
+
+def derived(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def sampler(search: Search, seed: int, place: int) -> "optuna.samplers.BaseSampler":
+    """Who chooses the trial of this place. A new one for each, so that what it chooses hangs on the seed, the place
+    and the trials before it, and not on how often the search was interrupted."""
+    from optuna.samplers import RandomSampler, TPESampler
+
+    of = derived(seed, place)
+    if search.method == "tpe":  # with a liar, for trials at work are taken as bad: others are not sent there too
+        return TPESampler(seed=of, multivariate=True, constant_liar=True)
+    return RandomSampler(seed=of)
+
+
+def design(search: Search, seed: int) -> list[dict[str, Any]] | None:
+    """The trials that are known beforehand: a grid in random order, or a scrambled Sobol sequence (Owen 1998).
+
+    Optuna's own samplers for these draw the first trials, and every choice from a list, at random instead.
+    """
+    space = search.space
+    if search.method == "grid":
+        points = list(itertools.product(*(each.values for each in space)))
+        order = np.random.default_rng(derived(seed)).permutation(len(points))
+        return [dict(zip((each.key for each in space), points[i], strict=True)) for i in order]
+    if search.method == "sobol":
+        from scipy.stats import qmc
+
+        wanted = 2 * search.trials + REFUSED  # some are refused
+        sobol = qmc.Sobol(len(space), rng=np.random.default_rng(derived(seed)))
+        return [
+            {each.key: at(each, float(share)) for each, share in zip(space, row, strict=True)}
+            for row in sobol.random_base2(int(np.ceil(np.log2(wanted))))
+        ]
+    return None
+
+
+def at(dimension: Dimension, share: float) -> Any:
+    """The value of a dimension at this share of its length, from 0 to less than 1."""
+    values = dimension.values
+    if dimension.kind == "choice":
+        return values[int(share * len(values))]
+    if dimension.kind == "int":
+        low, high = map(int, values)
+        return low + int(share * (high - low + 1))
+    low, high = map(float, values)
+    if dimension.kind == "log":
+        return min(high, max(low, float(np.exp(np.log(low) + share * (np.log(high) - np.log(low))))))
+    return low + share * (high - low)
+
+
+def pruner(rule: str) -> "optuna.pruners.BasePruner":
+    from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
+
+    if rule == "median":
+        return MedianPruner(n_startup_trials=PEERS)
+    if rule == "asha":
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
+    return NopPruner()
+
+
+class Alone:
+    """No lock: `search.lock` is held, which the kernel lets go when this process is killed."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+def mend(path: Path) -> None:
+    """Takes away the line that a killed process left half-written."""
+    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+        with path.open("rb+") as file:
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def load(plan: Plan) -> "optuna.Study":
+    """The study, new or gone on with; for the holder of `search.lock`.
+
+    Raises:
+        ValueError: the file is damaged, or holds another search.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+    search, path = asked(plan), plan.folder / "study.log"
+    mend(path)
+    try:
+        storage = JournalStorage(JournalFileBackend(str(path), lock_obj=Alone()))  # ty: ignore[invalid-argument-type]
+        study = optuna.create_study(
+            study_name="search",
+            storage=storage,
+            direction="maximize",
+            pruner=pruner(search.prune),
+            load_if_exists=True,
+        )
+        study.get_trials(deepcopy=False)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error!r}): move it away; finished trainings are not trained again"
+        ) from error
+    mine = json.dumps(
+        {
+            "method": search.method,
+            "seed": plan.question.seeds[0],
+            "space": {each.key: [each.kind, *each.values] for each in search.space},
+            "baseline": next(cell.identity for cell in plan.cells if cell.baseline),
+        }
+    )
+    if (there := study.user_attrs.get("of")) is None:
+        study.set_user_attr("of", mine)
+    elif there != mine:
+        was, now = json.loads(there), json.loads(mine)
+        odd = next((key for key in now if was.get(key) != now[key]), "space")
+        raise ValueError(
+            f"{path} holds a search with another {odd} ({was.get(odd)}, and now {now[odd]}): move that file away to"
+            " search anew, finished trainings are not trained again; or give the sweep file another name"
+        )
+    return study
+
+
+def importance(study: "optuna.Study", seed: int) -> dict[str, float]:
+    """The share of the variance of the finished trials that each hyper-parameter explains (fANOVA, Hutter et al.
+    2014); empty where there are too few trials or too little variance to say."""
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+    from optuna.trial import TrialState
+
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(finished) < ENOUGH or len(finished[0].params) < 2 or len({trial.value for trial in finished}) < 2:
+        return {}
+    try:
+        found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed))
+    except (ValueError, RuntimeError, ArithmeticError, ImportError):
+        return {}
+    return {key: float(value) for key, value in found.items() if np.isfinite(value)}

@@ -1,0 +1,40 @@
+"""How much memory there is, and what does not fit refused."""
+
+import os
+from pathlib import Path
+
+import torch
+
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+
+
+def machine(device: torch.device | str = "cpu") -> int:
+    """Bytes of memory: a GPU's own, else the computer's, or what a container is allowed of it."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    said = [Path(file).read_text().strip() for file in LIMITS if Path(file).is_file()]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *(int(s) for s in said if s.isdecimal())])
+
+
+def hold(size: float, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
+    """Raises ValueError where `what` takes more bytes (`size`) than there are."""
+    there, where = machine(device), "this machine" if torch.device(device).type == "cpu" else str(device)
+    if size > there:
+        raise ValueError(f"{what} {spell(size)}, and {where} has {spell(there)}: {remedy}")
+
+
+def spell(size: float) -> str:
+    """Bytes in words: 17.3 TB."""
+    if size >= 10**18:
+        return "more than a million TB"
+    unit, name = next((pair for pair in ((10**12, "TB"), (10**9, "GB")) if size >= pair[0]), (10**6, "MB"))
+    return f"{size / unit:,.1f} {name}"
+
+
+def out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class OutOfMemory(RuntimeError):
+    """A batch is too large for the memory; says what to do."""

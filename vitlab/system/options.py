@@ -1,0 +1,94 @@
+"""The `system` group of the configuration: what cannot change a result."""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(kw_only=True)
+class System:
+    """What cannot change a result.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
+        workers: processes that read and augment images; auto is none for images that are held in memory on a CPU, or
+            used as they are.
+        threads: of torch on a CPU; None leaves torch's choice.
+        compile: whether the model is compiled (torch.compile), once for all models of a shape that the process trains;
+            `graphs` also records its kernels as CUDA graphs, for small models on a GPU that waits for Python.
+        parallel: how the processes that torchrun started train together. ddp: each has the whole model and a part of
+            the batch; fsdp: each has a part of every weight as well (FSDP2); auto is ddp; none refuses several.
+        activation_checkpointing: whether the backward pass computes each block's activations again instead of keeping
+            them (Chen et al. 2016): less memory, about a third more time.
+        save_minutes: a checkpoint is written at least so often; None is at evaluations alone.
+        keep_every: epochs between two checkpoints that are kept for good, as step-N.pt; None keeps none.
+        log_every: steps between two rows of metrics.jsonl.
+        profile_steps: records a trace of this many steps, into the run's folder as trace.json; 0 for none.
+        resident: whether images that are held in memory lie on the GPU, all of them, and are augmented there; auto is
+            where they take no more than a quarter of what is free. On a CPU they are where they are used.
+        cache: folder in which the images of files are kept decoded, for this training and all others that ask for it;
+            None decodes them again in every epoch.
+        runs: folder of all runs.
+        retrain: trains a finished run anew; the old folder is kept under another name.
+
+    Raises:
+        ValueError: a value that cannot be, or a device that is not there.
+    """
+
+    device: str
+    workers: int | Literal["auto"]
+    threads: int | None
+    compile: bool | Literal["graphs"]
+    parallel: Literal["auto", "none", "ddp", "fsdp"]
+    activation_checkpointing: bool
+    save_minutes: float | None
+    keep_every: float | None
+    log_every: int
+    profile_steps: int
+    resident: bool | Literal["auto"]
+    cache: str | None
+    runs: str
+    retrain: bool
+
+    def keeps(self, done: int, steps_per_epoch: float) -> bool:
+        """Whether the checkpoint after update `done` is kept for good."""
+        if self.keep_every is None:
+            return False
+        gap = max(1.0, self.keep_every * steps_per_epoch)
+        turn = round(done / gap)
+        return turn > 0 and round(gap * turn) == done
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("workers", self.workers, 0),
+            ("threads", self.threads, 1),
+            ("log_every", self.log_every, 1),
+            ("profile_steps", self.profile_steps, 0),
+        ):
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"system.{name}={value}: must be at least {least}")
+        for name, span in (("save_minutes", self.save_minutes), ("keep_every", self.keep_every)):
+            if span is not None and not 0 < span < math.inf:
+                raise ValueError(f"system.{name}={span}: must be above 0, or null for never")
+        for name, value, most in (("workers", self.workers, 1024), ("threads", self.threads, 4096)):
+            if isinstance(value, int) and value > most:
+                raise ValueError(f"system.{name}={value}: must be at most {most:,}")
+        try:
+            device = torch.device("cpu" if self.device == "auto" else self.device)
+        except RuntimeError:
+            raise ValueError(f"system.device={self.device}: no such device; use auto, cpu, cuda or cuda:1") from None
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"system.device={self.device}: vitlab runs on cpu and cuda")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"system.device={self.device}: torch sees {torch.cuda.device_count()} CUDA devices here; use"
+                " system.device=auto or cpu"
+            )
+        gpu = device.type == "cuda" or (self.device == "auto" and torch.cuda.is_available())
+        if self.compile == "graphs" and not gpu:
+            raise ValueError("system.compile=graphs: CUDA graphs need a GPU: use system.compile=true")
+        if self.parallel == "none" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("system.parallel=none, and torchrun started several processes: use system.parallel=auto")

@@ -1,0 +1,1 @@
+"""Rows, the progress line, Weights & Biases."""

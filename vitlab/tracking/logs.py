@@ -1,0 +1,44 @@
+"""The log: one file a run, and the terminal."""
+
+import logging
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+log = logging.getLogger("vitlab")
+
+
+class LogFile(logging.FileHandler):
+    """log.txt; a line for which the disk has no room is left out."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+class Console(logging.Handler):
+    """Lines to the terminal, above a progress bar where one runs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+@contextmanager
+def logging_to(file: Path | None, *, speak: bool = True) -> Generator[None]:
+    """Sends vitlab's log to the terminal and, with times, to a file."""
+    handlers: list[logging.Handler] = [Console() if speak else logging.NullHandler()]
+    if file is not None:
+        handlers.append(LogFile(file, delay=True))
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()

@@ -1,0 +1,84 @@
+"""The `tracking` group of the configuration."""
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from vitlab.data.examples import Examples
+from vitlab.evaluation.classification import Judgement
+
+log = logging.getLogger("vitlab")
+
+
+@dataclass(kw_only=True)
+class Tracking:
+    """How Weights & Biases mirrors a run.
+
+    Args:
+        mode: auto is online where the user is logged in, else offline; off leaves W&B out.
+        project: of W&B.
+        entity: user or team; None is the user's default.
+        group: runs that belong together.
+        name: None is the folder's name.
+        tags: words to filter by; none is one for each option chosen.
+        notes: a sentence about the run.
+        sweep: name of the sweep that the run is part of, which becomes a tag and W&B's job type.
+        mistakes: validation images in the table of the worst mistakes; 0 for no table.
+        confusion: whether the validation images' confusion matrix is sent.
+        histograms: whether weights and gradients are sent as histograms at each evaluation.
+        system: whether W&B watches the machine.
+        checkpoint: whether the best weights are kept as an artifact, with the run's configuration.
+
+    Raises:
+        ValueError: online without a key.
+    """
+
+    mode: Literal["auto", "online", "offline", "off"]
+    project: str
+    entity: str | None
+    group: str | None
+    name: str | None
+    tags: tuple[str, ...]
+    notes: str | None
+    sweep: str | None
+    mistakes: int
+    confusion: bool
+    histograms: bool
+    system: bool
+    checkpoint: bool
+
+    def __post_init__(self) -> None:
+        if self.mistakes < 0:
+            raise ValueError(f"tracking.mistakes={self.mistakes}: must be 0 (off) or more")
+        if self.mode == "online" and not logged_in():
+            raise ValueError(
+                "tracking=online needs a Weights & Biases key, and there is none here: run `wandb login`, or take"
+                " tracking=offline"
+            )
+
+
+def logged_in() -> bool:
+    """Whether Weights & Biases has a key for this user; asks nobody and no network."""
+    import wandb
+
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return bool(wandb.login(prompt=False))
+    except Exception as error:  # a key that its host refuses or a host that does not answer: init will say which
+        log.debug("wandb.login: %s", error)
+        return True
+
+
+@dataclass(frozen=True)
+class Views:
+    """What the best weights do on the validation images.
+
+    Args:
+        judgement: of all of them.
+        examples: the images, in the judgement's order.
+    """
+
+    judgement: Judgement
+    examples: Examples

@@ -1,0 +1,120 @@
+"""Tracking: metrics.jsonl is the source of truth, Weights & Biases its mirror, the terminal its face."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vitlab.storage.jsonl import Journal
+from vitlab.storage.run import Run
+from vitlab.tracking.options import Tracking, Views
+from vitlab.tracking.wandb_mirror import LEAVING, Mirror
+
+log = logging.getLogger("vitlab")
+QUIET = 30.0  # seconds without a line, at most, where no progress bar can be drawn
+
+
+def histogram(values: Tensor, bins: int = 64) -> tuple[Any, Any]:
+    """Counts, and the edges of as many equal widths from the least to the greatest value."""
+    return np.histogram(values.detach().float().cpu().numpy(), bins=bins)
+
+
+class Tracker:
+    """Rows to metrics.jsonl and the mirror; progress to the terminal. Entered while the training runs.
+
+    Args:
+        run: whose metrics these are.
+        tracking: how W&B mirrors them.
+        config: what W&B is told about the run.
+        steps: of the whole training.
+        start: first step of this process.
+        on: whether this process writes; one that does not, does nothing.
+    """
+
+    def __init__(self, run: Run, tracking: Tracking, config: dict[str, Any], *, steps: int, start: int, on: bool):
+        self.journal = Journal(run.metrics) if on else None
+        self.mirror = Mirror(tracking, run, config) if on else None
+        self.steps = steps
+        self.bar = tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            disable=not on or not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed} < {remaining}]",
+        )
+        self.shown: dict[str, str] = {}
+        self.spoke = time.monotonic()
+        self.histograms: dict[str, tuple[Any, Any]] = {}
+        self.waits = False  # rows, for a disk that is full
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.bar.close()
+        if self.journal:
+            self.written(self.journal.flush)
+            self.journal.close()
+        if self.mirror and kind is not None:
+            self.mirror.finish({"status": "interrupted"}, patience=0 if kind is KeyboardInterrupt else LEAVING)
+
+    def written(self, write: Callable[[], None]) -> None:
+        """Has rows written, or says once why they wait: a full disk ends no training."""
+        try:
+            write()
+        except OSError as error:
+            if not self.waits:
+                log.warning("metrics.jsonl cannot be written (%s): its rows wait in memory", error.strerror or error)
+            self.waits = True
+        else:
+            self.waits = False
+
+    def sync(self) -> None:
+        """Until every row is on the disk; raises OSError where it cannot be."""
+        if self.journal:
+            self.journal.sync()
+
+    def step(self) -> None:
+        self.bar.update()
+
+    def watch(self, model: nn.Module) -> None:
+        """Takes the weights and gradients of this step for the mirror's next row, where they are asked for."""
+        if self.mirror and self.mirror.tracking.histograms:
+            for name, parameter in model.named_parameters():
+                self.histograms[f"weights/{name}"] = histogram(parameter)
+                if parameter.grad is not None:
+                    self.histograms[f"gradients/{name}"] = histogram(parameter.grad)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """One logged step: `step`, `epoch`, `images`, `lr`, `train/loss` ... and what an evaluation adds."""
+        if not self.journal or not self.mirror:
+            return
+        self.written(partial(self.journal.add, row))
+        self.mirror.row(row | self.histograms)
+        self.histograms = {}
+        faces = {"images_per_second": ("{:,.0f} images/s", 1), "train/loss": ("loss {:.3f}", 1)}
+        faces |= {"train/accuracy": ("accuracy {:.1f} %", 100), "val/accuracy": ("validation {:.1f} %", 100)}
+        self.shown |= {key: form.format(row[key] * by) for key, (form, by) in faces.items() if key in row}
+        self.bar.set_postfix_str("  ".join(self.shown.values()), refresh=False)
+        if self.bar.disable and ("val/accuracy" in row or time.monotonic() - self.spoke > QUIET):
+            self.spoke = time.monotonic()
+            log.info("step %d/%d  %s", row["step"], self.steps, "  ".join(self.shown.values()))
+
+    @property
+    def curious(self) -> bool:
+        """Whether the mirror wants to see what the best weights do on the validation images."""
+        if self.mirror is None or not self.mirror.thread.is_alive():
+            return False
+        return bool(self.mirror.tracking.mistakes or self.mirror.tracking.confusion)
+
+    def finish(self, result: dict[str, Any], views: Views | None) -> None:
+        """Tells the mirror what came out."""
+        if self.mirror:
+            self.mirror.finish(result, views)

@@ -1,0 +1,139 @@
+"""The Weights & Biases copy of a run; a failure of it never stops a training."""
+
+import logging
+import queue
+import secrets
+import threading
+from typing import Any
+
+from vitlab.evaluation import pictures
+from vitlab.storage.files import write_whole
+from vitlab.storage.run import Run
+from vitlab.tracking.options import Tracking, Views, logged_in
+
+log = logging.getLogger("vitlab")
+LEAVING = 10.0  # seconds for the mirror when a training ends early: a scheduler gives 30 before it kills
+
+
+class Mirror:
+    """A W&B run fed from a thread: training waits for it neither at the start nor at a row, and never falls with it."""
+
+    def __init__(self, tracking: Tracking, run: Run, config: dict[str, Any]):
+        self.tracking = tracking
+        self.run = run
+        self.config = config
+        self.rows: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.summary: dict[str, Any] = {}
+        self.views: Views | None = None
+        self.thread = threading.Thread(target=self.work, name="wandb", daemon=True)
+        if tracking.mode != "off":
+            self.thread.start()
+
+    def row(self, row: dict[str, Any]) -> None:
+        if self.thread.is_alive():
+            self.rows.put(row)
+
+    def finish(self, summary: dict[str, Any], views: Views | None = None, patience: float = 60.0) -> None:
+        """Waits until everything is written, at most `patience` seconds."""
+        if self.thread.is_alive():
+            self.summary, self.views = summary, views
+            self.rows.put(None)
+            self.thread.join(patience)
+            if self.thread.is_alive():
+                log.warning("Weights & Biases is still busy after %.0f s; metrics.jsonl has everything", patience)
+
+    def work(self) -> None:
+        try:
+            with self.start() as remote:
+                while (row := self.rows.get()) is not None:
+                    remote.log({key: drawn(value) for key, value in row.items()}, step=row["step"])
+                if self.views is not None:
+                    remote.log(self.shown(self.views))
+                if self.tracking.checkpoint and self.summary.get("status") == "finished":
+                    remote.log_artifact(self.artifact())
+                remote.summary.update(self.summary)
+        except Exception as error:  # tracking must never end a training
+            log.warning("Weights & Biases failed (%s); training goes on, metrics.jsonl has everything", error)
+
+    def shown(self, views: Views) -> dict[str, Any]:
+        """The worst mistakes as a table with images, and the confusion matrix, as W&B has them."""
+        import wandb
+
+        judgement, found = views.judgement, {}
+        if self.tracking.mistakes:
+            table = wandb.Table(columns=["image", "true class", "predicted class", "probability", "index"])
+            for m in judgement.mistakes(self.tracking.mistakes):
+                image = wandb.Image(views.examples.image(m.index))
+                table.add_data(image, m.true, m.predicted, m.probability, m.index)
+            found["validation/mistakes"] = table
+        if self.tracking.confusion and len(judgement.classes) <= 100:  # W&B draws no more than 10,000 cells
+            found["validation/confusion"] = wandb.plot.confusion_matrix(
+                y_true=judgement.labels.tolist(),
+                preds=judgement.predicted.tolist(),
+                class_names=list(judgement.classes),
+                title="validation images",
+            )
+        elif self.tracking.confusion:
+            figure = pictures.confusion(judgement, "validation")
+            found["validation/confusion"] = wandb.Image(figure)
+        return found
+
+    def artifact(self) -> Any:
+        """The best weights and the configuration, which together are a model; sent from where they lie."""
+        import wandb
+
+        kept = wandb.Artifact(f"vit-{self.identity()}", type="model", metadata=self.summary)
+        for file in (self.run.best, self.run.config):
+            kept.add_file(str(file), policy="immutable")
+        return kept
+
+    def identity(self) -> str:
+        """W&B's name of this run, the same after a resume."""
+        file = self.run.folder / "wandb-id.txt"
+        if not file.exists():
+            write_whole(file, lambda part: part.write_text(secrets.token_hex(4)))
+        return file.read_text().strip()
+
+    def start(self) -> Any:
+        import wandb
+
+        offline = self.tracking.mode == "offline" or (self.tracking.mode == "auto" and not logged_in())
+        known: dict[str, Any] = {
+            "project": self.tracking.project,
+            "entity": self.tracking.entity,
+            "group": self.tracking.group,
+            "name": self.tracking.name or self.run.folder.name,
+            "tags": [*self.tracking.tags, *([f"sweep={self.tracking.sweep}"[:64]] if self.tracking.sweep else [])],
+            "job_type": "sweep" if self.tracking.sweep else "train",
+            "notes": self.tracking.notes,
+            "id": self.identity(),
+            "resume": "allow",
+            "dir": str(self.run.folder),
+            "config": self.config,
+            "reinit": "create_new",
+            "settings": wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                x_save_requirements=False,
+                x_disable_stats=not self.tracking.system,
+                init_timeout=20,
+                finish_timeout=30,
+            ),
+        }
+        try:
+            return wandb.init(mode="offline" if offline else "online", **known)
+        except wandb.Error as error:
+            if offline:
+                raise
+            log.warning("Weights & Biases is out of reach (%s): this run is tracked offline", str(error).split("\n")[0])
+            return wandb.init(mode="offline", **known)
+
+
+def drawn(value: Any) -> Any:
+    """Counts and edges as W&B's histogram; anything else as it is."""
+    if not isinstance(value, tuple):
+        return value
+    import wandb
+
+    return wandb.Histogram(np_histogram=value)

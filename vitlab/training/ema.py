@@ -1,0 +1,55 @@
+"""Weights that follow: an exponential moving average of the model's (Polyak and Juditsky 1992)."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vitlab.system.distributed import parted, shard
+
+
+class Ema:
+    """The moving average of a model's parameters; buffers are the model's own.
+
+    Args:
+        model: what is followed.
+        decay: share of the average kept at each update, 0 for no average; in the first updates it is at most
+            (1 + update) / (10 + update), so that the start is soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.parameters: list[Tensor] = list(model.parameters())
+        self.average = [p.detach().clone() for p in self.parameters] if decay else []
+
+    @torch.no_grad()
+    def update(self, update: int) -> None:
+        """Follows the model after this optimizer update, counted from 0."""
+        if self.average:
+            weight = 1 - min(self.decay, (1 + update) / (10 + update))
+            torch._foreach_lerp_([shard(a) for a in self.average], [shard(p) for p in self.parameters], weight)
+
+    @contextmanager
+    def in_place(self) -> Generator[None]:
+        """The model with the averaged weights, for evaluation and export; without an average, as it is."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        for average, parameter in zip(self.average, self.parameters, strict=False):  # no average, no swap
+            before = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(before)
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        return {"average": self.average}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        for average, saved in zip(self.average, state["average"], strict=True):
+            average.copy_(parted(saved, average))

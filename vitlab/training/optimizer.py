@@ -1,0 +1,135 @@
+"""Optimizers: parameter groups (what decays, how fast each layer learns), clipping, and Muon."""
+
+import inspect
+import math
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Adam, AdamW, Optimizer
+
+from vitlab.model.attention import Attention
+from vitlab.model.vit import ViT
+from vitlab.system.distributed import complete
+from vitlab.system.lazy_imports import spare_dynamo
+from vitlab.training.muon import Muon
+
+RANGES = {  # of what an optimizer takes, as far as numbers of 32 bits can hold its steps
+    "lr": (0, 1e30),
+    "weight_decay": (0, 1e6),
+    "betas": (0, 1),
+    "eps": (0, 1e30),
+    "momentum": (0, 1),
+    "iterations": (1, 100),
+    "r": (0, 10),
+    "weight_lr_power": (0, 10),
+}
+
+
+def decays(model: nn.Module) -> dict[str, bool]:
+    """Whether each parameter has weight decay, by name: the weights of linear layers and convolutions alone.
+
+    Biases, norms, layer scales, position tables and tokens do not decay.
+    """
+    weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    return {name: id(p) in weights for name, p in model.named_parameters()}
+
+
+def layers(model: nn.Module) -> dict[str, int]:
+    """The layer of each parameter, by name: 0 up to the first block, a number a block, then norm, pool and head."""
+    depth = len(model.blocks) if isinstance(model, ViT) else 0
+    ends = {"blocks": 1, "norm": depth + 1, "pool": depth + 1, "head": depth + 1, "objective": depth + 1}
+    found = {}
+    for name, _ in model.named_parameters():
+        part, _, rest = name.partition(".")
+        found[name] = ends.get(part, 0) + (int(rest.partition(".")[0]) if part == "blocks" else 0)
+    return found
+
+
+def matrices(model: nn.Module) -> dict[str, int]:
+    """How many hidden matrices each parameter holds, by name: 3 in a joint qkv, 1 in other layers of the blocks."""
+    held = {}
+    for module in model.blocks.modules() if isinstance(model, ViT) else ():
+        if isinstance(module, nn.Linear):
+            held.setdefault(id(module.weight), 1)
+        elif isinstance(module, Attention):
+            held[id(module.qkv.weight)] = 3
+    return {name: held.get(id(p), 0) for name, p in model.named_parameters()}
+
+
+def build_optimizer(
+    make: Callable[..., Optimizer], model: nn.Module, *, layer_decay: float = 1.0, scale: float = 1.0
+) -> Optimizer:
+    """The optimizer over the model's parameters, with torch's fused kernel where optimizer and device have it.
+
+    Args:
+        make: an optimizer without its parameters.
+        model: whose parameters are grouped.
+        layer_decay: each layer learns at this share of the rate of the one after it (Clark et al. 2020, ELECTRA).
+        scale: what the learning rate is multiplied by.
+
+    Raises:
+        ValueError: what the optimizer refuses, such as a negative learning rate.
+    """
+    decay, layer = decays(model), layers(model)
+    held = matrices(model) if getattr(make, "func", make) is Muon else dict.fromkeys(layer, 0)
+    if isinstance(model, ViT) and not model.blocks and getattr(make, "func", make) is Muon:
+        raise ValueError("optimizer=muon is for the blocks' matrices, and model.depth=0 has none: use adamw or sgd")
+    last = max(layer.values(), default=0)
+    groups: dict[tuple[bool, int, int], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # frozen
+            continue
+        key = decay[name], held[name], layer[name] if layer_decay != 1 else last
+        group = {"params": [], "matrices": key[1], "lr_scale": layer_decay ** (last - key[2])}
+        groups.setdefault(key, group if key[0] else group | {"weight_decay": 0.0})["params"].append(parameter)
+    able = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    if any(hasattr(p, "device_mesh") for p in model.parameters()):  # FSDP's parts, which not all fused kernels take
+        able = getattr(make, "func", make) in (Adam, AdamW)
+    fused = {"fused": True} if able and "fused" in inspect.signature(make).parameters else {}
+    values = getattr(make, "keywords", {})
+    try:
+        optimizer = make([groups[key] for key in sorted(groups, reverse=True)], **fused)
+    except (ValueError, AssertionError) as error:
+        said = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise ValueError(f"optimizer: {error or 'it cannot work with one of these values'} ({said})") from error
+    for name, value in values.items():
+        least, most = RANGES.get(name, (-math.inf, math.inf))
+        if not all(least <= v <= most for v in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"optimizer.{name}={value}: must be from {least:g} to {most:g}")
+    if hasattr(optimizer, "eval") and not values.get("betas", (0.9,))[0] >= 1e-6:
+        raise ValueError(f"optimizer.betas={values['betas']}: a schedule-free one divides by the first; 0.9 is usual")
+    if not optimizer.defaults["lr"] * scale <= RANGES["lr"][1]:
+        raise ValueError(
+            f"optimizer.lr={optimizer.defaults['lr']}: too much once fit.lr_scaling multiplies it by {scale:g}"
+        )
+    for group in optimizer.param_groups:
+        group["lr"] *= scale
+    getattr(optimizer, "train", lambda: None)()  # schedule-free ones start in evaluation
+    return spare_dynamo(optimizer)
+
+
+@contextmanager
+def evaluating(optimizer: Optimizer) -> Generator[None]:
+    """The weights as they are judged and kept: schedule-free optimizers train at one point and answer from another."""
+    turn = {name: getattr(optimizer, name, lambda: None) for name in ("eval", "train")}
+    turn["eval"]()
+    try:
+        yield
+    finally:
+        turn["train"]()
+
+
+def clip(model: nn.Module, norm: float | None) -> torch.Tensor:
+    """Scales the gradients down to a norm of at most `norm` over all; their norm before, without waiting for it."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    total = complete(nn.utils.get_total_norm(gradients))
+    if norm is not None:
+        nn.utils.clip_grads_with_norm_(list(model.parameters()), norm, total)
+    return total
+
+
+def learning_rate(optimizer: Optimizer) -> float:
+    return max(group["lr"] for group in optimizer.param_groups)

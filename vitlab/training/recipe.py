@@ -1,0 +1,136 @@
+"""The recipe: what a training is made of, checked before anything is written, and the batches it sees."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from vitlab.data.augment import Augment
+from vitlab.data.dataset import Dataset
+from vitlab.data.examples import Examples
+from vitlab.evaluation import probe
+from vitlab.model.vit import ViT
+from vitlab.system.distributed import World
+from vitlab.system.options import System
+from vitlab.system.precision import Precision
+from vitlab.tracking.options import Tracking
+from vitlab.training.loss import Loss
+from vitlab.training.schedule import Started
+
+
+@dataclass(kw_only=True)
+class Fit:
+    """What a recipe counts.
+
+    Args:
+        epochs: passes over the training images; or
+        steps: optimizer updates; or
+        images: training images seen.
+        batch_size: images an update, over all processes and accumulated parts.
+        accumulate: parts that a process's share of the batch is computed in, one after the other.
+        auto_accumulate: whether a batch that is too large for the memory is computed in more parts, instead of ending
+            the training; random draws (dropout) are then others than with one part. In one process.
+        clip: largest norm of the gradient; None for none.
+        on_nonfinite: what to do when the loss or the gradient is infinite or no number: stop; skip that update (a GPU
+            is then waited for in each step); or rollback to the last checkpoint's weights, with the images that come
+            next.
+        layer_decay: each layer learns at this share of the rate of the one after it; 1 for one rate.
+        lr_scaling: how optimizer.lr grows with the batch, `linear` (Goyal et al. 2017) or `sqrt` of batch_size /
+            lr_batch_size; `none` takes it as it is.
+        lr_batch_size: the batch that optimizer.lr is meant for.
+        precision: of the matrix products; auto is bf16 where the hardware has it, else fp32.
+        ema_decay: of the moving average of the weights, which is then what is evaluated and kept; 0 for none.
+        evaluate_every: epochs between two evaluations on the validation images.
+        evaluation_batch_size: images a step there.
+        patience: evaluations without a better one after which the training ends; None for never.
+        one_batch: train on the same batch again and again.
+        shots: training images a class, such as 5, that the best weights are judged by once more at the end, their
+            features frozen: `val/5-shot` and `test/5-shot` of result.json, the mean of 5 draws (`vitlab probe`).
+
+    Raises:
+        ValueError: a value that cannot be.
+    """
+
+    epochs: float | None
+    steps: int | None
+    images: int | None
+    batch_size: int
+    accumulate: int
+    auto_accumulate: bool
+    clip: float | None
+    on_nonfinite: Literal["stop", "skip", "rollback"]
+    layer_decay: float
+    lr_scaling: Literal["none", "linear", "sqrt"]
+    lr_batch_size: int
+    precision: Precision
+    ema_decay: float
+    evaluate_every: float
+    evaluation_batch_size: int
+    patience: int | None
+    one_batch: bool
+    shots: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        durations = {"fit.epochs": self.epochs, "fit.steps": self.steps, "fit.images": self.images}
+        said = [f"{key}={value}" for key, value in durations.items() if value is not None]
+        if len(said) != 1:
+            raise ValueError(f"{' and '.join(said) or 'no duration'}: give one of {', '.join(durations)}")
+        counts = ("steps", "images", "batch_size", "accumulate", "lr_batch_size", "evaluation_batch_size", "patience")
+        for key in (*counts, "epochs", "evaluate_every"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value <= 10**12:
+                raise ValueError(f"fit.{key}={value}: must be above 0, and at most 10^12")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ValueError(f"fit.clip={self.clip}: must be above 0, or null for none; 1.0 is usual")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"fit.layer_decay={self.layer_decay}: must be above 0 and at most 1 (off); 0.75 is usual")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"fit.ema_decay={self.ema_decay}: must be at least 0 (off) and below 1; 0.9999 is usual")
+        probe.check(f"fit.shots={list(self.shots)}", self.shots)
+        if self.one_batch and self.shots:
+            raise ValueError(f"fit.shots={list(self.shots)} with fit.one_batch=true, which has no images to draw from")
+
+    def total(self, examples: int) -> int:
+        """The training in optimizer updates."""
+        if self.steps is not None:
+            return self.steps
+        images = self.images if self.images is not None else (self.epochs or 0) * examples
+        return max(1, math.ceil(images / self.batch_size))
+
+    def lr_factor(self) -> float:
+        """What the learning rate is multiplied by for this batch."""
+        ratio = self.batch_size / self.lr_batch_size
+        return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.lr_scaling]
+
+    def evaluates(self, done: int, steps: int, steps_per_epoch: float) -> bool:
+        """Whether the model is evaluated after update `done` of `steps`: every so many epochs, and at the end."""
+        gap = max(1.0, self.evaluate_every * steps_per_epoch)
+        turn = round(done / gap)
+        return done == steps or (0 < turn < math.floor(steps / gap + 0.5) and round(gap * turn) == done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """Everything a training needs, checked."""
+
+    seed: int
+    fit: Fit
+    system: System
+    world: World
+    tracking: Tracking
+    dataset: Dataset
+    splits: dict[str, Examples]
+    augment: Augment
+    model: ViT
+    net: nn.Module  # the model as all processes train it
+    flops: int  # of one image, forward
+    backward_flops: int  # of the same
+    loss: Loss
+    optimizer: Optimizer
+    schedule: Started
+    steps: int
+    steps_per_epoch: float
+    precision: str
+    began: str  # what its weights begin as, in words; empty for chance

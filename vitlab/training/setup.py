@@ -1,0 +1,150 @@
+"""Everything a training needs, read, built and checked before anything is written."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from vitlab.data.augment import Augment
+from vitlab.data.cache import cached
+from vitlab.data.dataset import Dataset
+from vitlab.data.loader import Stream
+from vitlab.data.preprocess import Resize
+from vitlab.data.seeding import seed_of
+from vitlab.evaluation import probe
+from vitlab.model import count
+from vitlab.model.vit import ViT
+from vitlab.system.distributed import World
+from vitlab.system.options import System
+from vitlab.system.parallelize import spread
+from vitlab.system.precision import resolve
+from vitlab.tracking.options import Tracking
+from vitlab.training.batches import aboard, cores
+from vitlab.training.checks import examine
+from vitlab.training.loss import Loss
+from vitlab.training.optimizer import build_optimizer
+from vitlab.training.pretrained import Start
+from vitlab.training.recipe import Fit, Ready
+from vitlab.training.schedule import Schedule
+
+
+def prepare(
+    *,
+    model: Callable[..., ViT],
+    init: Start,
+    dataset: Dataset,
+    augment: Augment,
+    loss: Loss,
+    optimizer: Callable[..., Optimizer],
+    schedule: Schedule,
+    fit: Fit,
+    system: System,
+    tracking: Tracking,
+    world: World,
+    seed: int,
+) -> Ready:
+    """Reads the images, builds the model, and refuses what cannot be trained, before anything is written.
+
+    Raises:
+        ValueError: values that do not go together, each named with a way out.
+        DatasetMissing: no images where they were looked for.
+        OSError: system.cache cannot be written.
+    """
+    precision = resolve(fit.precision, world.device)
+    fetches = getattr(dataset, "download", False)
+    if fetches and not world.first:
+        world.wait()  # one process fetches, the others read what it fetched
+    splits = dataset.splits()
+    if fetches and world.first:
+        world.wait()
+    source = init.read()
+    steps, steps_per_epoch = examine(
+        model=model,
+        init=init,
+        source=source,
+        dataset=dataset,
+        augment=augment,
+        optimizer=optimizer,
+        fit=fit,
+        system=system,
+        tracking=tracking,
+        world=world,
+        train=len(splits["train"]),
+        smallest=probe.fewest(splits["train"].labels, dataset.classes)[0],
+    )
+    if fit.shots:  # in the order of the draws; they are read as for an evaluation
+        drawn = probe.draw(splits["train"].labels, len(dataset.classes), max(fit.shots), probe.DRAWS)
+        splits["support"] = splits["train"].take(drawn.ravel())
+    if fit.one_batch:
+        first = next(iter(Stream(examples=len(splits["train"]), batch=fit.batch_size, start=0, stop=1, seed=seed)))
+        splits["train"] = splits["train"].take(torch.tensor([index for _, index in first]).numpy())
+    least = dict.fromkeys(splits, Resize(dataset.shape, dataset.evaluation_crop).least)
+    least["train"] = augment.least(dataset)
+    splits = {name: part.reduced(least[name]) for name, part in splits.items()}
+    if system.cache is not None:
+        splits = cached(
+            splits, Path(system.cache).expanduser(), cores() if system.workers == "auto" else system.workers
+        )
+    splits = aboard(splits, dataset, augment, system, world)
+    shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
+    torch.manual_seed(seed_of(seed))
+    vit = model(**shape)
+    vit.objective.know(dataset.mean, dataset.std)
+    began = init.apply(source, vit, dataset.classes) if source else ""
+    vit = vit.to(world.device)
+    loss.start(vit.head.output)
+    flops, backward = count.passes(vit, (dataset.channels, *dataset.shape))
+    net = spread(vit, world, system)
+    updates = build_optimizer(optimizer, vit, layer_decay=fit.layer_decay, scale=fit.lr_factor())
+    return Ready(
+        seed=seed,
+        fit=fit,
+        system=system,
+        world=world,
+        tracking=tracking,
+        dataset=dataset,
+        splits=splits,
+        augment=augment,
+        model=vit,
+        net=net,
+        flops=flops,
+        backward_flops=backward,
+        loss=loss.to(world.device),
+        optimizer=updates,
+        schedule=schedule.start(updates, steps, steps_per_epoch),
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        precision=precision,
+        began=began,
+    )
+
+
+def rates(ready: Ready) -> str:
+    """The learning rate at its peak, and where it comes from."""
+    options, groups = ready.fit, ready.optimizer.param_groups
+    peak = max(group["initial_lr"] * group["lr_scale"] for group in groups)
+    said = f"learning rate {peak:.3g} at its peak"
+    if options.lr_scaling != "none":
+        said += (
+            f": {peak / options.lr_factor():.3g} x {options.lr_factor():.3g}, {options.lr_scaling} in the batch,"
+            f" {options.batch_size} / {options.lr_batch_size}"
+        )
+    if options.layer_decay != 1:
+        least = min(group["initial_lr"] * group["lr_scale"] for group in groups)
+        said += f"; {least:.3g} in the first layer (fit.layer_decay={options.layer_decay})"
+    return said
+
+
+def facts(ready: Ready) -> dict[str, Any]:
+    """What a trained model needs to be used: sizes, classes, and what its images go through."""
+    data = ready.dataset
+    return {
+        "image_size": list(data.shape),
+        "channels": data.channels,
+        "classes": list(data.classes),
+        "crop": data.evaluation_crop if data.size is None else 1.0,
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
