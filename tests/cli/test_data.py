@@ -10,7 +10,7 @@ from vitlab.cli import data, schedule
 from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.compose import compose
-from vitlab.system.distributed import alone
+from vitlab.system.distributed import single_process
 from vitlab.training.batches import training_batches
 from vitlab.training.optimizer import learning_rate
 from vitlab.training.setup import prepare
@@ -18,8 +18,8 @@ from vitlab.training.setup import prepare
 TINY = ["tracking=off", "model.width=8", "model.depth=2", "model.heads=1"]
 
 
-def ready(*overrides):
-    return prepare(**assemble(check(compose([*TINY, *overrides])[0])), world=alone())
+def setup(*overrides):
+    return prepare(**assemble(check(compose([*TINY, *overrides])[0])), dist=single_process())
 
 
 def test_data_says_what_the_model_is_fed(tmp_path, capsys):
@@ -41,7 +41,7 @@ def test_data_says_what_the_model_is_fed(tmp_path, capsys):
 
 
 def test_the_statistics_are_those_of_the_training_pixels():
-    composed = ready()
+    composed = setup()
     mean, std, images = data.statistics(composed)
     pixels = composed.splits["train"].pixels.numpy() / 255
     assert images == len(pixels)
@@ -50,10 +50,10 @@ def test_the_statistics_are_those_of_the_training_pixels():
 
 
 def test_the_picture_has_each_image_as_it_is_and_as_training_sees_it():
-    axes = data.picture(ready("fit.batch_size=8", "augment.mixup=0.8")).axes[0]
+    axes = data.picture(setup("fit.batch_size=8", "augment.mixup=0.8")).axes[0]
     shown = [np.asarray(image.get_array()) for image in axes.get_images()]
     assert len(shown) == 8
-    composed = ready("fit.batch_size=8")
+    composed = setup("fit.batch_size=8")
     first, _ = next(iter(training_batches(composed, 0)))
     for image, pixels in zip(shown, first, strict=True):
         assert image.shape == (8, 17, 3)
@@ -92,7 +92,7 @@ def test_schedule_has_the_rates_that_training_has(tmp_path, capsys):
         assert drawn.width > 500
     parts = assemble(check(compose([*TINY, *words])[0]))
     updates, rates, _ = schedule.curve(parts, 1294)
-    composed = ready(*words)
+    composed = setup(*words)
     for update, rate in zip(updates, rates[-1], strict=True):
         composed.schedule.set(update)
         assert learning_rate(composed.optimizer) == rate

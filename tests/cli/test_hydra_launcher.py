@@ -18,7 +18,7 @@ import torch
 
 from vitlab.__main__ import main
 from vitlab.cli import hydra_launcher, hydra_task
-from vitlab.cli.hydra_task import apart, hand_on, notes, timed
+from vitlab.cli.hydra_task import isolated, notes, reraise_signal, timed
 from vitlab.config.errors import ConfigError
 from vitlab.config.overrides import quoted
 from vitlab.storage.lock import holder
@@ -142,7 +142,7 @@ def test_the_basic_launcher_is_taken_when_none_is_named_and_leaves_nothing_behin
 def test_what_a_job_sets_is_not_the_next_ones():
     os.environ["VITLAB_TEST"] = "before"
     try:
-        with apart():
+        with isolated():
             os.environ |= {"VITLAB_TEST": "changed", "VITLAB_TEST_NEW": "1"}
             torch.set_num_threads(torch.get_num_threads() + 1)
             random.seed(1)
@@ -170,8 +170,8 @@ def test_a_signal_goes_on_to_whoever_listened_before_the_training():
         with Interrupt() as interrupt:
             signal.raise_signal(signal.SIGUSR2)
         assert (interrupt.asked, heard) == (signal.SIGUSR2, [])
-        hand_on(interrupt.asked)
-        hand_on(signal.SIGUSR1)  # nobody listens, and nobody dies
+        reraise_signal(interrupt.asked)
+        reraise_signal(signal.SIGUSR1)  # nobody listens, and nobody dies
         assert heard == [signal.SIGUSR2]
     finally:
         signal.signal(signal.SIGUSR2, before)

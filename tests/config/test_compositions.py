@@ -26,7 +26,7 @@ from vitlab.config.check import check, locate
 from vitlab.config.compose import compose
 from vitlab.config.groups import known_keys, menu
 from vitlab.storage.run import Run
-from vitlab.system.distributed import alone
+from vitlab.system.distributed import single_process
 from vitlab.tracking import curves
 from vitlab.training import loop, schedule
 from vitlab.training.loop import fit
@@ -67,14 +67,14 @@ class Enough(BaseException):
 @pytest.fixture(autouse=True)
 def _two_steps(monkeypatch):
     """Trainings draw no figure, ask git for no commit, and end after two steps."""
-    unlimited = schedule.Started.set
+    unlimited = schedule.Scheduler.set
 
     def limited(self, update):
         if update >= 2:
             raise Enough
         unlimited(self, update)
 
-    monkeypatch.setattr(schedule.Started, "set", limited)
+    monkeypatch.setattr(schedule.Scheduler, "set", limited)
     monkeypatch.setattr(curves, "draw", lambda *_: None)
     monkeypatch.setattr(loop, "environment", lambda _: {})
     monkeypatch.setattr(os, "fsync", lambda _: None)
@@ -203,10 +203,10 @@ def end(node):
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         try:
             checked = check(node)
-            ready = prepare(**assemble(checked), world=alone())
+            setup = prepare(**assemble(checked), dist=single_process())
             run = Run(Path(folder) / "run")
             run.create()
-            return "trained" if fit(ready, run, checked)["status"] == "finished" else "not finished"
+            return "trained" if fit(setup, run, checked)["status"] == "finished" else "not finished"
         except Enough:
             return "trained"
         except (ValueError, OSError, ArithmeticError) as error:

@@ -12,8 +12,8 @@ from vitlab.data.augment import Augment, evaluation
 from vitlab.data.datasets.digits import Digits
 from vitlab.data.datasets.image_folder import ImageFolder
 from vitlab.data.datasets.synthetic import Synthetic
-from vitlab.data.loader import Once, Stream, loader
-from vitlab.data.preprocess import Normalise, Preprocess, Resize
+from vitlab.data.loader import EvalSampler, TrainSampler, loader
+from vitlab.data.preprocess import Normalize, Preprocess, Resize
 from vitlab.data.seeding import seed_of, seeded
 
 OFF = {
@@ -47,7 +47,7 @@ def colours(size=16, **values):
 
 def first_batches(dataset, augmentation, workers, steps=3, seed=0, **more):
     train = dataset.splits()["train"]
-    order = Stream(examples=len(train), batch=8, start=0, stop=steps, seed=seed, **more)
+    order = TrainSampler(examples=len(train), batch=8, start=0, stop=steps, seed=seed, **more)
     batches = list(loader(train, augmentation.transform(dataset), order, seed=seed, workers=workers))
     return torch.cat([pixels for pixels, _ in batches]), torch.cat([labels for _, labels in batches])
 
@@ -75,7 +75,7 @@ def test_augmentation_leaves_the_global_random_states_alone():
 def test_an_image_is_augmented_anew_in_every_epoch():
     dataset = colours()
     train = dataset.splits()["train"]
-    view = loader(train, augment(crop="pad").transform(dataset), Once(examples=1, batch=1)).dataset
+    view = loader(train, augment(crop="pad").transform(dataset), EvalSampler(examples=1, batch=1)).dataset
     first, again, later = (view.__getitems__([(epoch, 5)])[0] for epoch in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
@@ -122,7 +122,7 @@ def test_nothing_to_do_is_no_transform():
 def test_evaluation_of_small_images_keeps_every_pixel():
     dataset = digits()
     test = dataset.splits()["test"]
-    pixels, _ = next(iter(loader(test, evaluation(dataset), Once(examples=len(test), batch=len(test)))))
+    pixels, _ = next(iter(loader(test, evaluation(dataset), EvalSampler(examples=len(test), batch=len(test)))))
     assert torch.equal(pixels, test.pixels)
 
 
@@ -204,7 +204,7 @@ def test_augmentations_that_cannot_be_are_refused(values, sentence):
 
 
 def test_a_stream_shows_every_image_once_an_epoch_and_drops_none():
-    keys = [key for batch in Stream(examples=10, batch=4, start=0, stop=5, seed=0) for key in batch]
+    keys = [key for batch in TrainSampler(examples=10, batch=4, start=0, stop=5, seed=0) for key in batch]
     assert [epoch for epoch, _ in keys] == [0] * 10 + [1] * 10
     for epoch in (0, 1):
         assert sorted(index for e, index in keys if e == epoch) == list(range(10))
@@ -218,13 +218,13 @@ def test_an_epoch_has_the_order_that_the_examples_ask_for():
         seen.append((batch, draw.random()))
         return np.arange(10)[::-1]
 
-    keys = list(Stream(examples=10, shuffle=backwards, batch=5, start=0, stop=4, seed=0))
+    keys = list(TrainSampler(examples=10, shuffle=backwards, batch=5, start=0, stop=4, seed=0))
     assert keys[:2] == [[(0, i) for i in (9, 8, 7, 6, 5)], [(0, i) for i in (4, 3, 2, 1, 0)]]
     assert [batch for batch, _ in seen] == [5, 5]
     assert seen[0] != seen[1]
     train = digits().splits()["train"]
     plain, asked = (
-        list(Stream(examples=len(train), batch=8, start=0, stop=9, seed=3, shuffle=shuffle))
+        list(TrainSampler(examples=len(train), batch=8, start=0, stop=9, seed=3, shuffle=shuffle))
         for shuffle in (None, train.shuffle)
     )
     assert plain == asked
@@ -232,8 +232,8 @@ def test_an_epoch_has_the_order_that_the_examples_ask_for():
 
 @pytest.mark.parametrize("repeats", [2, 3, 4])
 def test_repeated_augmentation_shows_each_image_several_times_and_each_time_anew(repeats):
-    batches = list(Stream(examples=12, batch=12, start=0, stop=2, seed=0, repeats=repeats))
-    once = list(Stream(examples=12, batch=12, start=0, stop=2, seed=0))
+    batches = list(TrainSampler(examples=12, batch=12, start=0, stop=2, seed=0, repeats=repeats))
+    once = list(TrainSampler(examples=12, batch=12, start=0, stop=2, seed=0))
     for epoch, (shown, plain) in enumerate(zip(batches, once, strict=True)):
         images = [index for _, index in plain[: 12 // repeats]]
         expected = [(epoch * repeats + copy, index) for copy in range(repeats) for index in images]
@@ -251,8 +251,8 @@ def test_copies_of_an_image_differ_and_depend_on_no_worker():
 
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_a_stream_goes_on_from_any_step(repeats):
-    whole = list(Stream(examples=10, batch=4, start=0, stop=9, seed=7, repeats=repeats))
-    assert list(Stream(examples=10, batch=4, start=5, stop=9, seed=7, repeats=repeats)) == whole[5:]
+    whole = list(TrainSampler(examples=10, batch=4, start=0, stop=9, seed=7, repeats=repeats))
+    assert list(TrainSampler(examples=10, batch=4, start=5, stop=9, seed=7, repeats=repeats)) == whole[5:]
 
 
 def test_seeds_are_unrelated_and_repeatable():
@@ -264,7 +264,7 @@ def test_normalised_pixels_have_mean_zero_and_deviation_one():
     pixels = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8)
     scaled = pixels.float() / 255
     mean, std = scaled.mean(dim=(0, 2, 3)).tolist(), scaled.std(dim=(0, 2, 3)).tolist()
-    out = Normalise(mean, std)(pixels)
+    out = Normalize(mean, std)(pixels)
     torch.testing.assert_close(out.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(out.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
 

@@ -20,14 +20,14 @@ from tests.training.test_loop import ALONE, fit
 from vitlab.config.build import assemble
 from vitlab.data import cache, examples
 from vitlab.data.augment import evaluation
-from vitlab.data.cache import Cached, NoRoom, cached
+from vitlab.data.cache import Cached, DiskFull, cached
 from vitlab.data.datasets.image_folder import ImageFolder
 from vitlab.data.examples import Files, Pixels, UnreadableImage, decoded
-from vitlab.data.loader import Once, loader
+from vitlab.data.loader import EvalSampler, loader
 from vitlab.data.preprocess import Preprocess, Resize, to_pixels
 from vitlab.evaluation.reevaluate import evaluate
 from vitlab.storage.lock import Lock
-from vitlab.training.batches import reading
+from vitlab.training.batches import describe_input
 from vitlab.training.setup import prepare
 
 
@@ -197,7 +197,7 @@ def test_batches_are_the_same_with_and_without(tmp_path, workers):
     parts = dataset.splits()
     kept = cached(parts, tmp_path / "cache", 0)
     for name, transform in (("train", augment(crop="resized").transform(dataset)), ("test", evaluation(dataset))):
-        order = Once(examples=len(parts[name]), batch=4)
+        order = EvalSampler(examples=len(parts[name]), batch=4)
         batches = [list(loader(part[name], transform, order, seed=3, workers=workers)) for part in (parts, kept)]
         for (mine, labels), (theirs, others) in zip(*batches, strict=True):
             assert torch.equal(mine, theirs)
@@ -300,7 +300,7 @@ def disk_with(monkeypatch, *free):
 def test_images_that_do_not_fit_on_the_disk_are_refused_before_any_is_written(tmp_path, monkeypatch):
     part = files(tmp_path / "images")
     disk_with(monkeypatch, cache.SPARE + 1000)
-    with pytest.raises(NoRoom, match=r"20 decoded images take about 0.0 GB, .*: free some, .*system\.cache=null"):
+    with pytest.raises(DiskFull, match=r"20 decoded images take about 0.0 GB, .*: free some, .*system\.cache=null"):
         through(part, tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"]
 
@@ -308,7 +308,7 @@ def test_images_that_do_not_fit_on_the_disk_are_refused_before_any_is_written(tm
 def test_a_disk_that_becomes_full_meanwhile_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     part = files(tmp_path / "images")
     disk_with(monkeypatch, 2**40, 2**40, 1000)
-    with pytest.raises(NoRoom, match="nearly full after 8 of 20 images"):
+    with pytest.raises(DiskFull, match="nearly full after 8 of 20 images"):
         through(part, tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"]
     disk_with(monkeypatch, 2**40)
@@ -420,18 +420,18 @@ def test_a_training_from_the_cache_is_the_training_without_it(tmp_path, monkeypa
 def test_a_training_says_how_its_images_come(tmp_path):
     words = images_of(tmp_path)
     node = check(compose([*words, "fit.batch_size=16", "tracking=off"])[0])
-    said = reading(prepare(**assemble(node), world=ALONE))
+    said = describe_input(prepare(**assemble(node), dist=ALONE))
     assert said.endswith("each is decoded in every epoch (system.cache=FOLDER would keep them decoded)")
     node = check(compose([*words, "fit.batch_size=16", "tracking=off", f"system.cache={tmp_path}/cache"])[0])
-    ready = prepare(**assemble(node), world=ALONE)
-    assert reading(ready).endswith(f"they lie decoded in {tmp_path}/cache")
-    assert {name: type(part) for name, part in ready.splits.items()} == dict.fromkeys(ready.splits, Cached)
+    setup = prepare(**assemble(node), dist=ALONE)
+    assert describe_input(setup).endswith(f"they lie decoded in {tmp_path}/cache")
+    assert {name: type(part) for name, part in setup.splits.items()} == dict.fromkeys(setup.splits, Cached)
     assert len(list((tmp_path / "cache").glob("*.pixels"))) == 3
 
 
 def test_two_processes_of_one_training_share_a_cache(tmp_path):
     words = ["train", *images_of(tmp_path), "tracking=off", "model.width=16", "model.depth=1", "model.heads=2"]
     words += ["fit.batch_size=16", "fit.steps=4", f"system.runs={tmp_path}/runs", "system.workers=0"]
-    pair = Training([*words, f"system.cache={tmp_path}/cache"], tmp_path / "out.txt", world=2)
+    pair = Training([*words, f"system.cache={tmp_path}/cache"], tmp_path / "out.txt", dist=2)
     assert pair.wait() == [0, 0], pair.said
     assert pair.said.count("decoding 40 train images, once") == 1

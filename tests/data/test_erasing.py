@@ -80,5 +80,5 @@ def test_normals_are_normal_and_independent_of_each_other():
 @pytest.mark.cuda
 def test_a_gpu_erases_as_a_cpu_does():
     images = torch.randn(16, *SIZE)
-    here, there = (Erasing(0.5)(images.to(device), np.arange(16), 2) for device in ("cpu", "cuda"))
-    torch.testing.assert_close(there.cpu(), here, atol=1e-5, rtol=1e-5)
+    dist, there = (Erasing(0.5)(images.to(device), np.arange(16), 2) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(there.cpu(), dist, atol=1e-5, rtol=1e-5)

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vitlab.data.preprocess import Normalise
+from vitlab.data.preprocess import Normalize
 from vitlab.evaluation import classification, pictures
-from vitlab.evaluation.classification import Judgement, wilson
+from vitlab.evaluation.classification import ClassificationReport, wilson
 from vitlab.plotting import save, shorten
-from vitlab.system.distributed import World
+from vitlab.system.distributed import Distributed
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = Distributed(0, 1, torch.device("cpu"))
 
 
 def drawn(n=3000, classes=10, seed=0, sharpness=1.0):
@@ -30,7 +30,7 @@ def drawn(n=3000, classes=10, seed=0, sharpness=1.0):
 def by_hand():
     """Four examples of three classes."""
     probabilities = np.array([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.7, 0.2, 0.1], [0.3, 0.3, 0.4]])
-    return Judgement.of(probabilities, np.array([0, 1, 1, 2]), ("ant", "bee", "cat"))
+    return ClassificationReport.of(probabilities, np.array([0, 1, 1, 2]), ("ant", "bee", "cat"))
 
 
 def test_four_examples_are_judged_as_by_hand():
@@ -56,7 +56,7 @@ def test_bins_are_open_below_and_closed_above():
 
 
 def test_the_calibration_error_of_probabilities_that_are_true_is_small_and_of_sharper_ones_is_not():
-    true, sharp = (Judgement.of(*drawn(20000, sharpness=s)) for s in (1.0, 3.0))
+    true, sharp = (ClassificationReport.of(*drawn(20000, sharpness=s)) for s in (1.0, 3.0))
     assert true.ece < 0.015
     assert sharp.ece > 0.1
     assert sharp.accuracy == true.accuracy
@@ -70,7 +70,7 @@ def test_the_calibration_error_is_the_one_of_a_plain_loop():
         inside = (top > low / 15) & (top <= (low + 1) / 15)
         if inside.any():
             expected += inside.mean() * abs(right[inside].mean() - top[inside].mean())
-    assert Judgement.of(probabilities, labels, classes).ece == pytest.approx(expected, abs=1e-6)
+    assert ClassificationReport.of(probabilities, labels, classes).ece == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_wilsons_interval_is_that_of_newcombe_1998(right, examples, low, high):
 
 def test_rows_of_the_confusion_matrix_sum_to_the_examples_and_its_diagonal_to_the_right_ones():
     probabilities, labels, classes = drawn()
-    judged = Judgement.of(probabilities, labels, classes)
+    judged = ClassificationReport.of(probabilities, labels, classes)
     assert judged.confusion.sum(axis=1).tolist() == np.bincount(labels, minlength=10).tolist()
     assert judged.confusion.trace() / len(labels) == pytest.approx(judged.accuracy)
     assert np.average(judged.per_class, weights=judged.examples) == pytest.approx(judged.accuracy)
@@ -95,8 +95,10 @@ def test_rows_of_the_confusion_matrix_sum_to_the_examples_and_its_diagonal_to_th
 def test_the_order_of_the_examples_and_the_kind_of_array_change_nothing():
     probabilities, labels, classes = drawn()
     mixed = np.random.default_rng(1).permutation(len(labels))
-    one = Judgement.of(probabilities, labels, classes).plain()
-    two = Judgement.of(torch.from_numpy(probabilities[mixed]), torch.from_numpy(labels[mixed]), classes).plain()
+    one = ClassificationReport.of(probabilities, labels, classes).plain()
+    two = ClassificationReport.of(
+        torch.from_numpy(probabilities[mixed]), torch.from_numpy(labels[mixed]), classes
+    ).plain()
     assert one["confusion"] == two["confusion"]
     assert one["ece"] == pytest.approx(two["ece"])
     assert one["top5_accuracy"] == two["top5_accuracy"]
@@ -105,25 +107,25 @@ def test_the_order_of_the_examples_and_the_kind_of_array_change_nothing():
 def test_top_five_counts_the_true_class_among_the_five_highest_and_is_left_out_for_five_classes():
     probabilities, labels, classes = drawn()
     expected = [label in np.argsort(-row)[:5] for row, label in zip(probabilities, labels, strict=True)]
-    assert Judgement.of(probabilities, labels, classes).top5 == pytest.approx(np.mean(expected))
-    assert Judgement.of(*drawn(classes=5)).top5 is None
+    assert ClassificationReport.of(probabilities, labels, classes).top5 == pytest.approx(np.mean(expected))
+    assert ClassificationReport.of(*drawn(classes=5)).top5 is None
 
 
 def test_all_classes_equally_probable_is_the_first_class_and_the_first_five():
-    judged = Judgement.of(np.full((6, 6), 1 / 6), np.arange(6), tuple("abcdef"))
+    judged = ClassificationReport.of(np.full((6, 6), 1 / 6), np.arange(6), tuple("abcdef"))
     assert judged.accuracy == pytest.approx(1 / 6)
     assert judged.top5 == pytest.approx(5 / 6)
 
 
 def test_a_class_without_examples_has_no_accuracy_and_is_not_the_hardest():
-    judged = Judgement.of(np.eye(3), np.array([0, 1, 1]), ("a", "b", "c"))
+    judged = ClassificationReport.of(np.eye(3), np.array([0, 1, 1]), ("a", "b", "c"))
     assert math.isnan(judged.per_class[2])
     assert judged.hardest(3) == [1, 0]
     assert judged.plain()["classes"][2] == {"class": "c", "images": 0, "accuracy": None}
 
 
 def test_the_worst_mistakes_come_first():
-    worst = Judgement.of(*drawn()).mistakes(20)
+    worst = ClassificationReport.of(*drawn()).mistakes(20)
     assert [mistake.probability for mistake in worst] == sorted((m.probability for m in worst), reverse=True)
     assert all(m.true != m.predicted and m.probability >= m.true_probability for m in worst)
 
@@ -139,20 +141,20 @@ def test_the_worst_mistakes_come_first():
 )
 def test_what_cannot_be_judged_is_refused(probabilities, labels, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Judgement.of(probabilities, labels, ("a", "b", "c"))
+        ClassificationReport.of(probabilities, labels, ("a", "b", "c"))
 
 
 def test_predictions_keep_the_order_and_leave_the_model_as_it_was():
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(12, 3)).train()
     pixels, labels = torch.randint(0, 256, (7, 3, 2, 2), dtype=torch.uint8), torch.arange(7) % 3
     batches = list(zip(pixels.split(3), labels.split(3), strict=True))
-    normalise = Normalise((0.5,) * 3, (0.2,) * 3)
-    found, same = classification.predictions(model, batches, normalise, ALONE, "fp32")
+    normalize = Normalize((0.5,) * 3, (0.2,) * 3)
+    found, same = classification.predictions(model, batches, normalize, ALONE, "fp32")
     assert torch.equal(same, labels)
     assert model.training
     model.eval()
-    torch.testing.assert_close(found, model(normalise(pixels)).softmax(dim=-1))
-    low, _ = classification.predictions(model, batches, normalise, ALONE, "bf16")
+    torch.testing.assert_close(found, model(normalize(pixels)).softmax(dim=-1))
+    low, _ = classification.predictions(model, batches, normalize, ALONE, "bf16")
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, found, atol=0.05, rtol=0)
 
@@ -160,7 +162,7 @@ def test_predictions_keep_the_order_and_leave_the_model_as_it_was():
 @pytest.mark.parametrize("classes", [2, 10, 40, 200])
 def test_every_picture_can_be_drawn_for_any_number_of_classes(tmp_path, classes):
     probabilities, labels, _ = drawn(300, classes)
-    judged = Judgement.of(probabilities, labels, [f"cost ${i} ^_ 猫 {'x' * i}" for i in range(classes)])
+    judged = ClassificationReport.of(probabilities, labels, [f"cost ${i} ^_ 猫 {'x' * i}" for i in range(classes)])
     worst = judged.mistakes(7)
     images = [Image.new(mode, (9 + i, 20)) for i, mode in enumerate(("L", "RGB", "RGBA", "P", "1", "L", "L"))]
     figures = {
@@ -175,7 +177,7 @@ def test_every_picture_can_be_drawn_for_any_number_of_classes(tmp_path, classes)
 
 
 def test_a_model_that_is_always_right_can_be_drawn_too(tmp_path):
-    judged = Judgement.of(np.eye(3), np.arange(3), ("a", "b", "c"))
+    judged = ClassificationReport.of(np.eye(3), np.arange(3), ("a", "b", "c"))
     assert judged.mistakes(5) == judged.confusions(5) == []
     save(pictures.confusion(judged), tmp_path / "a.png", dpi=40)
     save(pictures.calibration(judged), tmp_path / "b.png", dpi=40)

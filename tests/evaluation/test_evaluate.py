@@ -12,8 +12,8 @@ from tests.data.test_dataset import write_images
 from tests.training.test_loop import ALONE, fit
 from vitlab.__main__ import main
 from vitlab.data.augment import evaluation
-from vitlab.data.loader import Once, loader
-from vitlab.data.preprocess import Normalise
+from vitlab.data.loader import EvalSampler, loader
+from vitlab.data.preprocess import Normalize
 from vitlab.evaluation import reevaluate
 from vitlab.evaluation.evaluate import evaluate
 from vitlab.evaluation.load import load
@@ -34,7 +34,7 @@ def run(trained_once, tmp_path):
 
 def as_folder(run, root, per_class=12):
     """Test digits as class folders."""
-    test = reevaluate.own(run).splits()["test"]
+    test = reevaluate.training_dataset(run).splits()["test"]
     for label in range(10):
         (root / str(label)).mkdir(parents=True)
         for i in np.flatnonzero(test.labels == label)[:per_class]:
@@ -43,13 +43,13 @@ def as_folder(run, root, per_class=12):
 
 
 def test_the_numbers_are_those_of_training(run):
-    model, dataset = load(run), reevaluate.own(run)
+    model, dataset = load(run), reevaluate.training_dataset(run)
     found = measure(run, model, dataset, ("validation", "test"))
     for split, part in found.items():
-        once = Once(examples=len(part.examples), batch=512)
-        normalise = Normalise(dataset.mean, dataset.std)
+        once = EvalSampler(examples=len(part.examples), batch=512)
+        normalize = Normalize(dataset.mean, dataset.std)
         batches = loader(part.examples, evaluation(dataset), once)
-        assert evaluate(model.model, batches, normalise, ALONE, "fp32", model.model.objective) == part.scores
+        assert evaluate(model.model, batches, normalize, ALONE, "fp32", model.model.objective) == part.scores
         assert part.judgement.accuracy == part.scores["accuracy"]
         assert -np.log(part.judgement.true_probability).mean() == pytest.approx(part.scores["loss"], rel=1e-5)
         result = json.loads((run / "result.json").read_text())
@@ -98,10 +98,10 @@ def test_another_dataset_is_mapped_by_the_names_of_its_classes(run, tmp_path, ca
     root = as_folder(run, tmp_path / "pictures" / "test")
     shutil.copytree(root, tmp_path / "pictures" / "train")
     model = load(run)
-    other, name = reevaluate.other([*words, f"dataset.root={tmp_path}/pictures"])
+    other, name = reevaluate.dataset_from_overrides([*words, f"dataset.root={tmp_path}/pictures"])
     assert name == "image_folder-pictures"
-    one = measure(run, model, other, ["test"], foreign=True)["test"]
-    own = measure(run, model, reevaluate.own(run), ["test"])["test"]
+    one = measure(run, model, other, ["test"], external=True)["test"]
+    own = measure(run, model, reevaluate.training_dataset(run), ["test"])["test"]
     same = {tuple(np.ravel(own.examples.image(i))): own.judgement.confidence[i] for i in range(len(own.examples))}
     for i, sure in enumerate(one.judgement.confidence):
         assert sure == pytest.approx(same[tuple(np.ravel(one.examples.image(i)))], abs=1e-6)
@@ -117,7 +117,7 @@ def test_another_dataset_is_mapped_by_the_names_of_its_classes(run, tmp_path, ca
         return parts
 
     other.splits = splits
-    two = measure(run, model, other, ["test"], foreign=True)["test"]
+    two = measure(run, model, other, ["test"], external=True)["test"]
     assert two.judgement.plain() == one.judgement.plain()
     assert two.scores == one.scores
 
@@ -131,9 +131,9 @@ def test_another_dataset_is_mapped_by_the_names_of_its_classes(run, tmp_path, ca
 
 def test_images_of_another_size_and_mode_go_through_the_runs_preprocessing(run, tmp_path):
     write_images(tmp_path / "images", classes="0123456789", n=10, size=(30, 44))
-    other, _ = reevaluate.other(["dataset=image_folder", f"dataset.root={tmp_path}/images"])
+    other, _ = reevaluate.dataset_from_overrides(["dataset=image_folder", f"dataset.root={tmp_path}/images"])
     model = load(run)
-    part = measure(run, model, other, ["test"], foreign=True, workers=1)["test"]
+    part = measure(run, model, other, ["test"], external=True, workers=1)["test"]
     image = part.examples.image(0)
     expected = model(model.preprocess(image)[None]).softmax(dim=-1).max().item()
     assert part.judgement.confidence[0] == pytest.approx(expected, abs=1e-6)
@@ -192,11 +192,11 @@ def test_a_folder_that_cannot_be_written_still_gives_the_numbers(run, capsys):
 
 def test_no_mistakes_leave_no_picture_of_mistakes(run):
     from vitlab.cli.evaluate import write
-    from vitlab.evaluation.classification import Judgement
+    from vitlab.evaluation.classification import ClassificationReport
 
-    part = measure(run, load(run), reevaluate.own(run), ["test"])["test"]
+    part = measure(run, load(run), reevaluate.training_dataset(run), ["test"])["test"]
     labels = part.judgement.labels
-    perfect = Judgement.of(np.eye(10)[labels], labels, part.judgement.classes)
+    perfect = ClassificationReport.of(np.eye(10)[labels], labels, part.judgement.classes)
     folder = run / "evaluation"
     folder.mkdir()
     (folder / "mistakes.png").write_text("of other weights")

@@ -13,7 +13,7 @@ from tests.training.test_loop import fit
 from vitlab.__main__ import main
 from vitlab.evaluation import predict
 from vitlab.evaluation.load import load
-from vitlab.evaluation.reevaluate import measure, own
+from vitlab.evaluation.reevaluate import measure, training_dataset
 
 MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F", "LA", "I;16", "LAB"]
 
@@ -38,7 +38,7 @@ def colour(tmp_path_factory):
 @pytest.fixture
 def digits(grey, tmp_path):
     """Six test digits as files, two in a folder below."""
-    test = own(grey.folder).splits()["test"]
+    test = training_dataset(grey.folder).splits()["test"]
     (tmp_path / "deep").mkdir()
     for i in range(6):
         test.image(i).save(tmp_path / ("deep" if i > 3 else ".") / f"{i}.png")
@@ -53,7 +53,7 @@ def asked(run, *words, capsys):
 
 def test_an_images_probabilities_are_those_of_the_evaluation(grey, digits):
     model = load(grey.folder)
-    part = measure(grey.folder, model, own(grey.folder), ["test"])["test"]
+    part = measure(grey.folder, model, training_dataset(grey.folder), ["test"])["test"]
     for answer in predict.predict(model, [digits / f"{i}.png" for i in range(4)], top=10):
         i = int(answer.path.stem)
         assert answer.top[0][0] == model.classes[part.judgement.predicted[i]]
@@ -64,7 +64,7 @@ def test_an_images_probabilities_are_those_of_the_evaluation(grey, digits):
 
 
 def test_files_of_an_image_folder_are_seen_as_in_its_evaluation(colour):
-    model, dataset = load(colour.folder), own(colour.folder)
+    model, dataset = load(colour.folder), training_dataset(colour.folder)
     part = measure(colour.folder, model, dataset, ["test"])["test"]
     answers = list(predict.predict(model, part.examples.paths, batch=5))
     assert [a.top[0][1] for a in answers] == pytest.approx(part.judgement.confidence.tolist(), abs=1e-5)
@@ -223,7 +223,7 @@ def test_names_that_are_no_text_can_be_printed(grey, digits, capsys):
 @pytest.mark.cuda
 def test_predictions_on_cuda_are_those_of_the_cpu(grey, digits):
     paths = predict.find([str(digits)])[0]
-    here, there = (list(predict.predict(load(grey.folder, d), paths)) for d in ("cpu", torch.device("cuda")))
-    for a, b in zip(here, there, strict=True):
+    dist, there = (list(predict.predict(load(grey.folder, d), paths)) for d in ("cpu", torch.device("cuda")))
+    for a, b in zip(dist, there, strict=True):
         assert a.top[0][0] == b.top[0][0]
         assert a.top[0][1] == pytest.approx(b.top[0][1], abs=1e-3)

@@ -18,7 +18,7 @@ from vitlab.cli.probe import Reading
 from vitlab.config.errors import ConfigError
 from vitlab.evaluation import probe
 from vitlab.evaluation.load import load
-from vitlab.evaluation.reevaluate import own, served
+from vitlab.evaluation.reevaluate import eval_inputs, training_dataset
 from vitlab.report.comparison import compare
 from vitlab.report.figures import named
 from vitlab.storage import runs_table
@@ -146,10 +146,10 @@ def test_of_equal_candidates_the_first_is_chosen():
 
 def test_features_are_what_stands_before_the_last_layer_of_every_image_once(tmp_path):
     run, _ = fit(tmp_path, "model/head=tanh_mlp", "fit.evaluation_batch_size=100")
-    model, dataset = load(run.folder), own(run.folder)
-    source = served(run.folder, model, dataset)
+    model, dataset = load(run.folder), training_dataset(run.folder)
+    source = eval_inputs(run.folder, model, dataset)
     examples = source.splits["test"]
-    found = probe.features(model.model, source.batches(examples), source.normalise, ALONE, "fp32")
+    found = probe.features(model.model, source.batches(examples), source.normalize, ALONE, "fp32")
     assert found.values.shape == (359, 16)
     assert found.values.dtype == np.float32
     assert (found.labels == examples.labels).all()
@@ -263,7 +263,7 @@ def test_what_cannot_be_probed_is_one_sentence_and_exit_status_2(run, capsys, wo
 
 
 def test_too_many_shots_are_refused_with_what_is_possible(run, capsys):
-    least, name = probe.fewest(own(run).splits()["train"].labels, tuple("0123456789"))
+    least, name = probe.fewest(training_dataset(run).splits()["train"].labels, tuple("0123456789"))
     assert main(["probe", str(run), "--shots", f"1,{least + 1}"]) == 2
     assert f"class {name} has {least} training images: use at most {least}" in capsys.readouterr().err
     assert main(["probe", str(run), "--shots", f"1,{least}"]) == 0
@@ -377,7 +377,7 @@ def test_a_sweep_whose_runs_would_not_report_its_metric_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"line 5: metric: test/2-shot: .* add \"fit.shots=\[2\]\" to the baseline"):
         planning.plan(reader.read(file))
     file.write_text(SWEEP.format(small=", ".join(SMALL)).replace("2-shot", "two-shot"))
-    with pytest.raises(question.WrongFile, match=r"line 5: metric: .*test/5-shot"):
+    with pytest.raises(question.SweepFileError, match=r"line 5: metric: .*test/5-shot"):
         reader.read(file)
 
 

@@ -42,7 +42,7 @@ from vitlab.model.stem import Convolutions
 from vitlab.model.vit import ViT
 from vitlab.storage import checkpoint
 from vitlab.system import footprint, memory
-from vitlab.system.footprint import BLOCK, check
+from vitlab.system.footprint import BLOCK, check_memory
 
 WORDS = [*TINY, "fit.precision=fp32", "system.runs=runs"]
 MEMORY = 400  # MB that no case may take on top
@@ -356,7 +356,7 @@ def test_where_indices_of_shards_are_written_is_not_for_a_stranger_to_say(home, 
     file = home / "run" / "config.yaml"
     file.write_text(edited(file.read_text(), dataset=SHARDS | {"train": "x.tar"}))
     monkeypatch.setattr(reevaluate, "dataset_of", lambda node, where: node)
-    assert reevaluate.own("run")["cache"] == "~/.cache/vitlab/webdataset"
+    assert reevaluate.training_dataset("run")["cache"] == "~/.cache/vitlab/webdataset"
 
 
 # --- what is there instead of a file ----------------------------------------------------------------------------------
@@ -912,10 +912,10 @@ def test_images_that_no_machine_can_hold_are_refused_with_their_number(home, ask
     ],
 )
 def test_a_model_that_no_machine_can_hold_is_refused_with_its_number(monkeypatch, values, options, sentence):
-    monkeypatch.setattr(memory, "machine", lambda device: 10**12)
+    monkeypatch.setattr(memory, "total_memory", lambda device: 10**12)
     shape = {"image_size": (8, 8), "channels": 1, "classes": 10}
     with pytest.raises(ValueError, match=sentence):
-        check(vit(**values), **shape | options)
+        check_memory(vit(**values), **shape | options)
 
 
 SHAPES = [
@@ -939,7 +939,7 @@ def test_what_is_counted_is_the_weights_and_at_most_what_a_step_keeps(monkeypatc
     counted = []
     monkeypatch.setattr(footprint, "hold", lambda size, *_: counted.append(size))
     make, shape = vit(**values), {"image_size": (16, 24), "channels": 1, "classes": 10}
-    check(make, **shape, batch=5, half=half, recomputed=recomputed)
+    check_memory(make, **shape, batch=5, half=half, recomputed=recomputed)
     model, kept = make(**shape), {}
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert counted[-2] - BLOCK * len(model.blocks) == weights

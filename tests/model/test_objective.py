@@ -15,7 +15,7 @@ from vitlab.model.objective import MaskedPatch, taken
 from vitlab.model.vit import ViT
 from vitlab.storage import checkpoint
 from vitlab.storage.run import Run
-from vitlab.system.distributed import alone
+from vitlab.system.distributed import single_process
 from vitlab.training.batches import evaluation_batches
 from vitlab.training.loop import fit
 from vitlab.training.setup import prepare
@@ -42,7 +42,7 @@ def test_normalised_pixels_have_the_colours_that_they_had():
     objective, images = masked(), torch.rand(2, 3, 12, 20)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)
     plain = objective.targets(images)
-    objective.know(mean, std)
+    objective.set_normalization(mean, std)
     normalised = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     assert (objective.targets(normalised) == plain).double().mean() > 0.99  # but where rounding crosses a level
 
@@ -133,22 +133,22 @@ SMALL = ["tracking=off", "dataset.train_examples=60", "fit.batch_size=16", "fit.
 
 def run_of(tmp_path, name, *overrides):
     node = check(compose([*SMALL, f"system.runs={tmp_path}", *overrides])[0])
-    ready = prepare(**assemble(node), world=alone())
+    setup = prepare(**assemble(node), dist=single_process())
     run = Run(tmp_path / name)
     run.create()
-    return run, fit(ready, run, node), ready
+    return run, fit(setup, run, node), setup
 
 
 def test_a_training_fills_in_patches_and_another_starts_from_it(tmp_path):
-    run, result, ready = run_of(tmp_path, "first", "model/objective=masked_patch", "fit.ema_decay=0.9")
+    run, result, setup = run_of(tmp_path, "first", "model/objective=masked_patch", "fit.ema_decay=0.9")
     assert 0 <= result["val/accuracy"] <= 1
     again = evaluate(
-        ready.model,
-        evaluation_batches(ready, "test"),
-        recipe_normalise(ready),
-        alone(),
+        setup.model,
+        evaluation_batches(setup, "test"),
+        recipe_normalise(setup),
+        single_process(),
         "fp32",
-        ready.model.objective,
+        setup.model.objective,
     )
     assert again["loss"] == result["test/loss"]
     with pytest.raises(ValueError, match="has learned to fill in masked patches, and no classes"):
@@ -158,13 +158,13 @@ def test_a_training_fills_in_patches_and_another_starts_from_it(tmp_path):
     assert f"vitlab probe {run.folder}" in said
     assert f"vitlab train init={run.folder}" in said
     assert "vitlab predict" not in said
-    fine, result, ready = run_of(tmp_path, "second", f"init={run.folder}")
-    assert "left out: objective.predict.bias, objective.predict.weight, objective.token" in ready.began
+    fine, result, setup = run_of(tmp_path, "second", f"init={run.folder}")
+    assert "left out: objective.predict.bias, objective.predict.weight, objective.token" in setup.began
     assert result["status"] == "finished"
     assert "objective.token" not in checkpoint.load(fine.best)["model"]
 
 
-def recipe_normalise(ready):
-    from vitlab.data.preprocess import Normalise
+def recipe_normalise(setup):
+    from vitlab.data.preprocess import Normalize
 
-    return Normalise(ready.dataset.mean, ready.dataset.std)
+    return Normalize(setup.dataset.mean, setup.dataset.std)

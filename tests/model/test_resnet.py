@@ -18,9 +18,9 @@ from vitlab.model.resnet import Bottleneck, ResNet, StandardisedConv, norm
 from vitlab.model.vit import ViT
 from vitlab.sweep.plan import flops
 from vitlab.system import footprint, memory
-from vitlab.system.distributed import alone
+from vitlab.system.distributed import single_process
 from vitlab.system.footprint import BLOCK
-from vitlab.system.parallelize import spread
+from vitlab.system.parallelize import parallelize
 from vitlab.training import optimizer as optimizer_of
 from vitlab.training.optimizer import build_optimizer
 from vitlab.training.setup import prepare
@@ -268,7 +268,7 @@ def test_what_needs_blocks_is_refused_without_them():
         build_optimizer(muon, model)
     node = check(compose(["system.activation_checkpointing=true"])[0])
     with pytest.raises(ValueError, match=r"system.activation_checkpointing=true: model.depth=0 has no block"):
-        spread(model, alone("cpu"), build(node["system"]))
+        parallelize(model, single_process("cpu"), build(node["system"]))
 
 
 @pytest.mark.parametrize("make", [resnet, hybrid])
@@ -278,7 +278,7 @@ def test_the_memory_that_is_counted_is_the_weights_and_at_most_what_a_step_keeps
     given = {"patch": 2, "width": 128 if make is resnet else 16, "depth": len(model.blocks), "heads": 1}
     monkeypatch.setattr(footprint, "hold", lambda size, *_: counted.append(size))
     shape = {"image_size": (6, 10), "channels": 2, "classes": 7}
-    footprint.check(partial(make, **given), **shape, batch=5, half=half)
+    footprint.check_memory(partial(make, **given), **shape, batch=5, half=half)
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert counted[-2] - BLOCK * len(model.blocks) == weights
 
@@ -294,16 +294,16 @@ def test_the_memory_that_is_counted_is_the_weights_and_at_most_what_a_step_keeps
 
 
 def test_a_resnet_that_no_machine_can_hold_is_refused_with_its_number(monkeypatch):
-    monkeypatch.setattr(memory, "machine", lambda device: 10**9)
+    monkeypatch.setattr(memory, "total_memory", lambda device: 10**9)
     shape = {"image_size": (224, 224), "channels": 3, "classes": 10}
     given = {"patch": 32, "width": 2048, "depth": 0, "heads": 1, "position": Position, "pool": Gap}
     plain = partial(ViT, **given, stem=partial(ResNet, project=False))
-    footprint.check(plain, **shape)
+    footprint.check_memory(plain, **shape)
     with pytest.raises(ValueError, match=r"64 images of 49 tokens at once: a training step keeps at least 2.5 GB"):
-        footprint.check(plain, **shape, batch=64)
+        footprint.check_memory(plain, **shape, batch=64)
     wide = partial(ViT, **given | {"width": 131072}, stem=partial(ResNet, project=False, widen=64.0))
     with pytest.raises(ValueError, match=r"weights take .* use a smaller model.stem"):
-        footprint.check(wide, **shape)
+        footprint.check_memory(wide, **shape)
 
 
 @pytest.mark.parametrize("attention", [{}, {"attention": Axial, "pool": Gap}])
@@ -322,6 +322,6 @@ def test_the_flops_of_a_sweep_are_those_of_a_model_without_blocks():
 @pytest.mark.parametrize("words", [["model=resnet_small"], ["model=micro", "model/stem=resnet_small"]])
 def test_a_training_is_made_ready_from_words_alone(words):
     node = check(compose([*words, "patch=p4", "tracking=off", "fit.layer_decay=0.9"])[0])
-    ready = prepare(**assemble(node), world=alone())
-    assert 100_000 < count.parameters(ready.model) < 200_000
-    assert ready.flops > 0
+    setup = prepare(**assemble(node), dist=single_process())
+    assert 100_000 < count.parameters(setup.model) < 200_000
+    assert setup.flops > 0

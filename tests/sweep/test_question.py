@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import merged, several
 from vitlab.sweep import reader
-from vitlab.sweep.question import BASELINE, WrongFile
+from vitlab.sweep.question import BASELINE, SweepFileError
 from vitlab.sweep.reader import find, read
 
 WHOLE = """\
@@ -73,7 +73,7 @@ def test_words_of_the_command_line_are_every_cells(tmp_path):
 
 @pytest.mark.parametrize("word", ["patch=p1", "model.dropout=0.3", "optimizer.lr=1", "seed=3"])
 def test_a_word_about_what_is_varied_is_refused(tmp_path, word):
-    with pytest.raises(WrongFile, match=re.escape(word)):
+    with pytest.raises(SweepFileError, match=re.escape(word)):
         read(written(tmp_path, WHOLE)).cells([word])
 
 
@@ -85,7 +85,7 @@ def test_scales_replace_what_they_name(tmp_path):
     assert (quick.scale, quick.seeds, quick.baseline) == ("quick", (0, 1), ("patch=p2", "fit.epochs=1"))
     assert (large.seeds, large.baseline, list(large.arms)) == ((0, 1, 2), ("dataset=cifar10",), ["b"])
     assert large.takes == "a day"
-    with pytest.raises(WrongFile, match="there is no scale 'huge'; there is quick, large"):
+    with pytest.raises(SweepFileError, match="there is no scale 'huge'; there is quick, large"):
         read(path, "huge")
 
 
@@ -124,7 +124,7 @@ def test_scales_replace_what_they_name(tmp_path):
 def test_a_wrong_file_is_refused_with_its_line(tmp_path, old, new, line, why):
     assert old in WHOLE
     path = written(tmp_path, WHOLE.replace(old, new))
-    with pytest.raises(WrongFile) as said:
+    with pytest.raises(SweepFileError) as said:
         read(path)
     assert str(said.value).startswith(f"{path}, line {line}: "), said.value
     assert why in str(said.value)
@@ -142,7 +142,7 @@ def test_much_made_of_little_is_refused(tmp_path):
     lines = ["a0: &a0 {x: 1, y: 1}"] + [
         f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}, r: *a{i - 1}}}" for i in range(1, 18)
     ]
-    with pytest.raises(WrongFile, match="too much"):
+    with pytest.raises(SweepFileError, match="too much"):
         read(written(tmp_path, "\n".join(lines)))
 
 
@@ -151,7 +151,7 @@ def test_much_made_of_little_is_refused(tmp_path):
 def test_any_text_is_read_or_refused(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("any") / "mine.yaml"
     path.write_text(text)
-    with contextlib.suppress(WrongFile):
+    with contextlib.suppress(SweepFileError):
         read(path)
 
 

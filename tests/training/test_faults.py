@@ -20,7 +20,7 @@ from vitlab.__main__ import main
 from vitlab.model.vit import ViT
 from vitlab.storage import checkpoint
 from vitlab.storage.jsonl import Journal
-from vitlab.storage.lock import Held, Lock, holder
+from vitlab.storage.lock import Lock, Locked, holder
 from vitlab.storage.run import Run
 from vitlab.system.memory import OutOfMemory
 from vitlab.system.signals import Interrupt
@@ -120,7 +120,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
         path.write_bytes(flipped)
         try:
             found = checkpoint.load(path)
-        except checkpoint.Damaged:
+        except checkpoint.CorruptCheckpoint:
             refused += 1
         else:
             assert equal(found, state)
@@ -296,7 +296,7 @@ def test_two_processes_on_one_run_are_refused_and_a_dead_one_holds_nothing(tmp_p
 def test_a_lock_says_who_holds_it(tmp_path):
     with Lock(tmp_path / "lock"):
         assert holder(tmp_path / "lock")["process"] == os.getpid()
-        with pytest.raises(Held, match=f"by process {os.getpid()}"), Lock(tmp_path / "lock"):
+        with pytest.raises(Locked, match=f"by process {os.getpid()}"), Lock(tmp_path / "lock"):
             pass
     assert holder(tmp_path / "lock") is None
     assert holder(tmp_path / "none") is None

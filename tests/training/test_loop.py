@@ -16,11 +16,11 @@ from vitlab.config.build import assemble
 from vitlab.data.examples import Pixels
 from vitlab.storage import checkpoint
 from vitlab.storage.run import Run, find
-from vitlab.system.distributed import World, world
+from vitlab.system.distributed import Distributed, join_processes
 from vitlab.system.precision import resolve
 from vitlab.training import loop
-from vitlab.training.batches import aboard, training_batches
-from vitlab.training.loop import Interrupt, Normalise, Stopped, log
+from vitlab.training.batches import move_to_gpu, training_batches
+from vitlab.training.loop import Interrupt, Normalize, Stopped, log
 from vitlab.training.recovery import NonFinite
 from vitlab.training.setup import prepare
 
@@ -38,15 +38,15 @@ SMALL = [
 ]
 
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = Distributed(0, 1, torch.device("cpu"))
 
 
-def fit(tmp_path, *overrides, name="run", here=ALONE):
+def fit(tmp_path, *overrides, name="run", dist=ALONE):
     node = check(compose([*SMALL, f"system.runs={tmp_path}", *overrides])[0])
-    ready = prepare(**assemble(node), world=here)
+    setup = prepare(**assemble(node), dist=dist)
     run = Run(tmp_path / name)
     run.create()
-    return run, loop.fit(ready, run, node)
+    return run, loop.fit(setup, run, node)
 
 
 def weights(run):
@@ -233,15 +233,15 @@ def test_automatic_precision_is_bf16_where_it_is_native(monkeypatch):
 
 
 def test_images_lie_on_the_gpu_where_they_fit_and_are_used_there(monkeypatch):
-    gpu = World(0, 1, torch.device("cuda"))
+    gpu = Distributed(0, 1, torch.device("cuda"))
     free = {"bytes": 1000}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free["bytes"], 0))
     monkeypatch.setattr(Pixels, "on", lambda self, device: device.type)
 
-    def moved(*overrides, here=gpu):
+    def moved(*overrides, dist=gpu):
         parts = assemble(check(compose([*SMALL, *overrides])[0]))
         splits = parts["dataset"].splits()
-        found = aboard(splits, parts["dataset"], parts["augment"], parts["system"], here)
+        found = move_to_gpu(splits, parts["dataset"], parts["augment"], parts["system"], dist)
         assert found == splits or set(found.values()) == {"cuda"}
         return found != splits
 
@@ -252,7 +252,7 @@ def test_images_lie_on_the_gpu_where_they_fit_and_are_used_there(monkeypatch):
     assert moved()
     assert moved("system.resident=true")
     assert not moved("system.resident=false")
-    assert not moved(here=ALONE)
+    assert not moved(dist=ALONE)
     assert not moved("augment=randaugment")
     with pytest.raises(ValueError, match=r"augmented one after the other, which a CPU does"):
         moved("augment=randaugment", "system.resident=true")
@@ -266,8 +266,8 @@ def test_images_on_the_gpu_are_augmented_as_those_in_memory(augment):
     seen = []
     for resident in ("true", "false"):
         node = check(compose([*SMALL, f"augment={augment}", f"system.resident={resident}"])[0])
-        ready = prepare(**assemble(node), world=World(0, 1, torch.device("cuda")))
-        pixels, labels = next(iter(training_batches(ready, 3)))
+        setup = prepare(**assemble(node), dist=Distributed(0, 1, torch.device("cuda")))
+        pixels, labels = next(iter(training_batches(setup, 3)))
         assert pixels.is_cuda == (resident == "true")
         seen.append((pixels.cpu(), labels.cpu()))
     for one, two in zip(*seen, strict=True):
@@ -277,9 +277,9 @@ def test_images_on_the_gpu_are_augmented_as_those_in_memory(augment):
 @pytest.mark.cuda
 @pytest.mark.parametrize("way", ["true", "graphs"])
 def test_a_compiled_training_on_cuda_is_the_plain_one(tmp_path, way):
-    here = World(0, 1, torch.device("cuda"))
-    plain, _ = fit(tmp_path, name="plain", here=here)
-    compiled, _ = fit(tmp_path, f"system.compile={way}", name="compiled", here=here)
+    dist = Distributed(0, 1, torch.device("cuda"))
+    plain, _ = fit(tmp_path, name="plain", dist=dist)
+    compiled, _ = fit(tmp_path, f"system.compile={way}", name="compiled", dist=dist)
     for one, two in zip(weights(plain).values(), weights(compiled).values(), strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-3)
 
@@ -353,7 +353,7 @@ def test_a_loaded_run_has_its_classes_and_its_preprocessing(tmp_path):
     test = data.splits()["test"]
     batch = torch.stack([model.preprocess(test.image(i)) for i in range(5)])
     assert batch.shape == (5, 1, 8, 8)
-    torch.testing.assert_close(batch, Normalise(data.mean, data.std)(test.pixels[:5]))
+    torch.testing.assert_close(batch, Normalize(data.mean, data.std)(test.pixels[:5]))
     with torch.no_grad():
         assert model(batch).shape == (5, 10)
 
@@ -411,14 +411,14 @@ def test_a_checkpoint_is_whole_or_the_one_before(tmp_path, monkeypatch):
 
 def test_alone_the_world_is_one_process():
     system = assemble(check(compose([])[0]))["system"]
-    with world(system) as here:
-        assert (here.rank, here.size) == (0, 1)
-        assert here.sum(torch.ones(2)).tolist() == [1, 1]
+    with join_processes(system) as dist:
+        assert (dist.rank, dist.size) == (0, 1)
+        assert dist.all_reduce_sum(torch.ones(2)).tolist() == [1, 1]
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_a_training_on_cuda(tmp_path, precision):
-    here = World(0, 1, torch.device("cuda"))
-    _, result = fit(tmp_path, f"fit.precision={precision}", "fit.steps=30", "system.device=cuda", here=here)
+    dist = Distributed(0, 1, torch.device("cuda"))
+    _, result = fit(tmp_path, f"fit.precision={precision}", "fit.steps=30", "system.device=cuda", dist=dist)
     assert math.isfinite(result["test/loss"])

@@ -12,11 +12,11 @@ from tests.config.test_check import check, compose
 from vitlab.config.build import assemble
 from vitlab.config.compose import compose as compose_overrides
 from vitlab.config.identity import identity
-from vitlab.model.meta import shadow
+from vitlab.model.meta import on_meta_device
 from vitlab.model.vit import ViT
 from vitlab.storage import checkpoint
 from vitlab.storage.run import Run
-from vitlab.system.distributed import alone
+from vitlab.system.distributed import single_process
 from vitlab.training.loop import fit
 from vitlab.training.pretrained import Start, repatched, stretched, to_come
 from vitlab.training.setup import prepare
@@ -33,13 +33,13 @@ SMALL = [
 ]
 
 
-def ready(*overrides):
+def setup(*overrides):
     node = check(compose([*SMALL, *overrides])[0])
-    return prepare(**assemble(node), world=alone()), node
+    return prepare(**assemble(node), dist=single_process()), node
 
 
 def trained(folder, *overrides):
-    made, node = ready(f"system.runs={folder}", *overrides)
+    made, node = setup(f"system.runs={folder}", *overrides)
     run = Run(folder / "run")
     run.create()
     fit(made, run, node)
@@ -53,7 +53,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("file", ["", "best.pt", "best.safetensors"])
 def test_the_same_model_starts_with_all_weights_of_a_run(run, file):
-    made, _ = ready(f"init={run.folder / file}", "seed=5")
+    made, _ = setup(f"init={run.folder / file}", "seed=5")
     kept = checkpoint.load(run.best)["model"]
     assert kept.keys() == made.model.state_dict().keys()
     for name, value in made.model.state_dict().items():
@@ -63,7 +63,7 @@ def test_the_same_model_starts_with_all_weights_of_a_run(run, file):
 
 
 def test_other_classes_get_a_new_head_and_that_is_said(run):
-    made, _ = ready(f"init={run.folder}", "dataset=synthetic", "dataset.channels=1", "dataset.image_size=8")
+    made, _ = setup(f"init={run.folder}", "dataset=synthetic", "dataset.channels=1", "dataset.image_size=8")
     assert not made.model.head.output.weight.any()
     assert torch.equal(
         made.model.blocks[0].mlp.norm.weight, checkpoint.load(run.best)["model"]["blocks.0.mlp.norm.weight"]
@@ -72,7 +72,7 @@ def test_other_classes_get_a_new_head_and_that_is_said(run):
 
 
 def test_another_image_size_has_its_positions_interpolated(run):
-    made, _ = ready(f"init={run.folder}", "dataset.image_size=16")
+    made, _ = setup(f"init={run.folder}", "dataset.image_size=16")
     before = checkpoint.load(run.best)["model"]["positions.0.table"]
     after = made.model.positions[0].table
     assert torch.equal(after[:1], before[:1])
@@ -84,7 +84,7 @@ def test_another_image_size_has_its_positions_interpolated(run):
 
 def test_learned_rows_and_columns_are_interpolated_too(tmp_path):
     run = trained(tmp_path, "model/position=learned_2d")
-    made, _ = ready(f"init={run.folder}", "model/position=learned_2d", "dataset.image_size=16")
+    made, _ = setup(f"init={run.folder}", "model/position=learned_2d", "dataset.image_size=16")
     rows = checkpoint.load(run.best)["model"]["positions.0.rows"]
     expected = functional.interpolate(rows.T[None], 8, mode="linear", align_corners=False)[0].T
     torch.testing.assert_close(made.model.positions[0].rows, expected)
@@ -111,13 +111,13 @@ def test_a_projection_of_larger_patches_gives_resized_patches_the_same_tokens():
 
 def test_another_patch_size_is_refused_or_resized_as_is_said(run):
     with pytest.raises(ValueError, match=r"stem.projection.weight: 16x4 there, 16x16 in this model.*init.patch=resize"):
-        ready(f"init={run.folder}", "patch=p4", "dataset.image_size=16")
-    made, _ = ready(f"init={run.folder}", "patch=p4", "dataset.image_size=16", "init.patch=resize")
+        setup(f"init={run.folder}", "patch=p4", "dataset.image_size=16")
+    made, _ = setup(f"init={run.folder}", "patch=p4", "dataset.image_size=16", "init.patch=resize")
     assert "resized: stem.projection.weight 16x4 to 16x16" in made.began
 
 
 def test_a_frozen_backbone_stays_and_the_head_learns(run, tmp_path):
-    made, node = ready(f"init={run.folder}", "init.freeze=true", "optimizer.lr=0.1", f"system.runs={tmp_path}")
+    made, node = setup(f"init={run.folder}", "init.freeze=true", "optimizer.lr=0.1", f"system.runs={tmp_path}")
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
     folder = Run(tmp_path / "frozen")
     folder.create()
@@ -142,22 +142,22 @@ def test_a_frozen_backbone_stays_and_the_head_learns(run, tmp_path):
 def test_what_cannot_be_carried_over_is_refused_before_anything_is_trained(run, overrides, sentence):
     words = [word.format(run=run.folder) for word in overrides]
     if sentence is None:
-        assert "left out: positions.0.table" in ready(*words)[0].began
+        assert "left out: positions.0.table" in setup(*words)[0].began
         return
     with pytest.raises(ValueError, match=sentence):
-        ready(*words)
+        setup(*words)
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     torch.save({"model": nn.Linear(1, 1)}, tmp_path / "evil.pt")
     with pytest.raises(ValueError, match="holds other things than tensors"):
-        ready(f"init={tmp_path / 'evil.pt'}")
+        setup(f"init={tmp_path / 'evil.pt'}")
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="holds no weights of vitlab's"):
-        ready(f"init={tmp_path / 'other.pt'}")
+        setup(f"init={tmp_path / 'other.pt'}")
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):
-        ready(f"init={tmp_path / 'broken.safetensors'}")
+        setup(f"init={tmp_path / 'broken.safetensors'}")
 
 
 def test_the_start_identifies_a_run(run):
@@ -167,8 +167,8 @@ def test_the_start_identifies_a_run(run):
 
 def test_a_new_head_is_one_even_where_the_classes_are_the_same(run):
     kept = checkpoint.load(run.best)["model"]["head.output.weight"]
-    assert torch.equal(ready(f"init={run.folder}")[0].model.head.output.weight, kept)
-    made, _ = ready(f"init={run.folder}", "init.head=new")
+    assert torch.equal(setup(f"init={run.folder}")[0].model.head.output.weight, kept)
+    made, _ = setup(f"init={run.folder}", "init.head=new")
     assert not made.model.head.output.weight.any()
     assert "left out: head.output.bias, head.output.weight" in made.began
 
@@ -176,11 +176,11 @@ def test_a_new_head_is_one_even_where_the_classes_are_the_same(run):
 def test_an_origin_is_the_cell_of_the_run_and_no_other(run):
     cell = "1a2b3c4d"
     run.write_result({"status": "finished", "cell": cell})
-    assert ready(f"init={run.folder}", f"init.origin={cell}")[0].began
+    assert setup(f"init={run.folder}", f"init.origin={cell}")[0].began
     with pytest.raises(ValueError, match=rf"init.origin=deadbeef: .* is of the cell {cell}: leave it out"):
-        ready(f"init={run.folder}", "init.origin=deadbeef")
+        setup(f"init={run.folder}", "init.origin=deadbeef")
     with pytest.raises(ValueError, match="drawn at random: give their run"):
-        ready(f"init.origin={cell}")
+        setup(f"init.origin={cell}")
 
 
 def test_where_weights_lie_tells_runs_apart_unless_it_is_said_what_they_are():
@@ -201,12 +201,12 @@ def test_weights_that_are_yet_to_come_are_checked_by_their_shapes():
     model = partial(ViT, patch=2, width=16, depth=2, heads=2)
     before, own = {"image_size": (8, 8), "channels": 1, "classes": 10}, {"image_size": (16, 16), "channels": 1}
     names = tuple("abcdefghij")
-    source = to_come(Path("runs/it/best.pt"), shadow(model, **before), (8, 8), names)
+    source = to_come(Path("runs/it/best.pt"), on_meta_device(model, **before), (8, 8), names)
     start = Start(weights="runs/it", origin=None, positions="bilinear", patch="refuse", head="same", freeze=False)
-    said = start.apply(source, shadow(model, **own, classes=10), names)
+    said = start.apply(source, on_meta_device(model, **own, classes=10), names)
     assert "resized: positions.0.table 17x16 to 65x16" in said
     with pytest.raises(ValueError, match="do not fit"):
-        start.apply(source, shadow(partial(model, width=32), **own, classes=10), names)
+        start.apply(source, on_meta_device(partial(model, width=32), **own, classes=10), names)
 
 
 def test_a_start_is_made_by_hand_as_well(run):

@@ -22,31 +22,31 @@ from torch.optim import Optimizer
 from vitlab.bench.libraries import LIBRARIES
 from vitlab.bench.steps import Bare, Work, infer, largest_batch, peak_bytes
 from vitlab.bench.timing import Marked, Stopwatch, machine_peak
-from vitlab.data.loader import places
-from vitlab.data.preprocess import Normalise
+from vitlab.data.loader import local_indices
+from vitlab.data.preprocess import Normalize
 from vitlab.model import count
-from vitlab.model.meta import shadow
+from vitlab.model.meta import on_meta_device
 from vitlab.system.memory import out_of_memory
 from vitlab.training.batches import training_batches
-from vitlab.training.recipe import Ready
+from vitlab.training.recipe import TrainingSetup
 from vitlab.training.state import State
-from vitlab.training.step import update
+from vitlab.training.step import train_step
 
 STAGES = ("data", "forward", "backward", "optimizer")
 SWEEPS = ("batch", "tokens", "width", "depth")
 
 
-def composition(ready: Ready, *, rounds: int, warmup: int) -> dict[str, Any]:
+def composition(setup: TrainingSetup, *, rounds: int, warmup: int) -> dict[str, Any]:
     """A whole training step by stages, and inference; `train.update` itself is what runs.
 
     `optimizer` is all of an update that is neither forward nor backward: the gradient's norm and its clipping, the
     running means, the averaged weights.
     """
-    here, device, watch = ready.world, ready.world.device, Stopwatch(ready.world.device)
-    net, loss = Marked(ready.net, watch, before="forward"), Marked(ready.loss, watch, after="backward")
-    last = ready.steps - 1
-    ready = replace(ready, net=net, loss=loss, steps=max(ready.steps, rounds + warmup))
-    state = State(ready, {"run": "bench"})
+    dist, device, watch = setup.dist, setup.dist.device, Stopwatch(setup.dist.device)
+    net, loss = Marked(setup.net, watch, before="forward"), Marked(setup.loss, watch, after="backward")
+    last = setup.steps - 1
+    setup = replace(setup, net=net, loss=loss, steps=max(setup.steps, rounds + warmup))
+    state = State(setup, {"run": "bench"})
     unscale = state.scaler.unscale_
 
     def optimizer_begins(optimizer: Optimizer) -> None:
@@ -54,31 +54,31 @@ def composition(ready: Ready, *, rounds: int, warmup: int) -> dict[str, Any]:
         unscale(optimizer)
 
     state.scaler.unscale_ = optimizer_begins
-    normalise = Normalise(ready.dataset.mean, ready.dataset.std).to(device)
-    batchwise = ready.augment.batchwise(len(ready.dataset.classes))
-    batches = iter(training_batches(ready, 0))
-    which = places(ready.fit.batch_size, here.rank, here.size)
+    normalize = Normalize(setup.dataset.mean, setup.dataset.std).to(device)
+    batchwise = setup.augment.batchwise(len(setup.dataset.classes))
+    batches = iter(training_batches(setup, 0))
+    which = local_indices(setup.fit.batch_size, dist.rank, dist.size)
     stages: list[dict[str, float]] = []
     inference: list[float] = []
     startup = 0.0
     for step in range(warmup + rounds):
         watch.mark("data")
-        ready.schedule.set(min(step, last))
+        setup.schedule.set(min(step, last))
         pixels, labels = next(batches)
-        images = normalise(pixels.to(device, non_blocking=True))
+        images = normalize(pixels.to(device, non_blocking=True))
         targets = labels = labels.to(device, non_blocking=True)
         if batchwise is not None:
-            images, targets = batchwise(images, labels, which, ready.seed, step)
+            images, targets = batchwise(images, labels, which, setup.seed, step)
         startup = startup or time.time() - psutil.Process().create_time()
         watch.mark("optimizer")
-        update(state, images, targets)
+        train_step(state, images, targets)
         stages.append(watch.read())
-        part = images[: max(1, len(images) // ready.fit.accumulate)]
-        ready.model.eval()
-        inference.append(watch.time(partial(infer, ready.model, part, ready.precision)))
-        ready.model.train()
+        part = images[: max(1, len(images) // setup.fit.accumulate)]
+        setup.model.eval()
+        inference.append(watch.time(partial(infer, setup.model, part, setup.precision)))
+        setup.model.train()
     steps = [{stage: spent[stage] for stage in STAGES} for spent in stages[warmup:]]
-    peak, side = machine_peak(device, ready.precision)
+    peak, side = machine_peak(device, setup.precision)
 
     def told(times: list[float], images: int, flops: int) -> dict[str, Any]:
         seconds = statistics.median(times) / 1e3
@@ -92,7 +92,7 @@ def composition(ready: Ready, *, rounds: int, warmup: int) -> dict[str, Any]:
             "ms_of_rounds": times,
         }
 
-    training = told([sum(each.values()) for each in steps], ready.fit.batch_size, 3 * ready.flops)
+    training = told([sum(each.values()) for each in steps], setup.fit.batch_size, 3 * setup.flops)
     middle = {stage: statistics.median(each[stage] for each in steps) for stage in STAGES}
     scale = training["ms"] / sum(middle.values())  # the medians of parts are no parts of a median
     training["stages_ms"] = {stage: ms * scale for stage, ms in middle.items()}
@@ -100,7 +100,7 @@ def composition(ready: Ready, *, rounds: int, warmup: int) -> dict[str, Any]:
     return {
         "startup_seconds": startup,
         "training": training,
-        "inference": told(inference[warmup:], len(part), ready.flops),
+        "inference": told(inference[warmup:], len(part), setup.flops),
         "peak": {"flops_per_second": peak, "side": side},
     }
 
@@ -110,20 +110,20 @@ def alike(works: list[Work]) -> tuple[list[Work], dict[str, int], dict[str, str]
 
     A library's ViT may have more or fewer parameters than vitlab's, the first, as far as `peers` explains the number.
     """
-    here, counts, said = [], {}, {}
+    dist, counts, said = [], {}, {}
     for work in works:
         try:
             model = replace(work, device=torch.device("cpu")).model()
         except ImportError as error:
             said[work.library] = f"not installed ({error}): uv sync --group bench brings it"
             continue
-        here.append(work)
+        dist.append(work)
         counts[work.library] = count.parameters(model)
         if more := counts[work.library] - counts[works[0].library]:
             library = LIBRARIES[work.library]
             why = library.why if more == library.more(work.shape) else "unexplained, so it is another model"
             said[work.library] = f"{more:+,} parameters: {why}"
-    return here, counts, said
+    return dist, counts, said
 
 
 def measure(works: list[Work], *, rounds: int, warmup: int) -> dict[str, dict[str, Any]]:
@@ -187,7 +187,7 @@ def size(work: Work, kind: str) -> int:
     """Where a work stands on the axis of its sweep."""
     if kind == "tokens":
         shape = {"image_size": work.image_size, "channels": work.channels, "classes": work.classes}
-        return shadow(work.make, **shape).grid.tokens
+        return on_meta_device(work.make, **shape).grid.tokens
     return work.batch if kind == "batch" else work.told[kind]
 
 

@@ -15,7 +15,7 @@ from vitlab.config.build import assemble, build
 from vitlab.storage.run import environment
 from vitlab.storage.runs_table import flatten
 from vitlab.sweep.plan import Checked, Plan
-from vitlab.system.distributed import world
+from vitlab.system.distributed import join_processes
 from vitlab.system.hardware import describe
 from vitlab.system.memory import out_of_memory
 from vitlab.system.precision import resolve
@@ -50,15 +50,15 @@ def measure(plan: Plan, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """
     preload([])
     lines, done = [], []
-    with world(build(plan.cells[0].config["system"])) as here:
-        ran: dict[str, Any] = {"device": describe(here.device), "processes": here.size}
+    with join_processes(build(plan.cells[0].config["system"])) as dist:
+        ran: dict[str, Any] = {"device": describe(dist.device), "processes": dist.size}
         code = environment(ran["device"])
         git = code["git"] or {"commit": None, "dirty": None}
         ran |= {"commit": git["commit"], "dirty": git["dirty"], "vitlab": code["packages"]["vitlab"]}
         ran |= {"torch": code["packages"]["torch"]}
-        watch = Stopwatch(here.device)
+        watch = Stopwatch(dist.device)
         for cell in plan.cells:
-            work = work_of(cell, here.device)
+            work = work_of(cell, dist.device)
             largest = most(work)
             bare = fastest(work, watch)
             facts = {"largest_batch": largest, "batch": bare.work.batch, "precision": work.precision}

@@ -19,7 +19,7 @@ from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.storage.checkpoint import Store
 from vitlab.storage.run import Run
-from vitlab.system.distributed import alone
+from vitlab.system.distributed import single_process
 from vitlab.training import batches, step
 from vitlab.training.loop import fit
 from vitlab.training.setup import prepare
@@ -52,12 +52,12 @@ def seconds(words: list[str], *, checkpoints: bool, order: bool) -> float:
         if not checkpoints:
             stack.enter_context(mock.patch.object(Store, "save"))
             stack.enter_context(mock.patch.object(State, "capture", return_value={}))
-        ready = prepare(**assemble(node), world=alone())
+        setup = prepare(**assemble(node), dist=single_process())
         if not order:
-            walk = AnyOrder(len(ready.splits["train"]), ready.fit.batch_size, ready.steps)
+            walk = AnyOrder(len(setup.splits["train"]), setup.fit.batch_size, setup.steps)
             stack.enter_context(mock.patch.object(batches, "training_order", return_value=walk))
             stack.enter_context(mock.patch.object(step, "reseed", return_value=0))
-        return fit(ready, Run(folder), node)["seconds"]
+        return fit(setup, Run(folder), node)["seconds"]
 
 
 if __name__ == "__main__":

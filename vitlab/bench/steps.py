@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 
 from vitlab.bench.libraries import LIBRARIES, Shape
 from vitlab.model.vit import ViT
-from vitlab.system.distributed import alone
+from vitlab.system.distributed import single_process
 from vitlab.system.hardware import peak_memory
 from vitlab.system.memory import out_of_memory
 from vitlab.system.options import System
-from vitlab.system.parallelize import spread
+from vitlab.system.parallelize import parallelize
 from vitlab.system.precision import autocast
 from vitlab.training.loss import Loss
 from vitlab.training.optimizer import build_optimizer
@@ -77,7 +77,7 @@ class Work:
         """The model, on its device; raises ImportError where its library is not installed."""
         if self.library == "vitlab":
             made = self.make(image_size=self.image_size, channels=self.channels, classes=self.classes)
-            return spread(made.to(self.device), alone(self.device), self.system)
+            return parallelize(made.to(self.device), single_process(self.device), self.system)
         library = LIBRARIES[self.library]
         model = library.make(library.load(), self.shape).to(self.device)
         if self.system.compile:

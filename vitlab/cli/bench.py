@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vitlab.bench.steps import Work
-    from vitlab.training.recipe import Ready
+    from vitlab.training.recipe import TrainingSetup
 
 DESCRIPTION = """Measures a composition: a training step by its stages, inference, memory, FLOPs a second beside this
 machine's own peak, and the start-up. Medians over rounds. Nothing is trained, and nothing is written without --out."""
@@ -68,7 +68,7 @@ def bench(options: argparse.Namespace) -> None:
     from vitlab.model import count
     from vitlab.plotting import save
     from vitlab.storage.files import write_json
-    from vitlab.system.distributed import world
+    from vitlab.system.distributed import join_processes
     from vitlab.system.hardware import describe
     from vitlab.training.setup import prepare
 
@@ -79,27 +79,27 @@ def bench(options: argparse.Namespace) -> None:
     parts = assemble(node)
     preload(list(LIBRARIES) if options.peers else [])
     rounds = {"rounds": options.rounds, "warmup": options.warmup}
-    with world(parts["system"]) as here:
-        ready = prepare(**parts, world=here)
-        if not ready.model.objective.classifies:
+    with join_processes(parts["system"]) as dist:
+        setup = prepare(**parts, dist=dist)
+        if not setup.model.objective.classifies:
             raise ValueError("vitlab bench measures classification: leave model/objective=masked_patch out")
-        if options.peers and len(set(ready.dataset.shape)) > 1:
-            raise ValueError(f"--peers with images of {ready.dataset.shape}: torchvision takes square ones alone")
-        work = work_of(ready, node)
+        if options.peers and len(set(setup.dataset.shape)) > 1:
+            raise ValueError(f"--peers with images of {setup.dataset.shape}: torchvision takes square ones alone")
+        work = work_of(setup, node)
         result: dict[str, Any] = {
             "overrides": options.overrides,
             "config": node,
-            "device": describe(here.device),
+            "device": describe(dist.device),
             "torch": str(torch.__version__),
-            "precision": ready.precision,
-            "parameters": count.parameters(ready.model),
-            "tokens": ready.model.grid.tokens,
-            "flops_per_image": ready.flops,
+            "precision": setup.precision,
+            "parameters": count.parameters(setup.model),
+            "tokens": setup.model.grid.tokens,
+            "flops_per_image": setup.flops,
             **rounds,
-            **bench.composition(ready, **rounds),
+            **bench.composition(setup, **rounds),
         }
         result["memory_bytes"] = peak_bytes(work)
-        alone = "" if here.device.type == "cuda" else ", in a fresh process"
+        alone = "" if dist.device.type == "cuda" else ", in a fresh process"
         print(told(result, f"{work.batch} images{alone}"))
         works = [work]
         if options.peers:
@@ -113,7 +113,7 @@ def bench(options: argparse.Namespace) -> None:
             print(f"\n{options.sweep:<8}{header('growth')}")
             libraries = [each.library for each in works]
             result["sweep"] = bench.grow(works[0], options.sweep, libraries, **rounds, say=Said())
-            print(ended(result["sweep"], here.device.type))
+            print(ended(result["sweep"], dist.device.type))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         write_json(options.out / "bench.json", result)
@@ -121,7 +121,7 @@ def bench(options: argparse.Namespace) -> None:
         print(f"written     {options.out / 'bench.json'}, bench.png")
 
 
-def work_of(ready: "Ready", node: dict[str, Any]) -> "Work":
+def work_of(setup: "TrainingSetup", node: dict[str, Any]) -> "Work":
     """The bare step of a composition."""
     import torch
 
@@ -130,15 +130,15 @@ def work_of(ready: "Ready", node: dict[str, Any]) -> "Work":
 
     return Work(
         make=build(node["model"], patch=node["patch"]["size"]),
-        image_size=ready.dataset.shape,
-        channels=ready.dataset.channels,
-        classes=len(ready.dataset.classes),
-        batch=ready.fit.batch_size // ready.fit.accumulate,
-        precision=ready.precision,
-        device=ready.world.device,
-        loss=ready.loss,
+        image_size=setup.dataset.shape,
+        channels=setup.dataset.channels,
+        classes=len(setup.dataset.classes),
+        batch=setup.fit.batch_size // setup.fit.accumulate,
+        precision=setup.precision,
+        device=setup.dist.device,
+        loss=setup.loss,
         optimizer=build(node["optimizer"]),
-        system=ready.system,
+        system=setup.system,
         threads=torch.get_num_threads(),
     )
 
@@ -240,9 +240,9 @@ def ended(sweep: dict[str, Any], device: str) -> str:
 
 def size(value: int | None) -> str:
     """Bytes in words."""
-    from vitlab.system.memory import spell
+    from vitlab.system.memory import format_bytes
 
-    return "too much" if value is None else spell(value)
+    return "too much" if value is None else format_bytes(value)
 
 
 def giga(pace: float) -> str:

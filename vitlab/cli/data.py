@@ -12,7 +12,8 @@ from vitlab.cli.exit import DONE, refuse
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vitlab.training.recipe import Ready
+    from vitlab.training.recipe import TrainingSetup
+
 
 SHOWN = 24  # images of the picture
 SAMPLE = 2000  # training images whose pixels are measured
@@ -33,13 +34,13 @@ def main(words: list[str]) -> int:
     from vitlab.plotting import save
 
     try:
-        from vitlab.system.distributed import alone
+        from vitlab.system.distributed import single_process
         from vitlab.training.setup import prepare
 
         parts = assemble(check(compose(options.overrides)[0]))
-        ready = prepare(**parts, world=alone())
-        print(facts(ready))
-        save(picture(ready), options.save)
+        setup = prepare(**parts, dist=single_process())
+        print(facts(setup))
+        save(picture(setup), options.save)
     except (ValueError, OSError) as error:
         return refuse(error)
     print(f"picture     {options.save}: each image as it is, and as the model sees it")
@@ -47,19 +48,19 @@ def main(words: list[str]) -> int:
     return DONE
 
 
-def facts(ready: "Ready") -> str:
+def facts(setup: "TrainingSetup") -> str:
     """Splits, balance and statistics, as lines."""
-    data, fit = ready.dataset, ready.fit
+    data, fit = setup.dataset, setup.fit
     size = f"{data.shape[0]}x{data.shape[1]} pixels, {data.channels} channel{'s' * (data.channels > 1)}"
     lines = [
         f"dataset     {len(data.classes):,} classes, {size}, mirrored: {'may be' if data.flip else 'never'}",
         f"source      {data.citation}",
-        f"training    {ready.steps:,} steps of {fit.batch_size:,} images, {ready.steps / ready.steps_per_epoch:.4g}"
-        f" epochs of {ready.steps_per_epoch:,.4g} steps",
+        f"training    {setup.steps:,} steps of {fit.batch_size:,} images, {setup.steps / setup.steps_per_epoch:.4g}"
+        f" epochs of {setup.steps_per_epoch:,.4g} steps",
         "",
         f"{'split':<12}{'images':>10}   images a class",
     ]
-    counts = {name: np.bincount(part.labels, minlength=len(data.classes)) for name, part in ready.splits.items()}
+    counts = {name: np.bincount(part.labels, minlength=len(data.classes)) for name, part in setup.splits.items()}
     for name, count in counts.items():
         least, most = int(count.argmin()), int(count.argmax())
         span = f"{count[least]:,} ({data.classes[least]}) to {count[most]:,} ({data.classes[most]})"
@@ -70,22 +71,22 @@ def facts(ready: "Ready") -> str:
         lines += ["", f"{'class':<{wide}}" + "".join(f"{name:>12}" for name in counts)]
         for label, name in enumerate(data.classes):
             lines.append(f"{name:<{wide}}" + "".join(f"{count[label]:>12,}" for count in counts.values()))
-    mean, std, images = statistics(ready)
+    mean, std, images = statistics(setup)
     measured = f"mean {spell(mean)}, std {spell(std)} of {images:,} training images"
     lines += ["", f"pixels      {measured}; normalised by {spell(data.mean)}, {spell(data.std)}"]
     return "\n".join(lines)
 
 
-def statistics(ready: "Ready") -> tuple[np.ndarray, np.ndarray, int]:
+def statistics(setup: "TrainingSetup") -> tuple[np.ndarray, np.ndarray, int]:
     """Mean and standard deviation of each channel of the training pixels in 0 ... 1, and of how many images."""
     from vitlab.data.augment import evaluation
-    from vitlab.data.loader import Once, loader
+    from vitlab.data.loader import EvalSampler, loader
 
-    train = ready.splits["train"]
+    train = setup.splits["train"]
     draw = np.random.default_rng(0).permutation(len(train))[:SAMPLE]
     part = train.take(np.sort(draw))
     sums, squares, pixels = 0.0, 0.0, 0
-    for batch, _ in loader(part, evaluation(ready.dataset), Once(examples=len(part), batch=100)):
+    for batch, _ in loader(part, evaluation(setup.dataset), EvalSampler(examples=len(part), batch=100)):
         values = batch.double() / 255
         sums = sums + values.sum(dim=(0, 2, 3)).numpy()
         squares = squares + values.square().sum(dim=(0, 2, 3)).numpy()
@@ -99,28 +100,28 @@ def spell(values: "np.ndarray | tuple[float, ...]") -> str:
     return words[0] if len(words) == 1 else f"({', '.join(words)})"
 
 
-def picture(ready: "Ready") -> "Figure":
+def picture(setup: "TrainingSetup") -> "Figure":
     """The first training batch, each image as evaluation sees it and as the training does, with its label."""
     import torch
     from PIL import Image
 
     from vitlab.data.augment import evaluation
     from vitlab.data.loader import View
-    from vitlab.data.preprocess import Normalise
+    from vitlab.data.preprocess import Normalize
     from vitlab.evaluation import pictures
     from vitlab.plotting import PALE
     from vitlab.training.batches import training_batches, training_order
 
-    data = ready.dataset
-    few = replace(ready, fit=replace(ready.fit, batch_size=min(SHOWN, ready.fit.batch_size), accumulate=1), steps=1)
+    data = setup.dataset
+    few = replace(setup, fit=replace(setup.fit, batch_size=min(SHOWN, setup.fit.batch_size), accumulate=1), steps=1)
     keys = next(iter(training_order(few, 0)))
-    before, _ = View(ready.splits["train"], evaluation(data), 0).__getitems__(keys)
+    before, _ = View(setup.splits["train"], evaluation(data), 0).__getitems__(keys)
     pixels, labels = next(iter(training_batches(few, 0)))
-    images = Normalise(data.mean, data.std)(pixels)
+    images = Normalize(data.mean, data.std)(pixels)
     targets = labels
-    batchwise = ready.augment.batchwise(len(data.classes))
+    batchwise = setup.augment.batchwise(len(data.classes))
     if batchwise is not None:
-        images, targets = batchwise(images, labels, np.arange(len(labels)), ready.seed, 0)
+        images, targets = batchwise(images, labels, np.arange(len(labels)), setup.seed, 0)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
     after = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     gap = torch.full((*before.shape[:3], max(1, before.shape[3] // 16)), 255, dtype=torch.uint8)

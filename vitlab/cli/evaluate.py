@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vitlab.cli.exit import DONE, FAILED, printable, refuse
 
 if TYPE_CHECKING:
-    from vitlab.evaluation.classification import Judgement
+    from vitlab.evaluation.classification import ClassificationReport
     from vitlab.evaluation.reevaluate import Measured
 
 DESCRIPTION = """Measures a trained run again: accuracy, classes, confusions, calibration and the worst mistakes, on the
@@ -34,7 +34,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document on the standard output, for programs")
     options = parser.parse_intermixed_args(words)
     from vitlab.evaluation.load import load
-    from vitlab.evaluation.reevaluate import measure, other, own
+    from vitlab.evaluation.reevaluate import dataset_from_overrides, measure, training_dataset
     from vitlab.evaluation.untrusted import recorded
     from vitlab.storage.run import Run
 
@@ -46,9 +46,9 @@ def main(words: list[str]) -> int:
             raise ValueError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
         model = load(run.folder, options.device)
         if options.overrides:
-            dataset, name = other(options.overrides)
+            dataset, name = dataset_from_overrides(options.overrides)
         else:
-            dataset = own(run.folder, root=options.root)
+            dataset = training_dataset(run.folder, root=options.root)
         split = options.split or ("test" if name else "both")
         splits = ("validation", "test") if split == "both" else (split,)
         folder = run.folder / "evaluation"
@@ -57,7 +57,7 @@ def main(words: list[str]) -> int:
         for place in (run.folder / "evaluation", folder):
             if place.is_symlink():
                 raise ValueError(f"{place} is a link, and what is written there would go elsewhere: remove it")
-        found = measure(run.folder, model, dataset, splits, foreign=bool(name), workers=options.workers)
+        found = measure(run.folder, model, dataset, splits, external=bool(name), workers=options.workers)
         before = {} if name else recorded(run)
     except (ValueError, OSError) as error:
         return refuse(error)
@@ -89,7 +89,7 @@ def line(split: str, scores: dict[str, float], before: dict[str, Any] | None) ->
     return f"{said}  ({'as' if same else 'not as'} recorded)"
 
 
-def lines(split: str, judged: "Judgement") -> list[str]:
+def lines(split: str, judged: "ClassificationReport") -> list[str]:
     """What stands behind a split's accuracy, a few lines long."""
     low, high = judged.interval
     share = f"{low:.2%} to {high:.2%}"

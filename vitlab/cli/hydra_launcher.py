@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from vitlab.cli.exit import DONE, FAILED
-from vitlab.cli.hydra_task import Task, notes, option, patient, suited, timed
+from vitlab.cli.hydra_task import Task, launcher_overrides, notes, option, timed, tolerate_lost_jobs
 from vitlab.config.compose import explain
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import CONF
@@ -70,7 +70,7 @@ def run(jobs: list[Job], words: list[str]) -> int:
     """
     if not jobs:
         return DONE
-    with patient(words), listening():
+    with tolerate_lost_jobs(words), listening():
         launch = prepared(jobs, words)
         try:
             lost = persist(jobs, launch)
@@ -114,7 +114,7 @@ def prepared(jobs: list[Job], words: list[str]) -> Launch:
 
     chosen(words)
     folder = timed(jobs[0].run.folder.parent)
-    given = suited(words)
+    given = launcher_overrides(words)
     if not any(word.startswith("hydra.sweep.dir=") for word in words):
         given.append(f"hydra.sweep.dir={quoted(folder)}")
     task = Task(typed=list(sys.argv), many=True, folder=folder)

@@ -57,7 +57,7 @@ class Task:
         if not here:
             os.chdir(self.place)
         self.note(given, {"status": None, "words": words})
-        with apart():
+        with isolated():
             sys.argv = self.typed if here else ["vitlab", "train", *words]
             code, folder = self.trained(composed, given.runtime.choices)
         self.codes.append(code)
@@ -69,7 +69,7 @@ class Task:
         self.note(given, {"status": code, "words": words, "run": where})
         if code >= 128 and self.many:
             if not here:
-                hand_on(code - 128)
+                reraise_signal(code - 128)
             if here or "SUBMITIT_EXECUTOR" in os.environ:  # the jobs that follow leave too; Slurm may start this again
                 raise SystemExit(code)
         return accuracy
@@ -100,7 +100,7 @@ def notes(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 @contextmanager
-def apart() -> Generator[None]:
+def isolated() -> Generator[None]:
     """Leaves the process as it was found: what one job draws or sets is not the next one's."""
     import random
 
@@ -126,7 +126,7 @@ def apart() -> Generator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
-def hand_on(number: int) -> None:
+def reraise_signal(number: int) -> None:
     """Gives a signal that the training has answered to whoever listened before it.
 
     submitit listens to SIGUSR2, which comes ahead of a time limit or a preemption: it has the job queued again, and the
@@ -137,7 +137,7 @@ def hand_on(number: int) -> None:
 
 
 @contextmanager
-def patient(words: Iterable[str]) -> Generator[None]:
+def tolerate_lost_jobs(words: Iterable[str]) -> Generator[None]:
     """Has a job that submitit lost count as a failed one: its launcher would stop waiting for the others.
 
     Args:
@@ -191,7 +191,7 @@ def option(words: Iterable[str], group: str) -> str:
     return ([word.partition("=")[2] for word in words if word.startswith(f"hydra/{group}=")] or ["basic"])[-1]
 
 
-def suited(words: list[str]) -> list[str]:
+def launcher_overrides(words: list[str]) -> list[str]:
     """The words about Hydra's launcher, with what it needs for trainings that go on where they were."""
     name, given = option(words, "launcher"), list(words)
     if name.startswith("ray"):  # its schema does not name the keys of ray.init

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.cli.exit import DONE, FAILED, refuse
-from vitlab.cli.hydra_task import Task, handed, notes, option, patient, suited, timed
+from vitlab.cli.hydra_task import Task, handed, launcher_overrides, notes, option, timed, tolerate_lost_jobs
 from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.compose import compose
@@ -25,7 +25,7 @@ def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
     """One training for each combination, by Hydra's sweeper and launcher, whichever they are; then their comparison."""
     first = int(os.environ.get("RANK", "0")) == 0
     planned = rehearse(given) if option(given, "sweeper") == "basic" else None
-    task, given = Task(typed=sys.argv, many=True), suited(given)
+    task, given = Task(typed=sys.argv, many=True), launcher_overrides(given)
     if first:
         task.folder = folder = timed(runs_of(given))
         if not any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in given):
@@ -34,7 +34,7 @@ def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
     from vitlab.data.dataset import read_once
 
     try:
-        with patient(given), read_once():
+        with tolerate_lost_jobs(given), read_once():
             handed(task, [*flags, *given])
     except SystemExit:
         if not (task.codes and task.codes[-1] >= 128):
@@ -103,7 +103,7 @@ def rehearse(overrides: list[str]) -> int:
             node, _ = compose(cell)
             parts = assemble(check(node))
             data = parts["dataset"]
-            footprint.check(
+            footprint.check_memory(
                 parts["model"], image_size=data.shape, channels=data.channels, classes=len(data.classes), copies=3
             )
         except (ValueError, OSError) as error:

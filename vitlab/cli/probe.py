@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vitlab.data.dataset import Dataset
     from vitlab.evaluation.load import Trained
     from vitlab.evaluation.probe import Chosen
-    from vitlab.evaluation.reevaluate import Served
+    from vitlab.evaluation.reevaluate import EvalInputs
 
 DESCRIPTION = """Judges a trained run by its features, frozen: few-shot accuracy as in the paper (regularised least
 squares on what stands before the last layer), and if asked logistic regression and nearest neighbours on all training
@@ -43,7 +43,7 @@ def main(words: list[str]) -> int:
     options = parser.parse_intermixed_args(words)
     from vitlab.evaluation import probe
     from vitlab.evaluation.load import load
-    from vitlab.evaluation.reevaluate import other, own, served
+    from vitlab.evaluation.reevaluate import dataset_from_overrides, eval_inputs, training_dataset
 
     folder = Path(options.run)
     try:
@@ -59,10 +59,10 @@ def main(words: list[str]) -> int:
             raise ValueError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
         model, name = load(folder, options.device, classifies=False), ""
         if options.overrides:
-            dataset, name = other(options.overrides)
+            dataset, name = dataset_from_overrides(options.overrides)
         else:
-            dataset = own(folder, root=options.root)
-        source = served(folder, model, dataset, foreign=bool(name), workers=options.workers)
+            dataset = training_dataset(folder, root=options.root)
+        source = eval_inputs(folder, model, dataset, external=bool(name), workers=options.workers)
         images, least = probe.fewest(source.splits["train"].labels, dataset.classes)
         probe.check(f"--shots {options.shots}", shots, images, printable(least))
     except (ValueError, OSError) as error:
@@ -115,7 +115,7 @@ class Reading:
     """A run's model, and the dataset that it is judged on."""
 
     model: "Trained"
-    source: "Served"
+    source: "EvalInputs"
     dataset: "Dataset"
 
     def features(self, examples: Any) -> Any:
@@ -123,7 +123,7 @@ class Reading:
 
         source = self.source
         return probe.features(
-            self.model.model, source.batches(examples), source.normalise, source.here, source.precision
+            self.model.model, source.batches(examples), source.normalize, source.dist, source.precision
         )
 
     def probe(

@@ -36,7 +36,7 @@ def place(config: Node, choices: dict[str, str]) -> "Run":
 
 def run(node: Node, choices: dict[str, str]) -> int:
     """One training, from its configuration to its summary."""
-    from vitlab.system.distributed import Gone, together, world
+    from vitlab.system.distributed import RankLost, detect_lost_rank, join_processes
     from vitlab.system.memory import OutOfMemory
     from vitlab.tracking.logs import logging_to
     from vitlab.training.loop import Stopped, fit
@@ -48,43 +48,43 @@ def run(node: Node, choices: dict[str, str]) -> int:
     except (ValueError, OSError) as error:
         return refuse(error)
     system = parts["system"]
-    with world(system) as here, ExitStack() as stack:
+    with join_processes(system) as dist, ExitStack() as stack:
         slug = identity.slug(config, choices)
         folder = place(config, choices)
         try:
-            result = here.ask(folder.result)
+            result = dist.run_on_rank0(folder.result)
             if result["status"] == "finished" and not system.retrain:
                 came = summary(folder, result)
-                if here.first:
+                if dist.is_rank0:
                     print(f"This run is finished already; system.retrain=true trains it anew.\n\n{came}")
                 return DONE
             parts["tracking"] = called(parts["tracking"], slug, config, choices)
-            ready = prepare(**parts, world=here)
-            here.ask(lambda: claim(folder, system.retrain, stack))
+            setup = prepare(**parts, dist=dist)
+            dist.run_on_rank0(lambda: claim(folder, system.retrain, stack))
         except (ValueError, OSError) as error:
             return refuse(error)
-        stack.enter_context(logging_to(folder.log if here.first else None, speak=here.first))
+        stack.enter_context(logging_to(folder.log if dist.is_rank0 else None, speak=dist.is_rank0))
         began = time.perf_counter()
         try:
-            with together(here):
-                result = fit(ready, folder, config)
+            with detect_lost_rank(dist):
+                result = fit(setup, folder, config)
         except Stopped as leave:
             log.warning("%s:\n%s", leave, typed())
             return 128 + leave.signal
         except KeyboardInterrupt:
             log.warning("left at once; the same command goes on from the last checkpoint:\n%s", typed())
             return 128 + signal.SIGINT
-        except Gone as error:  # the first process may be the one that has gone: each speaks for itself
+        except RankLost as error:  # the first process may be the one that has gone: each speaks for itself
             print(f"vitlab: {error}; the same command goes on from the last checkpoint:\n{typed()}", file=sys.stderr)
             leave_alone()
         except Exception as error:
-            if here.first:
+            if dist.is_rank0:
                 with suppress(OSError):  # where the disk is full it says interrupted, which is true too
                     folder.write_result(
                         {
                             "status": "failed",
                             "error": str(error),
-                            "seed": ready.seed,
+                            "seed": setup.seed,
                             "cell": identity.cell_identity(config),
                         }
                     )
@@ -92,8 +92,8 @@ def run(node: Node, choices: dict[str, str]) -> int:
             whole = os.environ.get("VITLAB_TRACEBACK") or not expected
             said = traceback.format_exc() if whole else f"vitlab: {error}"
             log.error("%s", said)
-            if here.size > 1:
-                if not here.first:
+            if dist.size > 1:
+                if not dist.is_rank0:
                     print(said, file=sys.stderr)
                 leave_alone()
             return FAILED

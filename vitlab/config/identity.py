@@ -19,8 +19,8 @@ def identity(config: Node) -> str:
     if (init := config.get("init", {})).get("weights") is not None:
         said = "weights" if init["origin"] else "origin"
         counts["init"] = {key: value for key, value in init.items() if key != said}
-    places = locate(config["dataset"]["_target_"]).places
-    counts["dataset"] = {key: value for key, value in config["dataset"].items() if key not in places}
+    path_options = locate(config["dataset"]["_target_"]).path_options
+    counts["dataset"] = {key: value for key, value in config["dataset"].items() if key not in path_options}
     return hashlib.sha256(json.dumps(with_first_names(counts), sort_keys=True).encode()).hexdigest()[:8]
 
 

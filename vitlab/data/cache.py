@@ -69,7 +69,7 @@ class Cached(Examples):
         return Cached(self.pixels, starts, sizes, labels, self.channels, self.least)
 
 
-class NoRoom(ValueError):
+class DiskFull(ValueError):
     """The disk is too small for a cache; says by how much."""
 
     def __init__(self, folder: Path, why: str):
@@ -107,7 +107,7 @@ def cached(splits: dict[str, Examples], folder: Path, workers: int) -> dict[str,
                     found[name] = opened(places[name], part)
         except OSError as error:
             if error.errno in FULL:
-                raise NoRoom(folder, "the disk is full, and not all decoded images are written") from error
+                raise DiskFull(folder, "the disk is full, and not all decoded images are written") from error
             raise OSError(
                 f"system.cache={folder} cannot be written ({error.strerror or error}): give another"
             ) from error
@@ -173,7 +173,7 @@ def check_room(missing: dict[str, Files], folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if wanted + SPARE > free:
         have = f"of {free / 1e9:,.1f} GB that are free there, {SPARE / 1e9:.1f} are left to others"
-        raise NoRoom(folder, f"{images:,} decoded images take about {wanted / 1e9:,.1f} GB, and {have}")
+        raise DiskFull(folder, f"{images:,} decoded images take about {wanted / 1e9:,.1f} GB, and {have}")
 
 
 def decode(place: Path, examples: Files, name: str, workers: int) -> None:
@@ -191,7 +191,7 @@ def decode(place: Path, examples: Files, name: str, workers: int) -> None:
         with part.open("wb") as out, tqdm(**title, leave=False, disable=None, dynamic_ncols=True) as bar:
             for shapes, pixels in packs(examples, workers):
                 if shutil.disk_usage(place.parent).free < SPARE:
-                    raise NoRoom(place.parent, f"the disk is nearly full after {done:,} of {len(examples):,} images")
+                    raise DiskFull(place.parent, f"the disk is nearly full after {done:,} of {len(examples):,} images")
                 out.write(pixels.numpy().data)
                 sizes[done : done + len(shapes)] = shapes
                 done += len(shapes)

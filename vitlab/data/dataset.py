@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from vitlab.data.examples import Examples, Pixels
 from vitlab.data.split import stratified
-from vitlab.system.memory import hold
+from vitlab.system.memory import check_fits
 
 Size = int | tuple[int, int]
 KEPT: ContextVar[dict[str, dict[str, Examples]] | None] = ContextVar("KEPT", default=None)
@@ -42,7 +42,7 @@ class Dataset:
     flip: bool = field(init=False)  # whether a mirrored image keeps its class
     citation: str = field(init=False)
 
-    places: ClassVar[tuple[str, ...]] = (
+    path_options: ClassVar[tuple[str, ...]] = (
         "root",
         "download",
     )  # options of where the files are
@@ -131,7 +131,7 @@ class Dataset:
         splits = {name: splits[name] for name in ("train", "validation", "test")}
         count, (height, width) = sum(len(p) for p in splits.values() if isinstance(p, Pixels)) or 1, self.shape
         what = f"dataset.image_size={height}x{width}: {count:,} image{'s' * (count > 1)} of it, held in memory, take"
-        hold(count * self.channels * height * width, what, "use a smaller dataset.image_size")
+        check_fits(count * self.channels * height * width, what, "use a smaller dataset.image_size")
         return {name: p.resized(self.shape) if isinstance(p, Pixels) else p for name, p in splits.items()}
 
 

@@ -16,7 +16,7 @@ from vitlab.data.seeding import reseed, seed_of, seeded
 Key = tuple[int, int]  # (round, index): an image looks different in every round; an epoch is `repeats` rounds
 Order = Callable[[np.random.Generator, int], np.ndarray]  # Examples.shuffle
 Batch = tuple[UInt8[Tensor, "b c y x"], Int[Tensor, " b"]]
-AGAIN = -1  # the round, and then the label, of an image that fills a batch up and does not count
+PADDING = -1  # the round, and then the label, of an image that fills a batch up and does not count
 
 
 class View(Dataset):
@@ -35,30 +35,30 @@ class View(Dataset):
             pixels = pixels[torch.from_numpy(indices).to(pixels.device, non_blocking=True)]
             if self.transform is not None:
                 pixels = self.transform(pixels, self.seed, turns.clip(min=0), indices)
-            return pixels, torch.from_numpy(np.where(turns == AGAIN, AGAIN, self.examples.labels[indices]))
+            return pixels, torch.from_numpy(np.where(turns == PADDING, PADDING, self.examples.labels[indices]))
         images, labels = [], []
         with seeded(self.seed):
             for turn, index in keys:
                 image, label = self.examples.item(index)
                 reseed(self.seed, max(0, turn), index)
                 images.append(torch.as_tensor(self.transform(image)))
-                labels.append(AGAIN if turn == AGAIN else label)
+                labels.append(PADDING if turn == PADDING else label)
         return torch.stack(images), torch.tensor(labels)
 
 
-def places(batch: int, rank: int, world: int) -> np.ndarray:
-    """Which places of the global batch process `rank` of `world` has: a slice of its front, and the mirrored one.
+def local_indices(batch: int, rank: int, world_size: int) -> np.ndarray:
+    """Which places of the global batch process `rank` of `world_size` has: a slice of its front, and the mirrored one.
 
     So the image that mixup pairs with another, as far from the batch's end as that one from its start, is in the same
     process, whatever their number.
     """
-    share = batch // world
+    share = batch // world_size
     front, back = share // 2, share - share // 2
     end = batch - rank * back
     return np.concatenate((np.arange(rank * front, (rank + 1) * front), np.arange(end - back, end)))
 
 
-class Stream(Sampler):
+class TrainSampler(Sampler):
     """An endless walk through shuffled epochs, cut into batches; every batch is full and none is dropped.
 
     Place p of the walk is image `shuffle(seed, p // n)[p % n]` of n, so a batch may reach into the next epoch, and
@@ -76,7 +76,7 @@ class Stream(Sampler):
         stop: the step after the last.
         seed: of the shuffles.
         repeats: times that each image comes.
-        rank: which process this is of `world`.
+        rank: which process this is of `world_size`.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Stream(Sampler):
         shuffle: Order | None = None,
         repeats: int = 1,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ):
         self.examples = examples
         self.shuffle = shuffle or (lambda draw, _: draw.permutation(examples))
@@ -100,13 +100,13 @@ class Stream(Sampler):
         self.seed = seed
         self.repeats = repeats
         self.rank = rank
-        self.world = world
+        self.world_size = world_size
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Key]]:
-        mine = places(self.batch, self.rank, self.world)
+        mine = local_indices(self.batch, self.rank, self.world_size)
         known, order = -1, np.arange(0)
         for step in range(self.start, self.stop):
             walk: Sequence[int] = range(step * self.batch, (step + 1) * self.batch)
@@ -123,17 +123,17 @@ class Stream(Sampler):
             yield keys
 
 
-class Once(Sampler):
-    """Every example once, in order; process `rank` of `world` takes every `world`-th.
+class EvalSampler(Sampler):
+    """Every example once, in order; process `rank` of `world_size` takes every `world_size`-th.
 
     All processes have batches of the same sizes: one with an image less has its first a second time, as `AGAIN`; and
     if every batch is to be `full`, the last one as often as it takes.
     """
 
-    def __init__(self, *, examples: int, batch: int, full: bool = False, rank: int = 0, world: int = 1):
-        self.keys = [(0, index) for index in range(rank, examples, world)]
-        share = -(-examples // world)
-        self.keys += [(AGAIN, 0)] * ((-(-share // batch) * batch if full else share) - len(self.keys))
+    def __init__(self, *, examples: int, batch: int, full: bool = False, rank: int = 0, world_size: int = 1):
+        self.keys = [(0, index) for index in range(rank, examples, world_size)]
+        share = -(-examples // world_size)
+        self.keys += [(PADDING, 0)] * ((-(-share // batch) * batch if full else share) - len(self.keys))
         self.batch = batch
 
     def __len__(self) -> int:
@@ -147,7 +147,7 @@ class Once(Sampler):
 def loader(
     examples: Examples,
     transform: Transform | Geometry | None,
-    batches: Stream | Once,
+    batches: TrainSampler | EvalSampler,
     *,
     seed: int = 0,
     workers: int = 0,

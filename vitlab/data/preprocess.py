@@ -122,7 +122,7 @@ def to_pixels(image: Image.Image) -> UInt8[Tensor, "c y x"]:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """Pixels 0 ... 255 to numbers of mean 0 and standard deviation 1, on the device that the model is on.
 
     Args:
@@ -159,10 +159,10 @@ class Preprocess:
     ):
         self.resize = Resize(size, crop)
         self.mode = "L" if channels == 1 else "RGB"
-        self.normalise = Normalise(mean, std)
+        self.normalize = Normalize(mean, std)
 
     def __call__(self, image: Image.Image | str | Path) -> Float[Tensor, "c y x"]:
         if not isinstance(image, Image.Image):
             with Image.open(image) as file:
                 return self(turned(file, self.resize.least))
-        return self.normalise(to_pixels(self.resize(upright(image, self.mode)))[None])[0]
+        return self.normalize(to_pixels(self.resize(upright(image, self.mode)))[None])[0]

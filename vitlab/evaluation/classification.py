@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitlab.data.loader import AGAIN, Batch
-from vitlab.data.preprocess import Normalise
-from vitlab.system.distributed import World
+from vitlab.data.loader import PADDING, Batch
+from vitlab.data.preprocess import Normalize
+from vitlab.system.distributed import Distributed
 from vitlab.system.precision import autocast
 
 BINS = 15  # of equal width, as in Guo et al. 2017
@@ -51,7 +51,7 @@ class Bins:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Judgement:
+class ClassificationReport:
     """What the probabilities of n examples were worth against their labels.
 
     `interval` holds 95 % of what the accuracy may be (Wilson 1927); `top5` is None where there are no more than 5
@@ -72,7 +72,7 @@ class Judgement:
     @classmethod
     def of(
         cls, probabilities: Float[Tensor | Array, "n k"], labels: Int[Tensor | Array, " n"], classes: Sequence[str]
-    ) -> "Judgement":
+    ) -> "ClassificationReport":
         """Judges.
 
         Args:
@@ -187,7 +187,7 @@ def bins(confidence: Float[Array, " n"], right: Array) -> Bins:
     )
 
 
-class Witness(nn.Module):
+class PredictionRecorder(nn.Module):
     """A model that keeps the probabilities it gives, in order: whatever evaluates it evaluates the model.
 
     Args:
@@ -197,21 +197,21 @@ class Witness(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.heard: list[Tensor] = []
+        self.recorded: list[Tensor] = []
 
     def forward(self, images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b k"]:
         logits = self.model(images)
-        self.heard.append(logits.detach().float().softmax(dim=-1).cpu())
+        self.recorded.append(logits.detach().float().softmax(dim=-1).cpu())
         return logits
 
     def probabilities(self) -> Float[Tensor, "n k"]:
         """Of everything so far."""
-        return torch.cat(self.heard)
+        return torch.cat(self.recorded)
 
 
 @torch.no_grad()
 def predictions(
-    model: nn.Module, batches: Iterable[Batch], normalise: Normalise, here: World, precision: str
+    model: nn.Module, batches: Iterable[Batch], normalize: Normalize, dist: Distributed, precision: str
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, " n"]]:
     """Probabilities and labels in the order of the examples, on the CPU, in every process.
 
@@ -219,18 +219,18 @@ def predictions(
 
     Args:
         model: gives logits (b classes).
-        batches: pixels 0 ... 255, and labels; each process has its part of `Once`.
+        batches: pixels 0 ... 255, and labels; each process has its part of `EvalSampler`.
         normalise: what the pixels go through.
         here: whose device computes.
         precision: fp32, bf16 or fp16.
     """
-    witness, labels, training = Witness(model), [], model.training
+    witness, labels, training = PredictionRecorder(model), [], model.training
     model.eval()
     for pixels, of_batch in batches:
-        with autocast(here.device, precision):
-            witness(normalise(pixels.to(here.device, non_blocking=True)))
+        with autocast(dist.device, precision):
+            witness(normalize(pixels.to(dist.device, non_blocking=True)))
         labels.append(of_batch)
     model.train(training)
-    parts = here.gather((witness.probabilities(), torch.cat(labels)))
+    parts = dist.all_gather((witness.probabilities(), torch.cat(labels)))
     probabilities, truth = (torch.stack(part, dim=1).flatten(0, 1) for part in zip(*parts, strict=True))
-    return probabilities[truth != AGAIN], truth[truth != AGAIN]
+    return probabilities[truth != PADDING], truth[truth != PADDING]

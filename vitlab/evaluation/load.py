@@ -63,7 +63,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: boo
     shape: dict[str, Any] = {"image_size": size, "channels": channels, "classes": len(classes)}
     try:
         make = factory(config["model"], config["patch"]["size"])
-        footprint.check(make, **shape, device=device)
+        footprint.check_memory(make, **shape, device=device)
         model = make(**shape)
     except ConfigError:
         raise

@@ -13,7 +13,7 @@ from vitlab.plotting import BLUE, GREEN, PALE, RED, blank, shorten
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vitlab.evaluation.classification import Judgement, Mistake
+    from vitlab.evaluation.classification import ClassificationReport, Mistake
 
 INK, SOFT = "#1f2933", "#7b8794"
 LABELLED, COUNTED = 150, 30  # the most classes that still have their names, and their counts, in a confusion matrix
@@ -29,7 +29,7 @@ class Bar(NamedTuple):
     colour: str
 
 
-def confusion(judgement: "Judgement", title: str = "") -> "Figure":
+def confusion(judgement: "ClassificationReport", title: str = "") -> "Figure":
     """The confusion matrix: each row shows where the images of a class went.
 
     Up to 30 classes have their counts in the cells, up to 150 their names; with more, the axes count classes.
@@ -75,7 +75,7 @@ def confusion(judgement: "Judgement", title: str = "") -> "Figure":
     return figure
 
 
-def calibration(judgement: "Judgement", title: str = "") -> "Figure":
+def calibration(judgement: "ClassificationReport", title: str = "") -> "Figure":
     """Reliability (Guo et al. 2017): accuracy against the probability that was given, and how often it was given."""
     bins = judgement.bins
     figure = blank(5.2, 6.2)

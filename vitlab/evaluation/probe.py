@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from vitlab.data.loader import AGAIN, Batch
-from vitlab.data.preprocess import Normalise
-from vitlab.system.distributed import World
+from vitlab.data.loader import PADDING, Batch
+from vitlab.data.preprocess import Normalize
+from vitlab.system.distributed import Distributed
 from vitlab.system.precision import autocast
 
 BIAS = 100.0  # of the constant channel: so large that its weight is hardly regularised
@@ -35,29 +35,31 @@ class Features:
 
 
 @torch.no_grad()
-def features(model: nn.Module, batches: Iterable[Batch], normalise: Normalise, here: World, precision: str) -> Features:
+def features(
+    model: nn.Module, batches: Iterable[Batch], normalize: Normalize, dist: Distributed, precision: str
+) -> Features:
     """The features of images in the order of the examples, in every process; the model is in evaluation mode meanwhile.
 
     Args:
         model: a ViT.
-        batches: pixels 0 ... 255, and labels; each process has its part of `Once`.
+        batches: pixels 0 ... 255, and labels; each process has its part of `EvalSampler`.
         normalise: what the pixels go through.
         here: whose device computes.
         precision: fp32, bf16 or fp16.
     """
     training, rows, labels = model.training, [], []
     model.eval()
-    with torch.inference_mode(here.size == 1):  # which FSDP's gathered weights cannot be used after
+    with torch.inference_mode(dist.size == 1):  # which FSDP's gathered weights cannot be used after
         for pixels, of_batch in batches:
-            for part in normalise(pixels.to(here.device, non_blocking=True)).split(AT_ONCE):
-                with autocast(here.device, precision):
+            for part in normalize(pixels.to(dist.device, non_blocking=True)).split(AT_ONCE):
+                with autocast(dist.device, precision):
                     _, seen = model(part, intermediates=True)
                 rows.append(seen["pre_logits"].float().cpu())
             labels.append(of_batch)
     model.train(training)
-    parts = here.gather((torch.cat(rows).numpy(), torch.cat(labels).numpy()))
+    parts = dist.all_gather((torch.cat(rows).numpy(), torch.cat(labels).numpy()))
     values, truth = (np.stack(part, axis=1).reshape(-1, *part[0].shape[1:]) for part in zip(*parts, strict=True))
-    return Features(values=values[truth != AGAIN], labels=truth[truth != AGAIN])
+    return Features(values=values[truth != PADDING], labels=truth[truth != PADDING])
 
 
 def fewest(labels: Int[Array, " n"], classes: Sequence[str]) -> tuple[int, str]:

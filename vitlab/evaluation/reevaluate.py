@@ -20,21 +20,21 @@ from vitlab.config.groups import CONF
 from vitlab.data.augment import evaluation
 from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples
-from vitlab.data.loader import Batch, Once, loader
-from vitlab.data.preprocess import Normalise, to_pixels, upright
+from vitlab.data.loader import Batch, EvalSampler, loader
+from vitlab.data.preprocess import Normalize, to_pixels, upright
 from vitlab.evaluation import evaluate as evaluation_of
-from vitlab.evaluation.classification import Judgement, Witness
+from vitlab.evaluation.classification import ClassificationReport, PredictionRecorder
 from vitlab.evaluation.load import Trained, load
 from vitlab.evaluation.untrusted import read_config, recorded, told
 from vitlab.storage.run import Run
-from vitlab.system.distributed import World, alone
+from vitlab.system.distributed import Distributed, single_process
 from vitlab.system.precision import DTYPES
 
 DATASETS = ("vitlab.data.",)  # what a stranger's dataset may name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class EvalInputs:
     """A dataset as a run's model takes it.
 
     Args:
@@ -47,8 +47,8 @@ class Served:
 
     splits: dict[str, Examples]
     batches: Callable[[Examples], Iterable[Batch]]
-    normalise: Normalise
-    here: World
+    normalize: Normalize
+    dist: Distributed
     precision: str
 
 
@@ -58,7 +58,7 @@ class Measured:
 
     examples: Examples
     scores: dict[str, float]
-    judgement: Judgement
+    judgement: ClassificationReport
 
 
 def evaluate(
@@ -71,13 +71,13 @@ def evaluate(
         root: where the dataset's files lie now; None is where they lay.
         device: cpu, cuda or auto.
     """
-    found = measure(run, load(run, device), own(run, root=root), ("validation", "test"))
+    found = measure(run, load(run, device), training_dataset(run, root=root), ("validation", "test"))
     short = {"validation": "val", "test": "test"}
     scores = {f"{short[split]}/{key}": value for split, part in found.items() for key, value in part.scores.items()}
     return scores, recorded(Run(Path(run)))
 
 
-def own(run: str | Path, *, root: str | None = None) -> Dataset:
+def training_dataset(run: str | Path, *, root: str | None = None) -> Dataset:
     """The dataset that a run was trained on. Nothing is fetched for it, whatever the run's configuration says.
 
     Args:
@@ -102,7 +102,7 @@ def own(run: str | Path, *, root: str | None = None) -> Dataset:
     return dataset_of(node, str(folder.config))
 
 
-def other(words: Sequence[str]) -> tuple[Dataset, str]:
+def dataset_from_overrides(words: Sequence[str]) -> tuple[Dataset, str]:
     """Another dataset, as `vitlab train` composes it of these overrides, and a name for it.
 
     Raises:
@@ -131,7 +131,13 @@ def dataset_of(node: Node, where: str) -> Dataset:
 
 
 def measure(
-    run: str | Path, model: Trained, dataset: Dataset, splits: Sequence[str], *, foreign: bool = False, workers: int = 0
+    run: str | Path,
+    model: Trained,
+    dataset: Dataset,
+    splits: Sequence[str],
+    *,
+    external: bool = False,
+    workers: int = 0,
 ) -> dict[str, Measured]:
     """What a run's model makes of these splits of a dataset.
 
@@ -147,23 +153,27 @@ def measure(
     Raises:
         ValueError: other classes, or a damaged run.
     """
-    places = torch.from_numpy(order_of(dataset.classes, model.classes)) if foreign else torch.arange(len(model.classes))
-    source = served(run, model, dataset, foreign=foreign, workers=workers)
+    places = (
+        torch.from_numpy(order_of(dataset.classes, model.classes)) if external else torch.arange(len(model.classes))
+    )
+    source = eval_inputs(run, model, dataset, external=external, workers=workers)
     found = {}
     for split in splits:
-        examples, witness = source.splits[split], Witness(model.model)
+        examples, witness = source.splits[split], PredictionRecorder(model.model)
         labels: list[Tensor] = []
         named = mapped(source.batches(examples), places, labels)
         scores = evaluation_of.evaluate(
-            witness, named, source.normalise, source.here, source.precision, model.model.objective
+            witness, named, source.normalize, source.dist, source.precision, model.model.objective
         )
-        judgement = Judgement.of(witness.probabilities(), torch.cat(labels), model.classes)
+        judgement = ClassificationReport.of(witness.probabilities(), torch.cat(labels), model.classes)
         found[split] = Measured(examples=examples, scores=scores, judgement=judgement)
     model.eval()
     return found
 
 
-def served(run: str | Path, model: Trained, dataset: Dataset, *, foreign: bool = False, workers: int = 0) -> Served:
+def eval_inputs(
+    run: str | Path, model: Trained, dataset: Dataset, *, external: bool = False, workers: int = 0
+) -> EvalInputs:
     """The splits of a dataset, and how their images come to a run's model.
 
     Args:
@@ -183,32 +193,32 @@ def served(run: str | Path, model: Trained, dataset: Dataset, *, foreign: bool =
         raise ConfigError(
             f"{folder.folder}/result.json: precision={reprlib.repr(precision)}: expected one of {', '.join(DTYPES)}"
         )
-    if not foreign and tuple(dataset.classes) != model.classes:
+    if not external and tuple(dataset.classes) != model.classes:
         raise ConfigError(
             f"{folder.folder} was trained on {len(model.classes)} classes and the dataset has {len(dataset.classes)},"
             " or others: give the images that it was trained on, --root PATH"
         )
     seen = (ready.resize.size, 1 if ready.mode == "L" else 3)
-    if not foreign and (dataset.shape, dataset.channels) != seen:
+    if not external and (dataset.shape, dataset.channels) != seen:
         raise ConfigError(
             f"{folder.config}: the dataset's images are {dataset.shape} x {dataset.channels}, and the model takes"
             f" {seen[0]} x {seen[1]}: get the run's folder again, or train it again"
         )
-    here = alone(next(model.parameters()).device)
-    transform, normalise = evaluation(dataset), Normalise(dataset.mean, dataset.std)
-    if foreign:
-        transform, normalise = (
+    dist = single_process(next(model.parameters()).device)
+    transform, normalize = evaluation(dataset), Normalize(dataset.mean, dataset.std)
+    if external:
+        transform, normalize = (
             (lambda image: to_pixels(ready.resize(upright(image, ready.mode)))),
-            deepcopy(ready.normalise),
+            deepcopy(ready.normalize),
         )
 
     def batches(examples: Examples) -> Iterable[Batch]:
-        once = Once(examples=len(examples), batch=int(config["fit"]["evaluation_batch_size"]))
+        once = EvalSampler(examples=len(examples), batch=int(config["fit"]["evaluation_batch_size"]))
         seen = examples.reduced(ready.resize.least)
-        return loader(seen, transform, once, workers=workers, pin=here.device.type == "cuda")
+        return loader(seen, transform, once, workers=workers, pin=dist.device.type == "cuda")
 
-    normalise = normalise.to(here.device)
-    return Served(splits=dataset.splits(), batches=batches, normalise=normalise, here=here, precision=precision)
+    normalize = normalize.to(dist.device)
+    return EvalInputs(splits=dataset.splits(), batches=batches, normalize=normalize, dist=dist, precision=precision)
 
 
 def mapped(batches: Iterable[Batch], places: Tensor, labels: list[Tensor]) -> Iterator[Batch]:

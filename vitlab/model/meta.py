@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 ARITHMETIC = ("neg", "add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv", "pow", "rpow", "sin", "cos", "exp")
 
 
-def shadow(make: Callable[..., Any], **shape: Any) -> Any:
+def on_meta_device(make: Callable[..., Any], **shape: Any) -> Any:
     """A model without memory, to be counted."""
     with torch.device("meta"), Unfilled():
         return make(**shape)
@@ -19,7 +19,7 @@ def shadow(make: Callable[..., Any], **shape: Any) -> Any:
 
 def zeroed(make: Callable[..., Any], **shape: Any) -> Any:
     """A model whose every number is zero, to be computed with: to draw its weights can take longer than that."""
-    model = shadow(make, **shape).to_empty(device="cpu")
+    model = on_meta_device(make, **shape).to_empty(device="cpu")
     for each in (*model.parameters(), *model.buffers()):
         each.detach().zero_()
     return model

@@ -32,7 +32,7 @@ class Classify(nn.Module):
     def __init__(self, *, width: int, grid: Grid, patch: int, channels: int):
         super().__init__()
 
-    def know(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Is told what pixels of 0 ... 1 were normalised with."""
 
     def forward(self, images: Float[Tensor, "b c y x"], encode: Encode, classify: Callable[[Tensor], Tensor]) -> Any:
@@ -112,7 +112,7 @@ class MaskedPatch(Classify):
         self.register_buffer("mean", torch.zeros(channels), persistent=False)
         self.register_buffer("std", torch.ones(channels), persistent=False)
 
-    def know(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean.copy_(torch.tensor(mean))
         self.std.copy_(torch.tensor(std))
 

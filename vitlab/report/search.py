@@ -19,7 +19,7 @@ def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def five(record: dict[str, Any]) -> list[list[str]]:
+def top5_table(record: dict[str, Any]) -> list[list[str]]:
     """The five best trials as a table, its head first."""
     keys = [each["key"] for each in record["space"]]
     head = ["trial", "validation", *keys]
@@ -38,7 +38,7 @@ def report(record: dict[str, Any], folder: Path, say: Callable[[str], object]) -
     """Writes search.md, trials.csv and the figures, and says the best trials."""
     from vitlab.report import figures, search_figures
 
-    table = five(record)
+    table = top5_table(record)
     lines = [
         "# The search",
         "",

@@ -19,7 +19,7 @@ from vitlab.storage.run import Run
 log = logging.getLogger("vitlab")
 
 
-class Damaged(ValueError):
+class CorruptCheckpoint(ValueError):
     """A file that is no checkpoint, or one whose bytes are not those that were written."""
 
 
@@ -58,9 +58,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
             file.seek(0)
             state = torch.load(file, map_location=device, weights_only=True)
         except Exception as error:
-            raise Damaged(f"{path} is not a checkpoint that can be read safely: {reason(error)}") from error
+            raise CorruptCheckpoint(f"{path} is not a checkpoint that can be read safely: {reason(error)}") from error
     if not isinstance(state, dict):
-        raise Damaged(f"{path} is not a checkpoint of vitlab: it holds a {type(state).__name__}")
+        raise CorruptCheckpoint(f"{path} is not a checkpoint of vitlab: it holds a {type(state).__name__}")
     return state
 
 
@@ -111,7 +111,7 @@ class Store:
         for number, path in enumerate(paths, 1):
             try:
                 state = load(path)
-            except Damaged as error:
+            except CorruptCheckpoint as error:
                 aside = path.with_name(f"{path.name}.damaged")
                 while aside.exists():
                     aside = aside.with_name(f"{aside.name}-again")

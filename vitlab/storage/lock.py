@@ -15,7 +15,7 @@ from typing import Any, TextIO
 PATIENCE = 1.0  # seconds: somebody may just be looking
 
 
-class Held(OSError):
+class Locked(OSError):
     """Another process holds the lock; says which."""
 
 
@@ -47,7 +47,7 @@ class Lock:
                 )
                 if self.waiting is None:
                     file.close()
-                    raise Held(f"{said}: wait for it, or stop it")
+                    raise Locked(f"{said}: wait for it, or stop it")
                 self.waiting(said)
                 until = math.inf
             time.sleep(0.05)

@@ -219,11 +219,11 @@ class Local:
 
     def room(self) -> bool:
         """Whether the memory holds one more training, if it and those at work take as much as the largest so far."""
-        from vitlab.system.memory import machine
+        from vitlab.system.memory import total_memory
 
         sizes = [resident(child.process.pid) for child in self.running]
         self.largest = max([*sizes, self.largest])
-        free = min(psutil.virtual_memory().available, machine() - sum(sizes))
+        free = min(psutil.virtual_memory().available, total_memory() - sum(sizes))
         return free > self.largest + sum(self.largest - size for size in sizes)
 
     def settle(self, child: Child, source: Source, leaving: bool) -> None:

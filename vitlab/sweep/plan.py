@@ -20,12 +20,12 @@ from vitlab.config.overrides import key_of, merged, quoted
 from vitlab.data.dataset import DatasetMissing
 from vitlab.evaluation import probe
 from vitlab.model import count
-from vitlab.model.meta import shadow, zeroed
+from vitlab.model.meta import on_meta_device, zeroed
 from vitlab.storage.metrics import SHOTS
 from vitlab.storage.run import find
 from vitlab.sweep.job import Job
 from vitlab.sweep.question import BASELINE, FIRST, Cell, Question, source_of
-from vitlab.system.distributed import alone
+from vitlab.system.distributed import single_process
 from vitlab.training import pretrained
 from vitlab.training.checks import examine
 from vitlab.training.optimizer import build_optimizer
@@ -74,7 +74,7 @@ class Checked:
 
     def weights(self) -> Source:
         """What its training will leave, without memory."""
-        model = shadow(build(self.config["model"], patch=self.config["patch"]["size"]), **self.shape)
+        model = on_meta_device(build(self.config["model"], patch=self.config["patch"]["size"]), **self.shape)
         return to_come(self.job(0).run.best, model, self.shape["image_size"], self.classes)
 
     def job(self, seed: int) -> Job:
@@ -268,14 +268,14 @@ def check_cell(
     fit, make = parts["fit"], parts["model"]
     kinds = ("model", "init", "dataset", "augment", "optimizer", "fit", "system", "tracking")
     taken = {kind: parts[kind] for kind in kinds}
-    world = alone("cuda" if torch.cuda.is_available() and parts["system"].device != "cpu" else "cpu")
+    dist = single_process("cuda" if torch.cuda.is_available() and parts["system"].device != "cpu" else "cpu")
     train, smallest = images[key]
     shape = {"image_size": data.shape, "channels": data.channels, "classes": len(data.classes)}
     source = first.weights() if first else None if elsewhere else parts["init"].read()
     steps, steps_per_epoch = examine(
-        **taken, source=source, world=world, train=train, smallest=smallest, here=not elsewhere
+        **taken, source=source, dist=dist, train=train, smallest=smallest, on_this_machine=not elsewhere
     )
-    model = shadow(make, **shape)
+    model = on_meta_device(make, **shape)
     updates = build_optimizer(parts["optimizer"], model, layer_decay=fit.layer_decay, scale=fit.lr_factor())
     parts["schedule"].start(updates, steps, steps_per_epoch)
     frozen = parts["init"].freeze

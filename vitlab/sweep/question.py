@@ -13,7 +13,7 @@ FIRST = "first/"  # before the name of what is trained before the arms
 BASELINE = "baseline"  # the cell's name where no arm is the same
 
 
-class WrongFile(ValueError):
+class SweepFileError(ValueError):
     """A sweep file that cannot be; the message says which line, why, and what to do."""
 
 
@@ -127,9 +127,11 @@ class Question:
         varied |= {each.key for each in self.search.space} if self.search else set()
         for word in words:
             if key_of(word) in varied:
-                raise WrongFile(f"{word}: that is what {self.name} varies: leave it out, or write a sweep of your own")
+                raise SweepFileError(
+                    f"{word}: that is what {self.name} varies: leave it out, or write a sweep of your own"
+                )
             if key_of(word) == "seed":
-                raise WrongFile(f"{word}: a sweep has several: seeds=0,1,2")
+                raise SweepFileError(f"{word}: a sweep has several: seeds=0,1,2")
         fixed = merged(self.baseline, words)
         cells = chosen_of(BASELINE, fixed, self.lines.get("baseline", 1))
         arms: dict[str, tuple[str, ...]] = {BASELINE if self.arms else "": ()} if self.axes else {}

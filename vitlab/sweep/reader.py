@@ -19,7 +19,7 @@ from vitlab.sweep.question import (
     Expect,
     Question,
     Search,
-    WrongFile,
+    SweepFileError,
     slugs,
     source_of,
 )
@@ -34,7 +34,7 @@ def cell(said: str) -> tuple[Question, Cell]:
     name, _, arm = said.rpartition("/")
     try:
         asked = read(find(name))
-    except (WrongFile, OSError):
+    except (SweepFileError, OSError):
         raise
     except ValueError as error:
         sweep, _, scale = name.rpartition("/")
@@ -90,7 +90,7 @@ def read(file: Path, scale: str | None = None) -> Question:
         raise reader.wrong("", "question is missing: say in a sentence what is asked")
     scales = reader.mapping(top["scale"], "scale") if "scale" in top else {}
     if scale is not None and scale not in scales:
-        raise WrongFile(f"{file}: there is no scale {scale!r}; there is {', '.join(scales) or 'none'}")
+        raise SweepFileError(f"{file}: there is no scale {scale!r}; there is {', '.join(scales) or 'none'}")
     chosen = scale or next(iter(scales), "")
     more = (
         reader.mapping(scales[chosen], f"scale.{chosen}", (*KEYS, "baseline", "overrides", "takes")) if chosen else {}
@@ -131,7 +131,7 @@ def read(file: Path, scale: str | None = None) -> Question:
     for cell in found.cells():
         if (name := source_of(cell.overrides)) is not None and name not in found.first:
             there = f"; there is {', '.join(found.first)}" if found.first else ""
-            raise WrongFile(f"{file}, line {cell.line}: init={FIRST}{name}: there is no first.{name}{there}")
+            raise SweepFileError(f"{file}, line {cell.line}: init={FIRST}{name}: there is no first.{name}{there}")
     return found
 
 
@@ -151,25 +151,25 @@ class Reader:
             tree = yaml.compose(read_text(file, 1_000_000), Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise WrongFile(f"{file}, line {line}: this is no YAML ({error.problem or error})") from error
+            raise SweepFileError(f"{file}, line {line}: this is no YAML ({error.problem or error})") from error
         except (yaml.YAMLError, RecursionError) as error:
-            raise WrongFile(f"{file}: this is no YAML ({error})") from error
+            raise SweepFileError(f"{file}: this is no YAML ({error})") from error
         if tree is None:
-            raise WrongFile(f"{file} is empty: write a question, and arms or axes")
+            raise SweepFileError(f"{file} is empty: write a question, and arms or axes")
         self.tree = tree
         self.note(tree, "", 0)
 
     def note(self, node: Any, path: str, depth: int) -> None:
         self.lines.setdefault(path, node.start_mark.line + 1)
         if depth > 20 or len(self.lines) > 100_000:
-            raise WrongFile(f"{self.file}, line {node.start_mark.line + 1}: nested too deeply, or too much")
+            raise SweepFileError(f"{self.file}, line {node.start_mark.line + 1}: nested too deeply, or too much")
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
             inner = f"{path}.{key.value}" if path else str(key.value)
             self.lines[inner] = key.start_mark.line + 1
             self.note(value, inner, depth + 1)
 
-    def wrong(self, path: str, what: str) -> WrongFile:
-        return WrongFile(f"{self.file}, line {self.lines.get(path, 1)}: {what}")
+    def wrong(self, path: str, what: str) -> SweepFileError:
+        return SweepFileError(f"{self.file}, line {self.lines.get(path, 1)}: {what}")
 
     def mapping(self, node: Any, path: str, allowed: Collection[str] = ()) -> dict[str, Any]:
         if not isinstance(node, yaml.MappingNode):

@@ -20,7 +20,7 @@ from vitlab.sweep.job import Failure, Job, Slot
 from vitlab.sweep.local import Listed, Local
 from vitlab.sweep.plan import Checked, Plan
 from vitlab.sweep.progress import Board
-from vitlab.sweep.question import Cell, WrongFile
+from vitlab.sweep.question import Cell, SweepFileError
 from vitlab.sweep.study import (
     REFUSED,
     asked,
@@ -223,7 +223,7 @@ class Trials:
                     if isinstance(error, OSError) or not self.elsewhere(dimension.key, value):
                         file, lines = self.plan.question.file, self.plan.question.lines
                         line = lines.get(f"search.space.{dimension.key}", lines.get("search", 1))
-                        raise WrongFile(f"{file}, line {line}, {dimension.key}={value}: {error}") from error
+                        raise SweepFileError(f"{file}, line {line}, {dimension.key}={value}: {error}") from error
 
     def elsewhere(self, key: str, value: str) -> bool:
         """Whether a value can be anywhere in the space."""

@@ -122,7 +122,7 @@ def pruner(rule: str) -> "optuna.pruners.BasePruner":
     return NopPruner()
 
 
-class Alone:
+class NullLock:
     """No lock: `search.lock` is held, which the kernel lets go when this process is killed."""
 
     def acquire(self) -> bool:
@@ -132,7 +132,7 @@ class Alone:
         pass
 
 
-def mend(path: Path) -> None:
+def drop_partial_line(path: Path) -> None:
     """Takes away the line that a killed process left half-written."""
     if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
         with path.open("rb+") as file:
@@ -149,9 +149,9 @@ def load(plan: Plan) -> "optuna.Study":
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
     search, path = asked(plan), plan.folder / "study.log"
-    mend(path)
+    drop_partial_line(path)
     try:
-        storage = JournalStorage(JournalFileBackend(str(path), lock_obj=Alone()))  # ty: ignore[invalid-argument-type]
+        storage = JournalStorage(JournalFileBackend(str(path), lock_obj=NullLock()))  # ty: ignore[invalid-argument-type]
         study = optuna.create_study(
             study_name="search",
             storage=storage,

@@ -16,7 +16,7 @@ PATIENCE = timedelta(minutes=30)  # that processes wait for one of them, such as
 
 
 @dataclass(frozen=True)
-class World:
+class Distributed:
     """This process among all of a run.
 
     Args:
@@ -30,17 +30,17 @@ class World:
     device: torch.device
 
     @property
-    def first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this process writes and speaks for all."""
         return self.rank == 0
 
-    def sum(self, numbers: Tensor) -> Tensor:
+    def all_reduce_sum(self, numbers: Tensor) -> Tensor:
         """The sum over all processes, in place."""
         if self.size > 1:
             distributed.all_reduce(numbers)
         return numbers
 
-    def most(self, *numbers: int) -> list[int]:
+    def all_reduce_max(self, *numbers: int) -> list[int]:
         """The greatest of each number over all processes; no GPU is waited for."""
         if self.size == 1:
             return list(numbers)
@@ -48,11 +48,11 @@ class World:
         distributed.all_reduce(found, distributed.ReduceOp.MAX)
         return found.tolist()
 
-    def agree(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Whether any process says yes."""
-        return bool(self.most(int(flag))[0])
+        return bool(self.all_reduce_max(int(flag))[0])
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What the first process says, in every process."""
         if self.size == 1:
             return value
@@ -60,20 +60,20 @@ class World:
         distributed.broadcast_object_list(told)
         return told[0]
 
-    def ask(self, question: Callable[[], Any]) -> Any:
+    def run_on_rank0(self, question: Callable[[], Any]) -> Any:
         """What the first process answers, in every process; the ValueError or OSError that it raises, all raise."""
         answer = None
-        if self.first:
+        if self.is_rank0:
             try:
                 answer = question()
             except (ValueError, OSError) as error:
                 answer = error
-        answer = self.tell(answer)
+        answer = self.broadcast(answer)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """What each process says, in every process."""
         if self.size == 1:
             return [value]
@@ -81,19 +81,19 @@ class World:
         distributed.all_gather_object(said, value)
         return said
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every process is here."""
         if self.size > 1:
-            self.most(0)
+            self.all_reduce_max(0)
 
 
-def alone(device: str | torch.device = "cpu") -> World:
+def single_process(device: str | torch.device = "cpu") -> Distributed:
     """One process, on one device."""
-    return World(0, 1, torch.device(device))
+    return Distributed(0, 1, torch.device(device))
 
 
 @contextmanager
-def world(system: System) -> Generator[World]:
+def join_processes(system: System) -> Generator[Distributed]:
     """Joins the processes that torchrun started, or stands alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -104,54 +104,54 @@ def world(system: System) -> Generator[World]:
     if system.threads is not None:
         torch.set_num_threads(system.threads)
     if size == 1:
-        yield alone(device)
+        yield single_process(device)
         return
     joined = not distributed.is_initialized()
     if joined:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=PATIENCE)
     try:
-        yield World(distributed.get_rank(), size, device)
+        yield Distributed(distributed.get_rank(), size, device)
     finally:
         if joined:
             distributed.destroy_process_group()
 
 
-class Gone(Exception):
+class RankLost(Exception):
     """Another process of this training has ended; says so."""
 
 
 @contextmanager
-def together(here: World) -> Generator[None]:
-    """Turns what torch raises when another process has gone into `Gone`."""
+def detect_lost_rank(dist: Distributed) -> Generator[None]:
+    """Turns what torch raises when another process has gone into `RankLost`."""
     try:
         yield
     except RuntimeError as error:
         lost = (
             isinstance(error, distributed.DistError) or "closed by peer" in str(error) or "reset by peer" in str(error)
         )
-        if here.size == 1 or not lost:
+        if dist.size == 1 or not lost:
             raise
-        raise Gone(f"another of the {here.size} processes has ended, so process {here.rank} ends too") from error
+        raise RankLost(f"another of the {dist.size} processes has ended, so process {dist.rank} ends too") from error
 
 
-def share_buffers(model: nn.Module, here: World) -> None:
+def share_buffers(model: nn.Module, dist: Distributed) -> None:
     """Gives every process the first one's buffers (running means), which are those that are saved."""
-    for buffer in model.buffers() if here.size > 1 else ():
+    for buffer in model.buffers() if dist.size > 1 else ():
         distributed.broadcast(buffer, 0)
 
 
-def shard(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """What this process has of a tensor: with FSDP its part, else all of it."""
     return getattr(tensor, "to_local", lambda: tensor)()
 
 
-def complete(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor; with FSDP every process must call it alike."""
     return getattr(tensor, "full_tensor", lambda: tensor)()
 
 
-def whole(value: Any, keep: bool = True) -> Any:
+def gather_state(value: Any, keep: bool = True) -> Any:
     """A copy of tensors in plain containers, complete and on the CPU; with FSDP every process must call it alike.
 
     Args:
@@ -159,16 +159,16 @@ def whole(value: Any, keep: bool = True) -> Any:
         keep: whether this process wants it; one that does not gets None for tensors.
     """
     if isinstance(value, dict):
-        return {key: whole(part, keep) for key, part in value.items()}
+        return {key: gather_state(part, keep) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [whole(part, keep) for part in value]
+        return [gather_state(part, keep) for part in value]
     if not isinstance(value, Tensor):
         return value
-    full = complete(value.detach())
+    full = full_tensor(value.detach())
     return full.to("cpu", copy=True) if keep else None
 
 
-def parted(full: Tensor, like: Any) -> Tensor:
+def shard_like(full: Tensor, like: Any) -> Tensor:
     """A complete tensor as `like` is spread: with FSDP this process's part of it."""
     if not hasattr(like, "device_mesh"):
         return full

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitlab.model.meta import shadow
-from vitlab.system.memory import hold
+from vitlab.model.meta import on_meta_device
+from vitlab.system.memory import check_fits
 
 NUMBER = 4  # bytes of a weight, and of what a layer gives in fp32
 WIDEST = 10**6  # a width whose divisors can be tried
 BLOCK = 30_000  # bytes of a block's Python objects, measured: 31,500
 
 
-def check(
+def check_memory(
     make: Callable[..., Any],
     *,
     image_size: tuple[int, int],
@@ -52,22 +52,22 @@ def check(
     (height, breadth), width, depth = image_size, given["width"], given["depth"]
     shape = {"image_size": image_size, "channels": channels, "classes": classes}
     of_images = f"dataset.image_size={height}x{breadth}: one image of {channels} channels takes"
-    hold(NUMBER * channels * height * breadth, of_images, "use a smaller dataset.image_size", device)
+    check_fits(NUMBER * channels * height * breadth, of_images, "use a smaller dataset.image_size", device)
     of_weights = f"model.width={width} model.depth={depth}: the weights take"
     if copies > 1:
         of_weights = f"model.width={width} model.depth={depth}: weights, gradients and optimizer state take"
     smaller = "use a smaller width or depth" if depth else "use a smaller model.stem"
     if width > WIDEST:
-        hold(copies * NUMBER * width**2, of_weights, smaller, device)
+        check_fits(copies * NUMBER * width**2, of_weights, smaller, device)
     try:
-        one, two = (shadow(make, depth=min(depth, blocks), **shape) for blocks in (1, 2))
+        one, two = (on_meta_device(make, depth=min(depth, blocks), **shape) for blocks in (1, 2))
     except (RuntimeError, TypeError, OverflowError) as error:
         if "overflow" not in f"{type(error).__name__} {error}".lower():
             raise
-        hold(float("inf"), of_weights, smaller, device)
+        check_fits(float("inf"), of_weights, smaller, device)
         raise
     first, block = bytes_of(one, copies), bytes_of(two, copies) - bytes_of(one, copies)
-    hold(first + (depth - 1) * block + BLOCK * depth, of_weights, smaller, device)
+    check_fits(first + (depth - 1) * block + BLOCK * depth, of_weights, smaller, device)
 
     tokens, product = one.grid.tokens, NUMBER // 2 if half else NUMBER
     attention: Any = one.blocks[0].attention.branch if depth else None
@@ -83,10 +83,10 @@ def check(
         what = f"{batch} images of {tokens:,} tokens at once: a training step keeps at least"
         patch = "a larger patch, such as patch=p16, " if depth else ""
         remedy = f"use {patch}a smaller dataset.image_size, or more parts, fit.accumulate=N"
-        hold(batch * kept, what, remedy, device)
+        check_fits(batch * kept, what, remedy, device)
     else:
         what = f"an image of {height}x{breadth} is {tokens:,} tokens in this model, which take at least"
-        hold(2 * product * tokens * width + weights, what, "use a larger patch or a smaller image", device)
+        check_fits(2 * product * tokens * width + weights, what, "use a larger patch or a smaller image", device)
 
 
 def bytes_of(model: nn.Module, copies: int) -> int:

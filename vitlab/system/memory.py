@@ -8,7 +8,7 @@ import torch
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
-def machine(device: torch.device | str = "cpu") -> int:
+def total_memory(device: torch.device | str = "cpu") -> int:
     """Bytes of memory: a GPU's own, else the computer's, or what a container is allowed of it."""
     device = torch.device(device)
     if device.type == "cuda":
@@ -17,14 +17,14 @@ def machine(device: torch.device | str = "cpu") -> int:
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *(int(s) for s in said if s.isdecimal())])
 
 
-def hold(size: float, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
+def check_fits(size: float, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
     """Raises ValueError where `what` takes more bytes (`size`) than there are."""
-    there, where = machine(device), "this machine" if torch.device(device).type == "cpu" else str(device)
+    there, where = total_memory(device), "this machine" if torch.device(device).type == "cpu" else str(device)
     if size > there:
-        raise ValueError(f"{what} {spell(size)}, and {where} has {spell(there)}: {remedy}")
+        raise ValueError(f"{what} {format_bytes(size)}, and {where} has {format_bytes(there)}: {remedy}")
 
 
-def spell(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes in words: 17.3 TB."""
     if size >= 10**18:
         return "more than a million TB"

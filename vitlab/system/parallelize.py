@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from vitlab.model.vit import ViT
-from vitlab.system.distributed import World
+from vitlab.system.distributed import Distributed
 from vitlab.system.options import System
 
 SHAPES = 256  # of models that a process may train compiled; torch would run a ninth one uncompiled
 
 
-def spread(model: ViT, here: World, system: System) -> nn.Module:
+def parallelize(model: ViT, dist: Distributed, system: System) -> nn.Module:
     """The model as the processes train it together: itself where there is one, and nothing else was asked for."""
     if system.activation_checkpointing:
         if not model.blocks:
@@ -25,7 +25,7 @@ def spread(model: ViT, here: World, system: System) -> nn.Module:
             )
         for block in model.blocks:
             block.forward = partial(recomputed, block.forward)  # type: ignore[method-assign]
-    sharded = here.size > 1 and system.parallel == "fsdp"
+    sharded = dist.size > 1 and system.parallel == "fsdp"
     if system.compile:
         import torch._dynamo.config
 
@@ -36,17 +36,17 @@ def spread(model: ViT, here: World, system: System) -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(here.device.type, (here.size,))
+        mesh = init_device_mesh(dist.device.type, (dist.size,))
         for part in (*model.blocks, model):
             fully_shard(
                 part, mesh=mesh, reshard_after_forward=True
             )  # the root too: see `evaluate`, which swaps weights
         return model
-    if here.size == 1:
+    if dist.size == 1:
         return model
     from torch.nn.parallel import DistributedDataParallel
 
-    devices = [here.device] if here.device.type == "cuda" else None
+    devices = [dist.device] if dist.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vitlab.data.examples import Examples
-from vitlab.evaluation.classification import Judgement
+from vitlab.evaluation.classification import ClassificationReport
 
 log = logging.getLogger("vitlab")
 
@@ -72,7 +72,7 @@ def logged_in() -> bool:
 
 
 @dataclass(frozen=True)
-class Views:
+class ValidationMedia:
     """What the best weights do on the validation images.
 
     Args:
@@ -80,5 +80,5 @@ class Views:
         examples: the images, in the judgement's order.
     """
 
-    judgement: Judgement
+    judgement: ClassificationReport
     examples: Examples

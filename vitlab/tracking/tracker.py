@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from vitlab.storage.jsonl import Journal
 from vitlab.storage.run import Run
-from vitlab.tracking.options import Tracking, Views
+from vitlab.tracking.options import Tracking, ValidationMedia
 from vitlab.tracking.wandb_mirror import LEAVING, Mirror
 
 log = logging.getLogger("vitlab")
@@ -108,13 +108,13 @@ class Tracker:
             log.info("step %d/%d  %s", row["step"], self.steps, "  ".join(self.shown.values()))
 
     @property
-    def curious(self) -> bool:
+    def wants_media(self) -> bool:
         """Whether the mirror wants to see what the best weights do on the validation images."""
         if self.mirror is None or not self.mirror.thread.is_alive():
             return False
         return bool(self.mirror.tracking.mistakes or self.mirror.tracking.confusion)
 
-    def finish(self, result: dict[str, Any], views: Views | None) -> None:
+    def finish(self, result: dict[str, Any], views: ValidationMedia | None) -> None:
         """Tells the mirror what came out."""
         if self.mirror:
             self.mirror.finish(result, views)

@@ -9,7 +9,7 @@ from typing import Any
 from vitlab.evaluation import pictures
 from vitlab.storage.files import write_whole
 from vitlab.storage.run import Run
-from vitlab.tracking.options import Tracking, Views, logged_in
+from vitlab.tracking.options import Tracking, ValidationMedia, logged_in
 
 log = logging.getLogger("vitlab")
 LEAVING = 10.0  # seconds for the mirror when a training ends early: a scheduler gives 30 before it kills
@@ -24,7 +24,7 @@ class Mirror:
         self.config = config
         self.rows: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.summary: dict[str, Any] = {}
-        self.views: Views | None = None
+        self.views: ValidationMedia | None = None
         self.thread = threading.Thread(target=self.work, name="wandb", daemon=True)
         if tracking.mode != "off":
             self.thread.start()
@@ -33,7 +33,7 @@ class Mirror:
         if self.thread.is_alive():
             self.rows.put(row)
 
-    def finish(self, summary: dict[str, Any], views: Views | None = None, patience: float = 60.0) -> None:
+    def finish(self, summary: dict[str, Any], views: ValidationMedia | None = None, patience: float = 60.0) -> None:
         """Waits until everything is written, at most `patience` seconds."""
         if self.thread.is_alive():
             self.summary, self.views = summary, views
@@ -55,7 +55,7 @@ class Mirror:
         except Exception as error:  # tracking must never end a training
             log.warning("Weights & Biases failed (%s); training goes on, metrics.jsonl has everything", error)
 
-    def shown(self, views: Views) -> dict[str, Any]:
+    def shown(self, views: ValidationMedia) -> dict[str, Any]:
         """The worst mistakes as a table with images, and the confusion matrix, as W&B has them."""
         import wandb
 

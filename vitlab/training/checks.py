@@ -7,10 +7,10 @@ from torch.optim import Optimizer
 from vitlab.data.augment import Augment
 from vitlab.data.dataset import Dataset
 from vitlab.evaluation import probe
-from vitlab.model.meta import shadow
+from vitlab.model.meta import on_meta_device
 from vitlab.model.vit import ViT
-from vitlab.system.distributed import World
-from vitlab.system.footprint import check
+from vitlab.system.distributed import Distributed
+from vitlab.system.footprint import check_memory
 from vitlab.system.options import System
 from vitlab.system.precision import resolve
 from vitlab.tracking.options import Tracking
@@ -29,10 +29,10 @@ def examine(
     fit: Fit,
     system: System,
     tracking: Tracking,
-    world: World,
+    dist: Distributed,
     train: int,
     smallest: int,
-    here: bool = True,
+    on_this_machine: bool = True,
 ) -> tuple[int, float]:
     """Refuses values that do not go together; gives the training in steps, and the steps of an epoch.
 
@@ -40,41 +40,41 @@ def examine(
         source: what `init` starts from, be it without memory; None for chance.
         train: number of training images; the rest as `prepare` takes it.
         smallest: those of the smallest class.
-        here: whether it is to be trained on this machine, whose memory must hold it.
+        on_this_machine: whether it is to be trained on this machine, whose memory must hold it.
 
     Raises:
         ValueError: each with a way out.
     """
-    precision = resolve(fit.precision, world.device)
+    precision = resolve(fit.precision, dist.device)
     if fit.batch_size > train:
         raise ValueError(f"fit.batch_size={fit.batch_size}: there are {train} training images: use at most that")
-    if fit.batch_size % (world.size * fit.accumulate):
+    if fit.batch_size % (dist.size * fit.accumulate):
         raise ValueError(
-            f"fit.batch_size={fit.batch_size} cannot be cut into {world.size} process(es) x fit.accumulate="
-            f"{fit.accumulate} equal parts: use a multiple of {world.size * fit.accumulate}"
+            f"fit.batch_size={fit.batch_size} cannot be cut into {dist.size} process(es) x fit.accumulate="
+            f"{fit.accumulate} equal parts: use a multiple of {dist.size * fit.accumulate}"
         )
     probe.check(f"fit.shots={list(fit.shots)}", fit.shots, smallest)
-    sharded = system.parallel == "fsdp" and world.size > 1
+    sharded = system.parallel == "fsdp" and dist.size > 1
     if sharded and precision == "fp16":
         raise ValueError("fit.precision=fp16 with system.parallel=fsdp: fp16 needs ddp; or use fit.precision=bf16")
     if sharded and tracking.histograms:
         raise ValueError(
             "tracking.histograms=true with system.parallel=fsdp: each process has a part of each weight: use ddp"
         )
-    if fit.auto_accumulate and world.size > 1:
+    if fit.auto_accumulate and dist.size > 1:
         raise ValueError(
-            f"fit.auto_accumulate=true with {world.size} processes, which cannot run out of memory together: give"
+            f"fit.auto_accumulate=true with {dist.size} processes, which cannot run out of memory together: give"
             " fit.accumulate instead"
         )
-    if system.compile == "graphs" and (fit.accumulate > 1 or fit.auto_accumulate or world.size > 1):
+    if system.compile == "graphs" and (fit.accumulate > 1 or fit.auto_accumulate or dist.size > 1):
         raise ValueError(
             "system.compile=graphs: a graph writes its gradients to the same place each time, which neither parts of a"
             " batch nor several processes allow: use system.compile=true, or one process and one part"
         )
-    if world.size > 1 and augment.mixes and fit.batch_size % (2 * world.size):
+    if dist.size > 1 and augment.mixes and fit.batch_size % (2 * dist.size):
         raise ValueError(
-            f"fit.batch_size={fit.batch_size}: each of {world.size} processes needs pairs of images to mix: use a"
-            f" multiple of {2 * world.size}, or augment.mixup=0 augment.cutmix=0"
+            f"fit.batch_size={fit.batch_size}: each of {dist.size} processes needs pairs of images to mix: use a"
+            f" multiple of {2 * dist.size}, or augment.mixup=0 augment.cutmix=0"
         )
     train = fit.batch_size if fit.one_batch else train
     steps = fit.total(train)
@@ -83,16 +83,16 @@ def examine(
     augment.geometry(dataset)
     shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
     momentum = getattr(optimizer, "keywords", {}).get("momentum")  # SGD's may be 0: nothing is kept for it then
-    if here:
-        check(
+    if on_this_machine:
+        check_memory(
             model,
             **shape,
-            device=world.device,
+            device=dist.device,
             copies=1 if sharded else 2 + (momentum != 0) + bool(fit.ema_decay),
-            batch=1 if fit.auto_accumulate else fit.batch_size // (world.size * fit.accumulate),
+            batch=1 if fit.auto_accumulate else fit.batch_size // (dist.size * fit.accumulate),
             half=precision != "fp32",
             recomputed=system.activation_checkpointing,
         )
     if source is not None:
-        init.apply(source, shadow(model, **shape), dataset.classes)
+        init.apply(source, on_meta_device(model, **shape), dataset.classes)
     return steps, steps_per_epoch

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vitlab.system.distributed import parted, shard
+from vitlab.system.distributed import local_tensor, shard_like
 
 
 class Ema:
@@ -28,7 +28,9 @@ class Ema:
         """Follows the model after this optimizer update, counted from 0."""
         if self.average:
             weight = 1 - min(self.decay, (1 + update) / (10 + update))
-            torch._foreach_lerp_([shard(a) for a in self.average], [shard(p) for p in self.parameters], weight)
+            torch._foreach_lerp_(
+                [local_tensor(a) for a in self.average], [local_tensor(p) for p in self.parameters], weight
+            )
 
     @contextmanager
     def in_place(self) -> Generator[None]:
@@ -52,4 +54,4 @@ class Ema:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
         for average, saved in zip(self.average, state["average"], strict=True):
-            average.copy_(parted(saved, average))
+            average.copy_(shard_like(saved, average))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitlab.system.distributed import World
+from vitlab.system.distributed import Distributed
 
 NEVER = 2**62
 
@@ -37,18 +37,18 @@ class Meter:
         self.images += images
         self.timed += images
 
-    def fault(self, here: World) -> int | None:
+    def fault(self, dist: Distributed) -> int | None:
         """The first step that was not finite in any process; None where all were."""
-        first = -here.most(-int(self.bad))[0]
+        first = -dist.all_reduce_max(-int(self.bad))[0]
         return None if first == NEVER else first
 
-    def read(self, here: World) -> dict[str, float]:
+    def read(self, dist: Distributed) -> dict[str, float]:
         """Means since the last reading, over all processes; none where nothing was added."""
-        images, elapsed = self.before + self.images * here.size, time.perf_counter() - self.last
-        seen = self.timed * here.size
+        images, elapsed = self.before + self.images * dist.size, time.perf_counter() - self.last
+        seen = self.timed * dist.size
         self.seconds += elapsed
         self.clocked += seen
-        loss, right = here.sum(self.totals).tolist()
+        loss, right = dist.all_reduce_sum(self.totals).tolist()
         self.clear()
         self.last = time.perf_counter()
         means = {"train/loss": loss / images, "train/accuracy": right / images} if images else {}
@@ -69,12 +69,15 @@ class Meter:
         """Training images a second, evaluation and saving left out."""
         return self.clocked / self.seconds if self.seconds else 0.0
 
-    def state_dict(self, here: World) -> dict[str, Any]:
+    def state_dict(self, dist: Distributed) -> dict[str, Any]:
         """What was added since the last reading, in all processes."""
-        return {"totals": here.sum(self.totals.clone()).cpu(), "images": self.before + self.images * here.size}
+        return {
+            "totals": dist.all_reduce_sum(self.totals.clone()).cpu(),
+            "images": self.before + self.images * dist.size,
+        }
 
-    def load_state_dict(self, state: dict[str, Any], here: World) -> None:
+    def load_state_dict(self, state: dict[str, Any], dist: Distributed) -> None:
         self.clear()
         self.before = state["images"]
-        if here.first:
+        if dist.is_rank0:
             self.totals.copy_(state["totals"])

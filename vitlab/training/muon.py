@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from vitlab.system.distributed import complete, parted
+from vitlab.system.distributed import full_tensor, shard_like
 from vitlab.system.lazy_imports import spare_dynamo
 
 
@@ -76,7 +76,7 @@ class Muon(Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
-                pieces = complete(update).unflatten(0, (group["matrices"], -1))
+                pieces = full_tensor(update).unflatten(0, (group["matrices"], -1))
                 stacks[pieces.shape[1:]].append((group, parameter, pieces))
         for shape, members in stacks.items():
             turned = orthogonal(torch.cat([pieces for _, _, pieces in members]), self.iterations)
@@ -84,7 +84,7 @@ class Muon(Optimizer):
             for (group, parameter, _), direction in zip(members, turned.split(sizes), strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 length = 0.2 * math.sqrt(max(shape))
-                direction = parted(direction.reshape(parameter.shape).to(parameter.dtype), parameter)
+                direction = shard_like(direction.reshape(parameter.shape).to(parameter.dtype), parameter)
                 parameter.add_(direction, alpha=-group["lr"] * length)
         self.rest.step()
 

@@ -12,7 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from vitlab.model.attention import Attention
 from vitlab.model.vit import ViT
-from vitlab.system.distributed import complete
+from vitlab.system.distributed import full_tensor
 from vitlab.system.lazy_imports import spare_dynamo
 from vitlab.training.muon import Muon
 
@@ -125,7 +125,7 @@ def evaluating(optimizer: Optimizer) -> Generator[None]:
 def clip(model: nn.Module, norm: float | None) -> torch.Tensor:
     """Scales the gradients down to a norm of at most `norm` over all; their norm before, without waiting for it."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    total = complete(nn.utils.get_total_norm(gradients))
+    total = full_tensor(nn.utils.get_total_norm(gradients))
     if norm is not None:
         nn.utils.clip_grads_with_norm_(list(model.parameters()), norm, total)
     return total

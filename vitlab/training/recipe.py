@@ -12,12 +12,12 @@ from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples
 from vitlab.evaluation import probe
 from vitlab.model.vit import ViT
-from vitlab.system.distributed import World
+from vitlab.system.distributed import Distributed
 from vitlab.system.options import System
 from vitlab.system.precision import Precision
 from vitlab.tracking.options import Tracking
 from vitlab.training.loss import Loss
-from vitlab.training.schedule import Started
+from vitlab.training.schedule import Scheduler
 
 
 @dataclass(kw_only=True)
@@ -112,13 +112,13 @@ class Fit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ready:
+class TrainingSetup:
     """Everything a training needs, checked."""
 
     seed: int
     fit: Fit
     system: System
-    world: World
+    dist: Distributed
     tracking: Tracking
     dataset: Dataset
     splits: dict[str, Examples]
@@ -129,7 +129,7 @@ class Ready:
     backward_flops: int  # of the same
     loss: Loss
     optimizer: Optimizer
-    schedule: Started
+    schedule: Scheduler
     steps: int
     steps_per_epoch: float
     precision: str

@@ -13,9 +13,9 @@ ROLLBACKS = 10  # without a good evaluation in between
 
 def resume(state: State, store: Store) -> bool:
     """Takes the state over from the last checkpoint that can be believed, if there is one."""
-    here = state.ready.world
-    found = store.newest() if here.first else None
-    path = here.tell(found and found[0])
+    dist = state.setup.dist
+    found = store.newest() if dist.is_rank0 else None
+    path = dist.broadcast(found and found[0])
     if path is None:
         return False
     state.restore(found[1] if found else checkpoint.load(path))
@@ -31,14 +31,14 @@ def roll_back(state: State, store: Store, bad: int) -> int:
     Raises:
         NonFinite: that is not asked for, or has been done too often without a good evaluation in between.
     """
-    ready, step = state.ready, state.step
-    lr = learning_rate(ready.optimizer)
-    if ready.fit.on_nonfinite != "rollback":
-        ready.schedule.set(bad)
-        raise NonFinite(bad, ready.steps, learning_rate(ready.optimizer))
+    setup, step = state.setup, state.step
+    lr = learning_rate(setup.optimizer)
+    if setup.fit.on_nonfinite != "rollback":
+        setup.schedule.set(bad)
+        raise NonFinite(bad, setup.steps, learning_rate(setup.optimizer))
     rollbacks, failing = state.rollbacks + 1, state.failing + 1
     if failing > ROLLBACKS or not resume(state, store):
-        raise NonFinite(bad, ready.steps, lr, f", after {rollbacks - 1} rollbacks")
+        raise NonFinite(bad, setup.steps, lr, f", after {rollbacks - 1} rollbacks")
     log.warning(
         "the loss was no finite number at step %d: goes on from there with the weights of step %d", bad, state.step
     )

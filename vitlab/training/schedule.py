@@ -18,7 +18,7 @@ logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # it warns of train
 
 @dataclass(kw_only=True)
 class Schedule(ABC):
-    """The contract: a linear warm-up, given in one way or none, and `fall`, what a kind does after it.
+    """The contract: a linear warm-up, given in one way or none, and `after_warmup`, what a kind does after it.
 
     Args:
         warmup_fraction: warm-up as a share of the training.
@@ -34,7 +34,7 @@ class Schedule(ABC):
     warmup_steps: int | None
 
     @abstractmethod
-    def fall(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
+    def after_warmup(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
         """timm's scheduler that takes `updates` from the peak to the end."""
 
     def warmup(self, steps: int, steps_per_epoch: float) -> int:
@@ -56,16 +56,16 @@ class Schedule(ABC):
             return updates
         return 0
 
-    def start(self, optimizer: Optimizer, steps: int, steps_per_epoch: float) -> "Started":
+    def start(self, optimizer: Optimizer, steps: int, steps_per_epoch: float) -> "Scheduler":
         """The schedule of a training of `steps` updates; each group's `lr` is its peak."""
         warmup = self.warmup(steps, steps_per_epoch)
         ahead = min(1, warmup)
         updates = max(1, steps - 1 + ahead - warmup)
         common = {"warmup_t": warmup, "warmup_prefix": True, "t_in_epochs": False}
-        return Started(self.fall(optimizer, updates, **common), ahead)
+        return Scheduler(self.after_warmup(optimizer, updates, **common), ahead)
 
 
-class Started:
+class Scheduler:
     """A schedule at work on an optimizer."""
 
     def __init__(self, scheduler: Any, ahead: int):
@@ -107,7 +107,7 @@ class Cosine(Falling):
         if not 0 < self.cycle_decay <= 1:
             raise ValueError(f"schedule.cycle_decay={self.cycle_decay}: must be above 0 and at most 1")
 
-    def fall(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
+    def after_warmup(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
         if self.cycles > updates:
             raise ValueError(f"schedule.cycles={self.cycles}: there are {updates} steps after the warm-up")
         (timm,) = modules("timm.scheduler")
@@ -120,7 +120,7 @@ class Cosine(Falling):
 class Linear(Falling):
     """A straight line."""
 
-    def fall(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
+    def after_warmup(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
         (timm,) = modules("timm.scheduler")
         return timm.PolyLRScheduler(optimizer, t_initial=updates, power=1.0, lr_min=self.min_lr, **common)
 
@@ -128,7 +128,7 @@ class Linear(Falling):
 class Constant(Schedule):
     """The peak, to the end."""
 
-    def fall(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
+    def after_warmup(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
         (timm,) = modules("timm.scheduler")
         return timm.StepLRScheduler(optimizer, decay_t=updates, decay_rate=1.0, **common)
 
@@ -154,7 +154,7 @@ class Step(Schedule):
         if not 0 < self.factor < 1:
             raise ValueError(f"schedule.factor={self.factor}: must lie between 0 and 1; 0.1 is usual")
 
-    def fall(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
+    def after_warmup(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
         (timm,) = modules("timm.scheduler")
         warmup = common["warmup_t"]
         ahead = min(1, warmup)
@@ -185,7 +185,7 @@ class Wsd(Falling):
         if not 0 < self.decay_fraction <= 1:
             raise ValueError(f"schedule.decay_fraction={self.decay_fraction}: must be above 0 and at most 1")
 
-    def fall(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
+    def after_warmup(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
         (timm,) = modules("timm.scheduler")
         del common["warmup_prefix"]  # always so in this one
         length = max(1, round(self.decay_fraction * (updates + common["warmup_t"])))

@@ -10,23 +10,23 @@ from torch.optim import Optimizer
 from vitlab.data.augment import Augment
 from vitlab.data.cache import cached
 from vitlab.data.dataset import Dataset
-from vitlab.data.loader import Stream
+from vitlab.data.loader import TrainSampler
 from vitlab.data.preprocess import Resize
 from vitlab.data.seeding import seed_of
 from vitlab.evaluation import probe
 from vitlab.model import count
 from vitlab.model.vit import ViT
-from vitlab.system.distributed import World
+from vitlab.system.distributed import Distributed
 from vitlab.system.options import System
-from vitlab.system.parallelize import spread
+from vitlab.system.parallelize import parallelize
 from vitlab.system.precision import resolve
 from vitlab.tracking.options import Tracking
-from vitlab.training.batches import aboard, cores
+from vitlab.training.batches import cores, move_to_gpu
 from vitlab.training.checks import examine
 from vitlab.training.loss import Loss
 from vitlab.training.optimizer import build_optimizer
 from vitlab.training.pretrained import Start
-from vitlab.training.recipe import Fit, Ready
+from vitlab.training.recipe import Fit, TrainingSetup
 from vitlab.training.schedule import Schedule
 
 
@@ -42,9 +42,9 @@ def prepare(
     fit: Fit,
     system: System,
     tracking: Tracking,
-    world: World,
+    dist: Distributed,
     seed: int,
-) -> Ready:
+) -> TrainingSetup:
     """Reads the images, builds the model, and refuses what cannot be trained, before anything is written.
 
     Raises:
@@ -52,13 +52,13 @@ def prepare(
         DatasetMissing: no images where they were looked for.
         OSError: system.cache cannot be written.
     """
-    precision = resolve(fit.precision, world.device)
+    precision = resolve(fit.precision, dist.device)
     fetches = getattr(dataset, "download", False)
-    if fetches and not world.first:
-        world.wait()  # one process fetches, the others read what it fetched
+    if fetches and not dist.is_rank0:
+        dist.barrier()  # one process fetches, the others read what it fetched
     splits = dataset.splits()
-    if fetches and world.first:
-        world.wait()
+    if fetches and dist.is_rank0:
+        dist.barrier()
     source = init.read()
     steps, steps_per_epoch = examine(
         model=model,
@@ -70,7 +70,7 @@ def prepare(
         fit=fit,
         system=system,
         tracking=tracking,
-        world=world,
+        dist=dist,
         train=len(splits["train"]),
         smallest=probe.fewest(splits["train"].labels, dataset.classes)[0],
     )
@@ -78,7 +78,9 @@ def prepare(
         drawn = probe.draw(splits["train"].labels, len(dataset.classes), max(fit.shots), probe.DRAWS)
         splits["support"] = splits["train"].take(drawn.ravel())
     if fit.one_batch:
-        first = next(iter(Stream(examples=len(splits["train"]), batch=fit.batch_size, start=0, stop=1, seed=seed)))
+        first = next(
+            iter(TrainSampler(examples=len(splits["train"]), batch=fit.batch_size, start=0, stop=1, seed=seed))
+        )
         splits["train"] = splits["train"].take(torch.tensor([index for _, index in first]).numpy())
     least = dict.fromkeys(splits, Resize(dataset.shape, dataset.evaluation_crop).least)
     least["train"] = augment.least(dataset)
@@ -87,22 +89,22 @@ def prepare(
         splits = cached(
             splits, Path(system.cache).expanduser(), cores() if system.workers == "auto" else system.workers
         )
-    splits = aboard(splits, dataset, augment, system, world)
+    splits = move_to_gpu(splits, dataset, augment, system, dist)
     shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
     torch.manual_seed(seed_of(seed))
     vit = model(**shape)
-    vit.objective.know(dataset.mean, dataset.std)
+    vit.objective.set_normalization(dataset.mean, dataset.std)
     began = init.apply(source, vit, dataset.classes) if source else ""
-    vit = vit.to(world.device)
+    vit = vit.to(dist.device)
     loss.start(vit.head.output)
     flops, backward = count.passes(vit, (dataset.channels, *dataset.shape))
-    net = spread(vit, world, system)
+    net = parallelize(vit, dist, system)
     updates = build_optimizer(optimizer, vit, layer_decay=fit.layer_decay, scale=fit.lr_factor())
-    return Ready(
+    return TrainingSetup(
         seed=seed,
         fit=fit,
         system=system,
-        world=world,
+        dist=dist,
         tracking=tracking,
         dataset=dataset,
         splits=splits,
@@ -111,7 +113,7 @@ def prepare(
         net=net,
         flops=flops,
         backward_flops=backward,
-        loss=loss.to(world.device),
+        loss=loss.to(dist.device),
         optimizer=updates,
         schedule=schedule.start(updates, steps, steps_per_epoch),
         steps=steps,
@@ -121,9 +123,9 @@ def prepare(
     )
 
 
-def rates(ready: Ready) -> str:
+def describe_lr(setup: TrainingSetup) -> str:
     """The learning rate at its peak, and where it comes from."""
-    options, groups = ready.fit, ready.optimizer.param_groups
+    options, groups = setup.fit, setup.optimizer.param_groups
     peak = max(group["initial_lr"] * group["lr_scale"] for group in groups)
     said = f"learning rate {peak:.3g} at its peak"
     if options.lr_scaling != "none":
@@ -137,9 +139,9 @@ def rates(ready: Ready) -> str:
     return said
 
 
-def facts(ready: Ready) -> dict[str, Any]:
+def facts(setup: TrainingSetup) -> dict[str, Any]:
     """What a trained model needs to be used: sizes, classes, and what its images go through."""
-    data = ready.dataset
+    data = setup.dataset
     return {
         "image_size": list(data.shape),
         "channels": data.channels,

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitlab.system.distributed import parted, whole
+from vitlab.system.distributed import gather_state, shard_like
 from vitlab.training.ema import Ema
 from vitlab.training.meter import Meter
 from vitlab.training.optimizer import evaluating
-from vitlab.training.recipe import Ready
+from vitlab.training.recipe import TrainingSetup
 
 PLAIN = ("step", "best", "stale", "seconds", "parts", "skipped", "rollbacks", "failing", "calm")
 
@@ -31,24 +31,24 @@ class State:
         wrote: what the checkpoints say about who wrote them; `run` is the run's identity.
     """
 
-    def __init__(self, ready: Ready, wrote: dict[str, str]):
-        self.ready = ready
+    def __init__(self, setup: TrainingSetup, wrote: dict[str, str]):
+        self.setup = setup
         self.wrote = wrote
-        self.model = ready.model
-        self.ema = Ema(ready.model, ready.fit.ema_decay)
-        self.scaler = torch.amp.GradScaler(ready.world.device.type, enabled=ready.precision == "fp16")
-        self.meter = Meter(ready.world.device)
+        self.model = setup.model
+        self.ema = Ema(setup.model, setup.fit.ema_decay)
+        self.scaler = torch.amp.GradScaler(setup.dist.device.type, enabled=setup.precision == "fp16")
+        self.meter = Meter(setup.dist.device)
         self.step = self.stale = self.skipped = self.rollbacks = self.failing = 0
         self.calm = True  # whether nothing was rolled back since the last evaluation
         self.seconds = 0.0
-        self.parts = ready.fit.accumulate
+        self.parts = setup.fit.accumulate
         self.best: dict[str, Any] | None = None
         self.weights: dict[str, Tensor] = {}
 
     def judged(self) -> AbstractContextManager:
         """The model with the weights that are evaluated and kept: the averaged ones, where there is an average."""
         stack = ExitStack()
-        stack.enter_context(evaluating(self.ready.optimizer))
+        stack.enter_context(evaluating(self.setup.optimizer))
         stack.enter_context(self.ema.in_place())
         return stack
 
@@ -60,24 +60,24 @@ class State:
         if better:
             self.best = {"step": self.step, **scores}
             with self.judged():
-                self.weights = whole(self.model.state_dict())
-        if self.ready.fit.on_nonfinite == "rollback":
+                self.weights = gather_state(self.model.state_dict())
+        if self.setup.fit.on_nonfinite == "rollback":
             self.failing = 0 if self.calm else self.failing
             self.calm = True
         return better
 
     def capture(self) -> dict[str, Any]:
         """A copy of everything, complete and on the CPU; every process must call it, and the first one gets it."""
-        keep = self.ready.world.first
+        keep = self.setup.dist.is_rank0
         return {
             **{key: getattr(self, key) for key in PLAIN},
             "wrote": self.wrote,
-            "model": whole(self.model.state_dict(), keep),
+            "model": gather_state(self.model.state_dict(), keep),
             "weights": self.weights,
-            "optimizer": whole(self.ready.optimizer.state_dict(), keep),
-            "ema": whole(self.ema.state_dict(), keep),
+            "optimizer": gather_state(self.setup.optimizer.state_dict(), keep),
+            "ema": gather_state(self.ema.state_dict(), keep),
             "scaler": self.scaler.state_dict(),
-            "meter": self.meter.state_dict(self.ready.world),
+            "meter": self.meter.state_dict(self.setup.dist),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -93,18 +93,18 @@ class State:
                 f"the checkpoint in this folder is of another run ({wrote.get('run')}, not {self.wrote['run']}): move"
                 " the folder away"
             )
-        optimizer, world = self.ready.optimizer, self.ready.world
+        optimizer, dist = self.setup.optimizer, self.setup.dist
         try:
             self.load_model(saved["model"])
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             of_each = {
-                i: {key: parted(v, parameters[i]) if same(v, parameters[i]) else v for key, v in kept.items()}
+                i: {key: shard_like(v, parameters[i]) if same(v, parameters[i]) else v for key, v in kept.items()}
                 for i, kept in saved["optimizer"]["state"].items()
             }
             optimizer.load_state_dict({**saved["optimizer"], "state": of_each})
             self.ema.load_state_dict(saved["ema"])
             self.scaler.load_state_dict(saved["scaler"])
-            self.meter.load_state_dict(saved["meter"], world)
+            self.meter.load_state_dict(saved["meter"], dist)
             self.weights = saved["weights"]
             for key in PLAIN:
                 setattr(self, key, saved[key])
@@ -117,7 +117,7 @@ class State:
     def load_model(self, weights: dict[str, Tensor]) -> None:
         """Gives the model complete weights, of which each process takes its part."""
         now = self.model.state_dict()
-        self.model.load_state_dict({key: parted(value, now[key]) for key, value in weights.items()})
+        self.model.load_state_dict({key: shard_like(value, now[key]) for key, value in weights.items()})
 
 
 def same(value: Any, parameter: Tensor) -> bool:

@@ -17,40 +17,40 @@ log = logging.getLogger("vitlab")
 SKIPS = 100  # skipped steps in a row; more, and the training is not worth going on with
 
 
-def update(state: State, images: Tensor, targets: Tensor) -> Tensor:
+def train_step(state: State, images: Tensor, targets: Tensor) -> Tensor:
     """One optimizer update, computed in `state.parts` parts; gives the norm of its gradient before clipping.
 
     Raises:
         OutOfMemory: a part is too large, and may not be made smaller.
         NonFinite: too many updates in a row were left out.
     """
-    ready, scaler, optimizer = state.ready, state.scaler, state.ready.optimizer
-    options, here, step = ready.fit, ready.world, state.step
+    setup, scaler, optimizer = state.setup, state.scaler, state.setup.optimizer
+    options, dist, step = setup.fit, setup.dist, state.step
     reversible = options.on_nonfinite == "skip" or options.auto_accumulate
-    buffers = {b: b.clone() for b in ready.model.buffers()} if reversible else {}
+    buffers = {b: b.clone() for b in setup.model.buffers()} if reversible else {}
     sums = None
     while sums is None:
-        seed = reseed(ready.seed, step, here.rank, 1)  # all that this step draws
-        if here.device.type == "cuda":  # torch.manual_seed would ask every backend there is, for 0.15 ms
+        seed = reseed(setup.seed, step, dist.rank, 1)  # all that this step draws
+        if dist.device.type == "cuda":  # torch.manual_seed would ask every backend there is, for 0.15 ms
             torch.cuda.manual_seed(seed)
         optimizer.zero_grad()
-        if ready.system.compile == "graphs":
+        if setup.system.compile == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
         try:
             sums = backward(state, images, targets)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            smaller = relief(state, len(images))
+            smaller = next_accumulation(state, len(images))
         if sums is None:  # out of the handler, which holds on to the memory
             state.parts = smaller
             revert(buffers)
             torch.cuda.empty_cache()
             log.warning("out of memory: a batch is computed in %d parts of %d", smaller, len(images) // smaller)
     scaler.unscale_(optimizer)
-    gradient = clip(ready.model, options.clip)
+    gradient = clip(setup.model, options.clip)
     norm = None if scaler.is_enabled() else gradient  # in fp16 the scaler leaves out what is infinite
-    if options.on_nonfinite == "skip" and here.agree(
+    if options.on_nonfinite == "skip" and dist.any_rank(
         not sums[0].isfinite() or (norm is not None and not norm.isfinite())
     ):
         revert(buffers)
@@ -59,7 +59,7 @@ def update(state: State, images: Tensor, targets: Tensor) -> Tensor:
         if state.failing == 1:
             log.warning("the loss was no finite number at step %d: such updates are left out", step)
         if state.failing > SKIPS:
-            raise NonFinite(step, ready.steps, learning_rate(optimizer), f", after {SKIPS} such steps in a row")
+            raise NonFinite(step, setup.steps, learning_rate(optimizer), f", after {SKIPS} such steps in a row")
     else:
         state.failing = 0 if options.on_nonfinite == "skip" else state.failing
         state.meter.add(step, sums, len(images), norm)
@@ -72,10 +72,10 @@ def update(state: State, images: Tensor, targets: Tensor) -> Tensor:
 
 def backward(state: State, images: Tensor, targets: Tensor) -> Tensor:
     """The gradients of a batch, part by part; gives the sums of loss and right answers over its images."""
-    ready, parts, sums = state.ready, state.parts, torch.zeros(2, dtype=torch.float64, device=images.device)
+    setup, parts, sums = state.setup, state.parts, torch.zeros(2, dtype=torch.float64, device=images.device)
     for part, (x, y) in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True)):
-        with gradient_sync(ready.net, on=part == parts - 1), autocast(images.device, ready.precision):
-            loss, right = ready.model.objective.losses(ready.net(x), y, ready.loss)
+        with gradient_sync(setup.net, on=part == parts - 1), autocast(images.device, setup.precision):
+            loss, right = setup.model.objective.losses(setup.net(x), y, setup.loss)
         state.scaler.scale(loss / parts).backward()
         sums += torch.stack((loss.detach().double() * len(x), right.sum()))
     return sums
@@ -87,23 +87,23 @@ def revert(buffers: dict[Tensor, Tensor]) -> None:
         buffer.copy_(before)
 
 
-def relief(state: State, images: int) -> int:
+def next_accumulation(state: State, images: int) -> int:
     """In how many parts a batch of this process is computed next.
 
     Raises:
         OutOfMemory: nobody asked for that, or the parts are single images.
     """
-    ready, parts = state.ready, state.parts
+    setup, parts = state.setup, state.parts
     more = next((n for n in range(2 * parts, images + 1) if images % n == 0), None)
-    if more is not None and ready.fit.auto_accumulate:
+    if more is not None and setup.fit.auto_accumulate:
         return more
     way = "take a larger patch, such as patch=p16, a smaller model, or system.activation_checkpointing=true"
     if more is not None:
         way = (
-            f"fit.batch_size={ready.fit.batch_size} fit.accumulate={more} is the same batch in parts of"
+            f"fit.batch_size={setup.fit.batch_size} fit.accumulate={more} is the same batch in parts of"
             f" {images // more}, and fit.auto_accumulate=true finds such parts by itself"
         )
     raise OutOfMemory(
-        f"out of memory at step {state.step} with {images // parts} images of {ready.model.grid.tokens} tokens at"
+        f"out of memory at step {state.step} with {images // parts} images of {setup.model.grid.tokens} tokens at"
         f" once: {way}"
     )

@@ -12,7 +12,7 @@ from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.config.groups import CONF, menu
 from vitlab.storage.run import Run
-from vitlab.system.distributed import alone
+from vitlab.system.distributed import single_process
 from vitlab.training.loop import fit
 from vitlab.training.setup import prepare
 
@@ -24,16 +24,16 @@ GROUPS = ("augment", "loss", "optimizer", "schedule")
 def step(tmp_path, *overrides):
     """One update, one evaluation of validation and test, everything written: a whole run of one step."""
     node = check(compose([*SMALL, *overrides])[0])
-    ready = prepare(**assemble(node), world=alone())
+    setup = prepare(**assemble(node), dist=single_process())
     run = Run(tmp_path / "run")
     run.create()
-    result = fit(ready, run, node)
+    result = fit(setup, run, node)
     assert result["status"] == "finished"
     assert math.isfinite(result["test/loss"])
     (row,) = run.rows()
     assert math.isfinite(row["train/loss"])
     assert row["train/gradient_norm"] > 0
-    return ready, result
+    return setup, result
 
 
 def shrunken(dataset):
@@ -44,11 +44,11 @@ def shrunken(dataset):
 @pytest.mark.parametrize("dataset", menu()["dataset"])
 def test_every_dataset_trains_a_step(dataset, tmp_path, monkeypatch):
     files = WRITERS[dataset](tmp_path / "files", monkeypatch)
-    ready, _ = step(tmp_path, f"dataset={dataset}", *files, *shrunken(dataset), "augment=flip_crop")
-    assert set(ready.splits) == {"train", "validation", "test"}
-    assert len(ready.dataset.mean) == len(ready.dataset.std) == ready.dataset.channels
-    assert len(set(ready.dataset.classes)) == len(ready.dataset.classes) >= 2
-    assert all(part.labels.max() < len(ready.dataset.classes) for part in ready.splits.values())
+    setup, _ = step(tmp_path, f"dataset={dataset}", *files, *shrunken(dataset), "augment=flip_crop")
+    assert set(setup.splits) == {"train", "validation", "test"}
+    assert len(setup.dataset.mean) == len(setup.dataset.std) == setup.dataset.channels
+    assert len(set(setup.dataset.classes)) == len(setup.dataset.classes) >= 2
+    assert all(part.labels.max() < len(setup.dataset.classes) for part in setup.splits.values())
 
 
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in menu()[group]])
@@ -71,8 +71,8 @@ def dataset_of(experiment):
 def test_every_experiment_trains_a_step_at_a_shrunken_size(experiment, tmp_path, monkeypatch):
     files = WRITERS[dataset_of(experiment)](tmp_path / "files", monkeypatch)
     words = [f"experiment={experiment}", *files, "dataset.image_size=32", "patch.size=8", "schedule.warmup_steps=0"]
-    ready, _ = step(tmp_path, *words)
-    assert ready.optimizer.param_groups[0]["initial_lr"] > 0
+    setup, _ = step(tmp_path, *words)
+    assert setup.optimizer.param_groups[0]["initial_lr"] > 0
 
 
 SIZES = {

@@ -19,7 +19,7 @@ from vitlab.data.augment import evaluation
 from vitlab.data.dataset import DatasetMissing
 from vitlab.data.datasets import torchvision_sets
 from vitlab.data.examples import Files, Pixels
-from vitlab.data.loader import Once, loader
+from vitlab.data.loader import EvalSampler, loader
 
 # What the writers of tests/disk.py wrote: the option, its class, and the number of images of each split.
 SETS = {
@@ -66,7 +66,7 @@ def test_each_set_is_read_from_its_own_files(option, written):
 def test_each_set_goes_through_the_loader(option, written):
     dataset = written(option, *(() if option in IN_MEMORY else ("dataset.image_size=16",)))
     test = dataset.splits()["test"]
-    batches = loader(test, evaluation(dataset), Once(examples=len(test), batch=5), workers=0)
+    batches = loader(test, evaluation(dataset), EvalSampler(examples=len(test), batch=5), workers=0)
     pixels, labels = next(iter(batches))
     assert pixels.shape == (5, 3, *dataset.shape)
     assert pixels.dtype == torch.uint8

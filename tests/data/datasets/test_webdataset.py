@@ -21,7 +21,7 @@ from tests.data.test_dataset import COMMON
 from vitlab.data.dataset import DatasetMissing
 from vitlab.data.datasets.download import ShardError, Store, bytes_of, check_address
 from vitlab.data.datasets.webdataset import WebDataset
-from vitlab.data.loader import Stream, loader, places
+from vitlab.data.loader import TrainSampler, loader, local_indices
 
 VALUES = COMMON | {
     "image_size": 8,
@@ -298,7 +298,7 @@ def test_processes_read_mostly_shards_of_their_own_and_few_at_a_time(tmp_path):
     walk = {"examples": len(part), "shuffle": part.shuffle, "batch": 16, "start": 0, "stop": len(part) // 16, "seed": 0}
     read = []
     for rank in range(2):
-        batches = [[part.shard[i] for _, i in keys] for keys in Stream(**walk, rank=rank, world=2)]
+        batches = [[part.shard[i] for _, i in keys] for keys in TrainSampler(**walk, rank=rank, world_size=2)]
         read.append({shard for batch in batches for shard in batch})
         for i in range(0, len(batches) - 4, 4):
             assert len({shard for batch in batches[i : i + 4] for shard in batch}) <= 2 * (2 + 2)  # 2 lanes
@@ -313,7 +313,7 @@ def batches(tmp_path, train, workers=0, rank=0, world=1, start=0, **values):
     dataset = shards(tmp_path, train, **values)
     part = dataset.splits()["train"]
     walk = {"examples": len(part), "shuffle": part.shuffle, "batch": 8, "start": start, "stop": 12, "seed": 3}
-    order = Stream(**walk, rank=rank, world=world)
+    order = TrainSampler(**walk, rank=rank, world_size=world)
     found = list(loader(part, augment(**STRONG).transform(dataset), order, seed=3, workers=workers))
     return [pixels for pixels, _ in found], [labels for _, labels in found]
 
@@ -331,7 +331,7 @@ def test_batches_are_the_same_for_any_workers_and_ranks_and_from_any_step(tmp_pa
     assert all(map(torch.equal, resumed, pixels[5:]))
     for rank in range(2):
         for part, whole in zip(batches(tmp_path, train, rank=rank, world=2), (pixels, labels), strict=True):
-            assert torch.equal(torch.stack(part), torch.stack(whole)[:, places(8, rank, 2)])
+            assert torch.equal(torch.stack(part), torch.stack(whole)[:, local_indices(8, rank, 2)])
 
 
 def test_a_subset_has_the_same_images_as_the_whole(tmp_path):

@@ -44,7 +44,7 @@ class HuggingFace(Dataset):
     """
 
     size = None
-    places = ("download",)
+    path_options = ("download",)
 
     path: str
     config: str | None

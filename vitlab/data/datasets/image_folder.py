@@ -37,7 +37,7 @@ class ClassFolders(Dataset):
     """
 
     size = None
-    places = ("verify",)
+    path_options = ("verify",)
 
     name: ClassVar[str]
 

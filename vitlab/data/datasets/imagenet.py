@@ -32,7 +32,7 @@ class ImageNet(ClassFolders):
 
     name = "imagenet"
     published = (1_281_167, 1000)
-    places = ("root", "verify")
+    path_options = ("root", "verify")
 
     def find(self) -> dict[str, Path]:
         root = Path(self.root or "data/imagenet").expanduser()
@@ -78,7 +78,7 @@ class TinyImageNet(ClassFolders):
 
     name = "tiny_imagenet"
     published = (100_000, 200)
-    places = ("root", "verify")
+    path_options = ("root", "verify")
 
     def find(self) -> dict[str, Path]:
         root = Path(self.root or "data").expanduser()
@@ -118,12 +118,12 @@ class TinyImageNet(ClassFolders):
         file = folder / "val_annotations.txt"
         classes = {name: label for label, name in enumerate(self.folder_names)}
         try:
-            here = {Path(path).name for path in walk(folder / "images")}
+            dist = {Path(path).name for path in walk(folder / "images")}
             rows = [line.split("\t") for line in file.read_text().splitlines()]
             pairs = [(folder / "images" / row[0], classes[row[1]]) for row in rows]
         except (OSError, UnicodeDecodeError, IndexError, KeyError) as error:
             raise ValueError(f"{file} cannot be read ({error!r}): unpack the archive again") from error
-        lost = [path for path, _ in pairs if path.name not in here]
+        lost = [path for path, _ in pairs if path.name not in dist]
         if lost or not pairs:
             raise ValueError(
                 f"{folder / 'images'} is not whole: {len(lost)} of the {len(pairs)} images in val_annotations.txt are"

@@ -7,7 +7,7 @@ import torch
 
 from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples, Pixels
-from vitlab.system.memory import hold
+from vitlab.system.memory import check_fits
 
 
 @dataclass(kw_only=True)
@@ -42,7 +42,7 @@ class Synthetic(Dataset):
         images, (height, width) = self.examples + self.tests, self.shape
         of_each = f"{self.channels}x{height}x{width} numbers each, of {self.classes_count} classes"
         size = images * (self.channels * height * width + 8) + self.classes_count * 64
-        hold(size, f"dataset.examples={self.examples}: {images} images of {of_each}, take", "use fewer of them")
+        check_fits(size, f"dataset.examples={self.examples}: {images} images of {of_each}, take", "use fewer of them")
         self.classes = tuple(f"noise {i}" for i in range(self.classes_count))
         self.mean = self.mean * self.channels
         self.std = self.std * self.channels

@@ -61,7 +61,7 @@ class WebDataset(Dataset):
 
     size = None
     citation = "your own images"
-    places = ("cache", "cache_bytes")
+    path_options = ("cache", "cache_bytes")
 
     train: str
     validation: str | None
