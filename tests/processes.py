@@ -47,23 +47,23 @@ class Training:
     Args:
         words: of the command.
         out: file that takes the output.
-        world: number of processes.
+        world_size: number of processes.
         largest: bytes that a file may have; more is what a full disk says.
     """
 
-    def __init__(self, words, out, dist=1, largest=None):
+    def __init__(self, words, out, world_size=1, largest=None):
         shared = {"OMP_NUM_THREADS": "1"}
-        if dist > 1:
+        if world_size > 1:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            shared |= {"WORLD_SIZE": str(dist), "LOCAL_WORLD_SIZE": str(dist)}
+            shared |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
             shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         self.out = Path(out)
         self.members = []
         atexit.register(self.send, signal.SIGKILL)
-        for rank in range(dist):
-            ranked = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if dist > 1 else {}
+        for rank in range(world_size):
+            ranked = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}
             member = SERVER.Process(target=work, args=(words, {**shared, **ranked}, str(out), largest), daemon=False)
             member.start()
             self.members.append(member)

@@ -432,6 +432,6 @@ def test_a_training_says_how_its_images_come(tmp_path):
 def test_two_processes_of_one_training_share_a_cache(tmp_path):
     words = ["train", *images_of(tmp_path), "tracking=off", "model.width=16", "model.depth=1", "model.heads=2"]
     words += ["fit.batch_size=16", "fit.steps=4", f"system.runs={tmp_path}/runs", "system.workers=0"]
-    pair = Training([*words, f"system.cache={tmp_path}/cache"], tmp_path / "out.txt", dist=2)
+    pair = Training([*words, f"system.cache={tmp_path}/cache"], tmp_path / "out.txt", world_size=2)
     assert pair.wait() == [0, 0], pair.said
     assert pair.said.count("decoding 40 train images, once") == 1

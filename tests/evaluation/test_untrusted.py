@@ -937,7 +937,7 @@ SHAPES = [
 def test_what_is_counted_is_the_weights_and_at_most_what_a_step_keeps(monkeypatch, values, half, recomputed):
     """So that nothing is refused that would run."""
     counted = []
-    monkeypatch.setattr(footprint, "hold", lambda size, *_: counted.append(size))
+    monkeypatch.setattr(footprint, "check_fits", lambda size, *_: counted.append(size))
     make, shape = vit(**values), {"image_size": (16, 24), "channels": 1, "classes": 10}
     check_memory(make, **shape, batch=5, half=half, recomputed=recomputed)
     model, kept = make(**shape), {}

@@ -276,7 +276,7 @@ def test_what_needs_blocks_is_refused_without_them():
 def test_the_memory_that_is_counted_is_the_weights_and_at_most_what_a_step_keeps(monkeypatch, make, half):
     model, kept, counted = make(), {}, []
     given = {"patch": 2, "width": 128 if make is resnet else 16, "depth": len(model.blocks), "heads": 1}
-    monkeypatch.setattr(footprint, "hold", lambda size, *_: counted.append(size))
+    monkeypatch.setattr(footprint, "check_fits", lambda size, *_: counted.append(size))
     shape = {"image_size": (6, 10), "channels": 2, "classes": 7}
     footprint.check_memory(partial(make, **given), **shape, batch=5, half=half)
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))

@@ -396,14 +396,14 @@ from types import SimpleNamespace
 import torch
 from torch._dynamo.utils import counters
 from vitlab.model.vit import ViT
-from vitlab.system.distributed import alone
-from vitlab.system.parallelize import spread
+from vitlab.system.distributed import single_process
+from vitlab.system.parallelize import parallelize
 images, stats = torch.randn(2, 1, 8, 8), counters["stats"]
 def train(width):
     model = ViT(image_size=8, channels=1, classes=3, patch=4, width=width, depth=1, heads=2)
     plain = ViT(image_size=8, channels=1, classes=3, patch=4, width=width, depth=1, heads=2)
     plain.load_state_dict(model.state_dict())
-    spread(model, alone(), SimpleNamespace(activation_checkpointing=False, compile=True, parallel="auto"))
+    parallelize(model, single_process(), SimpleNamespace(activation_checkpointing=False, compile=True, parallel="auto"))
     model.compile(backend="eager")
     for each in (model, plain):
         each(images).square().sum().backward()

@@ -17,8 +17,8 @@ SMALL += ["fit.batch_size=16", "fit.precision=fp32", "fit.steps=12", "system.log
 SMALL += ["augment.mixup=0.4", "augment.cutmix=1.0", "augment.erase=0.5", "fit.ema_decay=0.9"]
 
 
-def train(folder, *words, dist=1, status=0):
-    run = Training([*SMALL, f"system.runs={folder}", *words], f"{folder}-{time.monotonic_ns()}.txt", dist)
+def train(folder, *words, world_size=1, status=0):
+    run = Training([*SMALL, f"system.runs={folder}", *words], f"{folder}-{time.monotonic_ns()}.txt", world_size)
     assert set(run.wait()) == {status}, run.said
     return run
 
@@ -43,19 +43,19 @@ def alone(tmp_path_factory):
     return only(folder)
 
 
-@pytest.mark.parametrize(("how", "world"), [("ddp", 2), ("fsdp", 2), ("ddp", 4)])
-def test_several_processes_train_as_one(how, dist, alone, tmp_path):
+@pytest.mark.parametrize(("how", "world_size"), [("ddp", 2), ("fsdp", 2), ("ddp", 4)])
+def test_several_processes_train_as_one(how, world_size, alone, tmp_path):
     """The same global batch, mixed and erased alike: the same losses and weights; every image is evaluated once."""
-    train(tmp_path / "runs", "optimizer=sgd", "optimizer.lr=0.05", f"system.parallel={how}", dist=dist)
+    train(tmp_path / "runs", "optimizer=sgd", "optimizer.lr=0.05", f"system.parallel={how}", world_size=world_size)
     found = only(tmp_path / "runs")
     close(alone, found)
     assert found.folder.name == alone.folder.name
-    assert found.result()["processes"] == dist
+    assert found.result()["processes"] == world_size
 
 
 def test_accumulating_in_several_processes_is_the_same_batch_too(alone, tmp_path):
     words = ["optimizer=sgd", "optimizer.lr=0.05", "fit.accumulate=2", "system.activation_checkpointing=true"]
-    train(tmp_path / "runs", *words, "system.parallel=fsdp", dist=2)
+    train(tmp_path / "runs", *words, "system.parallel=fsdp", world_size=2)
     close(alone, only(tmp_path / "runs"))
 
 
@@ -64,17 +64,17 @@ def test_a_run_is_handed_from_one_number_of_processes_to_another(tmp_path):
     words = ["optimizer=adamw", "optimizer.eps=1e-3", "fit.steps=48", "model.depth=4"]
     train(tmp_path / "calm", *words)
     folder = tmp_path / "handed"
-    for how, dist in (("fsdp", 2), ("none", 1), ("ddp", 4), ("fsdp", 2)):
+    for how, world_size in (("fsdp", 2), ("none", 1), ("ddp", 4), ("fsdp", 2)):
         before = steps(folder)
         run = Training(
-            [*SMALL, f"system.runs={folder}", *words, f"system.parallel={how}"], f"{folder}-{before}.txt", dist
+            [*SMALL, f"system.runs={folder}", *words, f"system.parallel={how}"], f"{folder}-{before}.txt", world_size
         )
         until(lambda: steps(folder) > before + 2 or run.members[0].exitcode is not None)  # noqa: B023 (called here)
-        run.send(signal.SIGTERM, rank=dist - 1)  # one of them is told, and all leave after the same step
+        run.send(signal.SIGTERM, rank=world_size - 1)  # one of them is told, and all leave after the same step
         assert set(run.wait()) == {128 + signal.SIGTERM}, run.said
         assert only(folder).result()["status"] == "interrupted"
         last = run.said.strip().splitlines()[-1]
-        prefix = "vitlab train " if dist == 1 else f"torchrun --nproc-per-node={dist} -m vitlab train "
+        prefix = "vitlab train " if world_size == 1 else f"torchrun --nproc-per-node={world_size} -m vitlab train "
         assert last.startswith(prefix), last
         assert f"system.parallel={how}" in last
     train(folder, *words)
@@ -96,7 +96,7 @@ def test_when_one_process_dies_the_others_end_and_say_so(tmp_path):
 def test_optimizers_train_sharded_weights(optimizer, tmp_path):
     words = [f"optimizer={optimizer}", "optimizer.lr=1e-3", "fit.steps=4"]
     train(tmp_path / "one", *words)
-    train(tmp_path / "two", *words, "system.parallel=fsdp", dist=2)
+    train(tmp_path / "two", *words, "system.parallel=fsdp", world_size=2)
     rows = [[row["train/loss"] for row in only(tmp_path / name).rows()] for name in ("one", "two")]
     assert rows[1] == pytest.approx(rows[0], abs=1e-4)
     one, two = (checkpoint.load(only(tmp_path / name).last) for name in ("one", "two"))
@@ -117,42 +117,42 @@ def test_optimizers_train_sharded_weights(optimizer, tmp_path):
     ],
 )
 def test_what_several_processes_cannot_do_is_refused_in_one_sentence(words, sentence, tmp_path):
-    run = train(tmp_path / "runs", *words, dist=2, status=2)
+    run = train(tmp_path / "runs", *words, world_size=2, status=2)
     assert sentence in run.said
     assert run.said.count("vitlab: ") == 1
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_places_and_their_mirror_images_are_in_one_process(dist):
-    mine = [local_indices(24, rank, dist) for rank in range(dist)]
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_places_and_their_mirror_images_are_in_one_process(world_size):
+    mine = [local_indices(24, rank, world_size) for rank in range(world_size)]
     assert sorted(np.concatenate(mine)) == list(range(24))
     for part in mine:
         assert (part + part[::-1] == 23).all()
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-@pytest.mark.parametrize("world", [2, 3])
-def test_all_processes_together_see_the_global_batch(dist, repeats):
-    def keys(rank=0, dist=1):
-        return list(TrainSampler(examples=30, batch=12, start=3, stop=6, seed=1, repeats=repeats, rank=rank, dist=dist))
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_all_processes_together_see_the_global_batch(world_size, repeats):
+    def keys(rank=0, world_size=1):
+        return list(TrainSampler(examples=30, batch=12, start=3, stop=6, seed=1, repeats=repeats, rank=rank, world_size=world_size))
 
-    parts = [keys(rank, dist) for rank in range(dist)]
+    parts = [keys(rank, world_size) for rank in range(world_size)]
     for step, whole in enumerate(keys()):
         assert sorted(key for part in parts for key in part[step]) == sorted(whole)
 
 
-@pytest.mark.parametrize(("examples", "world"), [(10, 1), (10, 3), (11, 4), (2, 4)])
-def test_every_example_counts_once_in_batches_of_the_same_sizes(examples, dist):
-    ranks = [list(EvalSampler(examples=examples, batch=2, rank=rank, dist=dist)) for rank in range(dist)]
+@pytest.mark.parametrize(("examples", "world_size"), [(10, 1), (10, 3), (11, 4), (2, 4)])
+def test_every_example_counts_once_in_batches_of_the_same_sizes(examples, world_size):
+    ranks = [list(EvalSampler(examples=examples, batch=2, rank=rank, world_size=world_size)) for rank in range(world_size)]
     assert len({tuple(len(batch) for batch in batches) for batches in ranks}) == 1
     counted = [index for batches in ranks for batch in batches for turn, index in batch if turn != PADDING]
     assert sorted(counted) == list(range(examples))
 
 
 def test_full_batches_repeat_what_does_not_count():
-    batches = list(EvalSampler(examples=7, batch=3, full=True, rank=1, dist=2))
+    batches = list(EvalSampler(examples=7, batch=3, full=True, rank=1, world_size=2))
     assert batches == [[(0, 1), (0, 3), (0, 5)], [(PADDING, 0), (PADDING, 0), (PADDING, 0)]][: len(batches)]
-    ranks = [list(EvalSampler(examples=7, batch=3, full=True, rank=rank, dist=2)) for rank in range(2)]
+    ranks = [list(EvalSampler(examples=7, batch=3, full=True, rank=rank, world_size=2)) for rank in range(2)]
     assert {len(batch) for batches in ranks for batch in batches} == {3}
     assert len(ranks[0]) == len(ranks[1]) == 2
