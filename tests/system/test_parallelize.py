@@ -135,7 +135,11 @@ def test_places_and_their_mirror_images_are_in_one_process(world_size):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_all_processes_together_see_the_global_batch(world_size, repeats):
     def keys(rank=0, world_size=1):
-        return list(TrainSampler(examples=30, batch=12, start=3, stop=6, seed=1, repeats=repeats, rank=rank, world_size=world_size))
+        return list(
+            TrainSampler(
+                examples=30, batch=12, start=3, stop=6, seed=1, repeats=repeats, rank=rank, world_size=world_size
+            )
+        )
 
     parts = [keys(rank, world_size) for rank in range(world_size)]
     for step, whole in enumerate(keys()):
@@ -144,7 +148,9 @@ def test_all_processes_together_see_the_global_batch(world_size, repeats):
 
 @pytest.mark.parametrize(("examples", "world_size"), [(10, 1), (10, 3), (11, 4), (2, 4)])
 def test_every_example_counts_once_in_batches_of_the_same_sizes(examples, world_size):
-    ranks = [list(EvalSampler(examples=examples, batch=2, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    ranks = [
+        list(EvalSampler(examples=examples, batch=2, rank=rank, world_size=world_size)) for rank in range(world_size)
+    ]
     assert len({tuple(len(batch) for batch in batches) for batches in ranks}) == 1
     counted = [index for batches in ranks for batch in batches for turn, index in batch if turn != PADDING]
     assert sorted(counted) == list(range(examples))

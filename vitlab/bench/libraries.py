@@ -10,7 +10,7 @@ from torch import nn
 
 from vitlab.config.check import check
 from vitlab.config.compose import compose
-from vitlab.config.errors import Node
+from vitlab.config.errors import ConfigError, Node
 
 FREE = ("width", "depth", "heads", "dropout", "drop_path", "epsilon", "init")  # of the model: what peers have, or time
 FREE_INSIDE = ("head.zero_init", "head.bias_init", "attention.dropout", "attention.kernel")  # does not depend on
@@ -127,7 +127,7 @@ def comparable(node: Node, choices: dict[str, str]) -> None:
     """Refuses a checked configuration that the libraries have no like of.
 
     Raises:
-        ValueError: naming what it has and they have not.
+        ConfigError: naming what it has and they have not.
     """
     plain = check(compose(["dataset=synthetic"])[0])["model"]
     said = []
@@ -142,11 +142,11 @@ def comparable(node: Node, choices: dict[str, str]) -> None:
             inside = {f"{key}.{name}": of for name, of in value.items() if of != plain[key].get(name)}
             said += [f"model.{name}={of}" for name, of in inside.items() if name not in FREE_INSIDE]
     if said:
-        raise ValueError(
+        raise ConfigError(
             f"--peers with {' '.join(said)}: the other libraries have the standard ViT alone (linear patches, learned"
             " positions, class token, exact GELU): leave that out, or --peers"
         )
     if node["optimizer"]["_target_"] == "vitlab.training.muon.Muon":
-        raise ValueError("--peers with optimizer=muon: it knows the matrices of vitlab's model alone: use adamw")
+        raise ConfigError("--peers with optimizer=muon: it knows the matrices of vitlab's model alone: use adamw")
     if node["system"]["activation_checkpointing"]:
-        raise ValueError("--peers with system.activation_checkpointing=true: vitlab's model alone can: leave it out")
+        raise ConfigError("--peers with system.activation_checkpointing=true: vitlab's model alone can: leave it out")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, FAILED, refuse
+from vitlab.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,13 +51,13 @@ def bench(options: argparse.Namespace) -> None:
     """Everything that is asked for, said as soon as it is known.
 
     Raises:
-        ValueError: a composition that cannot be, or cannot be compared.
+        ConfigError: a composition that cannot be, or cannot be compared.
     """
     for name, least in (("rounds", 1), ("warmup", 0)):
         if getattr(options, name) < least:
-            raise ValueError(f"--{name}={getattr(options, name)}: must be at least {least}")
+            raise ConfigError(f"--{name}={getattr(options, name)}: must be at least {least}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("vitlab bench under torchrun: it measures one process; start it without")
+        raise ConfigError("vitlab bench under torchrun: it measures one process; start it without")
     import torch
 
     from vitlab.bench import bench
@@ -82,9 +83,9 @@ def bench(options: argparse.Namespace) -> None:
     with join_processes(parts["system"]) as dist:
         setup = prepare(**parts, dist=dist)
         if not setup.model.objective.classifies:
-            raise ValueError("vitlab bench measures classification: leave model/objective=masked_patch out")
+            raise ConfigError("vitlab bench measures classification: leave model/objective=masked_patch out")
         if options.peers and len(set(setup.dataset.shape)) > 1:
-            raise ValueError(f"--peers with images of {setup.dataset.shape}: torchvision takes square ones alone")
+            raise ConfigError(f"--peers with images of {setup.dataset.shape}: torchvision takes square ones alone")
         work = work_of(setup, node)
         result: dict[str, Any] = {
             "overrides": options.overrides,

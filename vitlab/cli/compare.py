@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.cli.exit import DONE, refuse
+from vitlab.config.errors import ConfigError
 from vitlab.report.conclude import MOST, conclude, held, picked
 from vitlab.storage.files import read_json
 
@@ -49,7 +50,7 @@ def asked(what: list[str], runs: Path) -> Path | None:
     """The folder of the sweep's answer that is meant, if one is.
 
     Raises:
-        ValueError: a sweep of that name was not run, or at several scales.
+        ConfigError: a sweep of that name was not run, or at several scales.
     """
     if len(what) != 1:
         return None
@@ -62,6 +63,6 @@ def asked(what: list[str], runs: Path) -> Path | None:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"{name} was run several times: say {' or '.join(map(str, found))}")
+        raise ConfigError(f"{name} was run several times: say {' or '.join(map(str, found))}")
     listed = f" (there are {', '.join(path.name for path in there)})" if there else ""
-    raise ValueError(f"{what[0]} is no run, no folder of runs, and no sweep that was run{listed}: vitlab sweep {name}")
+    raise ConfigError(f"{what[0]} is no run, no folder of runs, and no sweep that was run{listed}: vitlab sweep {name}")

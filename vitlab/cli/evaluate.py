@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, FAILED, printable, refuse
+from vitlab.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitlab.evaluation.classification import ClassificationReport
@@ -41,9 +42,9 @@ def main(words: list[str]) -> int:
     run, name = Run(Path(options.run)), ""
     try:
         if options.workers < 0:
-            raise ValueError(f"--workers {options.workers}: must be at least 0")
+            raise ConfigError(f"--workers {options.workers}: must be at least 0")
         if options.overrides and options.root:
-            raise ValueError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
+            raise ConfigError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
         model = load(run.folder, options.device)
         if options.overrides:
             dataset, name = dataset_from_overrides(options.overrides)
@@ -56,7 +57,7 @@ def main(words: list[str]) -> int:
             folder = folder / (name or splits[-1])
         for place in (run.folder / "evaluation", folder):
             if place.is_symlink():
-                raise ValueError(f"{place} is a link, and what is written there would go elsewhere: remove it")
+                raise ConfigError(f"{place} is a link, and what is written there would go elsewhere: remove it")
         found = measure(run.folder, model, dataset, splits, external=bool(name), workers=options.workers)
         before = {} if name else recorded(run)
     except (ValueError, OSError) as error:

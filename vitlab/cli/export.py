@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from vitlab.cli.exit import DONE, refuse
+from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import key_of
 from vitlab.storage.files import write_whole
@@ -59,12 +60,14 @@ def sweep(asked: Question, words: list[str]) -> dict[str, Any]:
         words: overrides of every run.
 
     Raises:
-        ValueError: a cell that cannot be composed, or starts from what is trained first.
+        ConfigError: a cell that cannot be composed, or starts from what is trained first.
     """
     from vitlab.sweep.plan import plan
 
     if asked.first:
-        raise ValueError(f"{asked.name}: its arms start from {', '.join(asked.first)}, which W&B would not train first")
+        raise ConfigError(
+            f"{asked.name}: its arms start from {', '.join(asked.first)}, which W&B would not train first"
+        )
     cells = plan(asked, words, elsewhere=True).cells
     by_key = [{key_of(word): word.partition("=")[2] for word in cell.overrides} for cell in cells]
     keys = dict.fromkeys(key for of_cell in by_key for key in of_cell)

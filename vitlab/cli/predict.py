@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.cli.exit import DONE, FAILED, printable, refuse
+from vitlab.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitlab.evaluation.predict import Prediction
@@ -64,16 +65,16 @@ def main(words: list[str]) -> int:
 def check(options: argparse.Namespace, paths: list[Path], lost: list[str]) -> None:
     """Raises ValueError for what cannot be done, before anything is."""
     if options.top < 1:
-        raise ValueError(f"--top {options.top}: must be at least 1")
+        raise ConfigError(f"--top {options.top}: must be at least 1")
     if not paths:
-        raise ValueError(f"{', '.join(lost)}: there is no image: give image files, folders of them, or globs")
+        raise ConfigError(f"{', '.join(lost)}: there is no image: give image files, folders of them, or globs")
     if options.save:
         if options.save.suffix.lower() != ".png":
-            raise ValueError(f"--save {options.save}: it will be a PNG: give a name that ends in .png")
+            raise ConfigError(f"--save {options.save}: it will be a PNG: give a name that ends in .png")
         if not options.save.parent.is_dir():
-            raise ValueError(f"--save {options.save}: there is no folder {options.save.parent}: make it first")
+            raise ConfigError(f"--save {options.save}: there is no folder {options.save.parent}: make it first")
         if options.save.resolve() in {path.resolve() for path in paths}:
-            raise ValueError(f"--save {options.save}: it is one of the images: give another name")
+            raise ConfigError(f"--save {options.save}: it is one of the images: give another name")
 
 
 def complaint(answer: "Prediction") -> str:
@@ -104,7 +105,7 @@ def draw(done: "list[Prediction]", path: Path, title: str) -> None:
     readable = [answer for answer in done if not answer.fault]
     drawn = [(answer.picture, answer) for answer in readable if answer.picture is not None]
     if not drawn:
-        raise ValueError(f"--save {path}: no image could be read, so there is nothing to draw")
+        raise ConfigError(f"--save {path}: no image could be read, so there is nothing to draw")
     names = [printable(answer.path) for _, answer in drawn]
     top = [[(printable(name), probability) for name, probability in answer.top[:5]] for _, answer in drawn]
     save(pictures.predictions([picture for picture, _ in drawn], names, top, printable(title)), path)

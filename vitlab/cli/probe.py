@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, FAILED, printable, refuse
+from vitlab.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitlab.data.dataset import Dataset
@@ -49,14 +50,14 @@ def main(words: list[str]) -> int:
     try:
         shots = numbers(options.shots)
         if not 1 <= options.seeds <= MOST:
-            raise ValueError(f"--seeds {options.seeds}: must be at least 1 and at most {MOST:,}; 5 is usual")
+            raise ConfigError(f"--seeds {options.seeds}: must be at least 1 and at most {MOST:,}; 5 is usual")
         l2 = probe.L2 if options.l2 is None else options.l2
         if not 0 < l2 < math.inf:
-            raise ValueError(f"--l2 {l2}: must be above 0; the authors' code has 1024")
+            raise ConfigError(f"--l2 {l2}: must be above 0; the authors' code has 1024")
         if options.workers < 0:
-            raise ValueError(f"--workers {options.workers}: must be at least 0")
+            raise ConfigError(f"--workers {options.workers}: must be at least 0")
         if options.overrides and options.root:
-            raise ValueError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
+            raise ConfigError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
         model, name = load(folder, options.device, classifies=False), ""
         if options.overrides:
             dataset, name = dataset_from_overrides(options.overrides)
@@ -98,14 +99,14 @@ def numbers(said: str) -> tuple[int, ...]:
     """The numbers of `1,5,10`.
 
     Raises:
-        ValueError: they are none, or cannot be shots.
+        ConfigError: they are none, or cannot be shots.
     """
     from vitlab.evaluation import probe
 
     try:
         found = tuple(int(word) for word in said.split(","))
     except ValueError:
-        raise ValueError(f"--shots {said}: expected whole numbers with commas, such as 1,5,10,25") from None
+        raise ConfigError(f"--shots {said}: expected whole numbers with commas, such as 1,5,10,25") from None
     probe.check(f"--shots {said}", found)
     return found
 

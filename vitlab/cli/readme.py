@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS, table
 from vitlab.config.groups import menu as options_of
 from vitlab.report.answer import finding_of
@@ -129,7 +130,7 @@ def put(page: Path, name: str, text: str) -> None:
     before, start, rest = page.read_text().partition(f"<!-- {name} -->")
     _, end, after = rest.partition(f"<!-- /{name} -->")
     if not (start and end):
-        raise ValueError(f"{page} has no marks for {name}: put <!-- {name} --> and <!-- /{name} --> back")
+        raise ConfigError(f"{page} has no marks for {name}: put <!-- {name} --> and <!-- /{name} --> back")
     write_whole(page, lambda part: part.write_text(f"{before}{start}\n{text}\n{end}{after}"))
 
 

@@ -15,7 +15,7 @@ from vitlab.cli.exit import DONE, FAILED, refuse
 from vitlab.config import identity
 from vitlab.config.build import assemble
 from vitlab.config.check import check
-from vitlab.config.errors import Node
+from vitlab.config.errors import ConfigError, Node
 from vitlab.config.groups import defaults
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def claim(folder: "Run", retrain: bool, stack: ExitStack) -> None:
     """Takes a run's folder for this process, a finished one's under a new name aside.
 
     Raises:
-        ValueError: the run has just been finished, or the folder is not to be written to.
+        ConfigError: the run has just been finished, or the folder is not to be written to.
         OSError: another process has it, or it cannot be written.
     """
     from vitlab.storage.lock import Lock
@@ -122,7 +122,7 @@ def claim(folder: "Run", retrain: bool, stack: ExitStack) -> None:
     stack.enter_context(Lock(folder.lock))
     if folder.result()["status"] == "finished":
         if not retrain:
-            raise ValueError(f"{folder.folder} has just been finished by another process: type the same again")
+            raise ConfigError(f"{folder.folder} has just been finished by another process: type the same again")
         print(f"The finished run is kept as {set_aside(folder)}")
         folder.create()
         stack.enter_context(Lock(folder.lock))
@@ -181,5 +181,5 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             *([f"            vitlab sync {folder.folder}      (to Weights & Biases)"] if offline else []),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder.folder}/result.json is damaged ({error}): move the run's folder away") from error
+        raise ConfigError(f"{folder.folder}/result.json is damaged ({error}): move the run's folder away") from error
     return "\n".join(lines)

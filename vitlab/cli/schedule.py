@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, refuse
+from vitlab.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def main(words: list[str]) -> int:
 
     try:
         if options.examples is not None and options.examples < 1:
-            raise ValueError(f"--examples={options.examples}: must be at least 1")
+            raise ConfigError(f"--examples={options.examples}: must be at least 1")
         parts = assemble(check(compose(options.overrides)[0]))
         examples = options.examples or len(parts["dataset"].splits()["train"])
         updates, rates, steps_per_epoch = curve(parts, examples)

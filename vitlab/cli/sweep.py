@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, FAILED, refuse
 from vitlab.config.compose import compose
+from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import complete
 from vitlab.report.conclude import MEASURED, conclude, held
@@ -78,9 +79,9 @@ def ask(options: argparse.Namespace) -> int:
         asked = replace(asked, seeds=seeds(given["seeds"]))
     launcher = given.get("launcher", "hydra" if any(word.startswith("hydra/launcher") for word in overrides) else None)
     if launcher not in (None, *LAUNCHERS):
-        raise ValueError(f"launcher={launcher}: one of {', '.join(LAUNCHERS)}")
+        raise ConfigError(f"launcher={launcher}: one of {', '.join(LAUNCHERS)}")
     if "slots" in given and not (given["slots"].isdecimal() and int(given["slots"]) > 0):
-        raise ValueError(f"slots={given['slots']}: expected 1 or more")
+        raise ConfigError(f"slots={given['slots']}: expected 1 or more")
 
     from vitlab.sweep import local as local_launcher
     from vitlab.sweep import plan as planning
@@ -159,7 +160,7 @@ def own(words: list[str]) -> tuple[dict[str, str], list[str]]:
 def seeds(said: str) -> tuple[int, ...]:
     found = [int(each) for each in said.split(",") if each.strip().isdecimal()]
     if not found or len(found) != len(said.split(",")) or len(set(found)) < len(found):
-        raise ValueError(f"seeds={said}: expected different seeds, such as seeds=0,1,2")
+        raise ConfigError(f"seeds={said}: expected different seeds, such as seeds=0,1,2")
     return tuple(found)
 
 

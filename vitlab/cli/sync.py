@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from vitlab.cli.exit import DONE, refuse
+from vitlab.config.errors import ConfigError
 
 DESCRIPTION = """Uploads offline runs to Weights & Biases, with its own `wandb sync`. What was uploaded before is left
 out."""
@@ -40,11 +41,11 @@ def offline(folders: list[Path], root: Path) -> list[Path]:
     """The folders of offline runs that were not uploaded yet, the oldest first, in all runs or in those that are named.
 
     Raises:
-        ValueError: a folder that is no run.
+        ConfigError: a folder that is no run.
     """
     for folder in folders:
         if not (folder / "config.yaml").is_file():
-            raise ValueError(f"{folder} is not a run: it has no config.yaml")
+            raise ConfigError(f"{folder} is not a run: it has no config.yaml")
     places = folders or sorted(path.parent for path in root.glob("*/config.yaml"))
     found = [path for place in places for path in sorted(place.glob("wandb/offline-run-*")) if path.is_dir()]
     return [path for path in found if not list(path.glob("*.synced"))]

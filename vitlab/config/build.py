@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from vitlab.config.check import TRUSTED, locate
-from vitlab.config.errors import Node
+from vitlab.config.errors import ConfigError, Node
 
 
 def build(node: Any, allowed: tuple[str, ...] = TRUSTED, **more: Any) -> Any:
@@ -17,7 +17,7 @@ def build(node: Any, allowed: tuple[str, ...] = TRUSTED, **more: Any) -> Any:
 
     Raises:
         ConfigError: a `_target_` that is not allowed.
-        ValueError: what the constructor refuses.
+        ConfigError: what the constructor refuses.
     """
     if isinstance(node, list):
         return tuple(build(item, allowed) for item in node)
@@ -34,7 +34,7 @@ def assemble(config: Node) -> dict[str, Any]:
     """The objects of a checked configuration, as `recipe.prepare` takes them."""
     parts = {key: build(value) for key, value in config.items() if key not in ("patch", "seed", "model")}
     if not 0 <= config["seed"] < 2**63:
-        raise ValueError(f"seed={config['seed']}: must be 0 or more, and below 2^63")
+        raise ConfigError(f"seed={config['seed']}: must be 0 or more, and below 2^63")
     return {
         **parts,
         "model": build(config["model"], patch=config["patch"]["size"]),

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from vitlab.config.errors import ConfigError
 from vitlab.data.dataset import Dataset
 from vitlab.data.erasing import Erasing
 from vitlab.data.geometry import Geometry
@@ -48,7 +49,7 @@ class Augment:
             other by timm (false): the same distribution, other draws; auto is whole batches where that can be.
 
     Raises:
-        ValueError: a chance outside 0 ... 1, a negative strength.
+        ConfigError: a chance outside 0 ... 1, a negative strength.
     """
 
     def __init__(
@@ -77,19 +78,19 @@ class Augment:
         }
         for name, value in chances.items():
             if not 0 <= value <= 1:
-                raise ValueError(f"augment.{name}={value}: must be from 0 to 1")
+                raise ConfigError(f"augment.{name}={value}: must be from 0 to 1")
         for name, value in {"mixup": mixup, "cutmix": cutmix, "color_jitter": color_jitter}.items():
             if not (value == 0 or value >= LEAST):
-                raise ValueError(f"augment.{name}={value}: must be 0 (off), or {LEAST} and more")
+                raise ConfigError(f"augment.{name}={value}: must be 0 (off), or {LEAST} and more")
         if repeats < 1:
-            raise ValueError(f"augment.repeats={repeats}: must be at least 1 (off); DeiT takes 3")
+            raise ConfigError(f"augment.repeats={repeats}: must be at least 1 (off); DeiT takes 3")
         if color_jitter and auto_augment is not None and "3a" not in auto_augment:
-            raise ValueError(
+            raise ConfigError(
                 f"augment.color_jitter={color_jitter} and augment.auto_augment={auto_augment}: the policy changes"
                 " colours itself: set one of them to 0 or null"
             )
         if not 0 < area[0] <= area[1] <= 1:
-            raise ValueError(f"augment.area={list(area)}: must be two shares, the smaller first, such as [0.08, 1.0]")
+            raise ConfigError(f"augment.area={list(area)}: must be two shares, the smaller first, such as [0.08, 1.0]")
         self.crop = crop
         self.pad = pad
         self.area = area
@@ -110,7 +111,7 @@ class Augment:
         colours = self.color_jitter or self.auto_augment
         if dataset.channels > 4 or (colours and dataset.channels not in (1, 3)):
             what = "changes colours of" if colours else "reads"
-            raise ValueError(
+            raise ConfigError(
                 f"dataset.channels={dataset.channels}: vitlab {what} images of 1 channel (grey) or 3 (colour): use one"
             )
         if self.crop == "none" and not (flip or colours):
@@ -153,7 +154,7 @@ class Augment:
         """The same for whole batches, where nothing but crop and mirror is asked for of images held at their size.
 
         Raises:
-            ValueError: more is asked for, and `batched`.
+            ConfigError: more is asked for, and `batched`.
         """
         flip = self.flip if dataset.flip else 0.0
         alone = {
@@ -163,7 +164,7 @@ class Augment:
         }
         if found := [reason for reason, holds in alone.items() if holds]:
             if self.batched is True:
-                raise ValueError(f"augment.batched=true, but {found[0]} after the other: use augment.batched=auto")
+                raise ConfigError(f"augment.batched=true, but {found[0]} after the other: use augment.batched=auto")
             return None
         if self.batched is False or (self.crop == "none" and not flip):
             return None
@@ -241,13 +242,13 @@ def check_policy(policy: str) -> None:
     except (AssertionError, KeyError, ValueError, IndexError):
         odd = odd or [kind]
     if odd:
-        raise ValueError(
+        raise ConfigError(
             f"augment.auto_augment={policy!r}: timm knows no {', '.join(map(repr, odd))} in it; rand-m9-mstd0.5-inc1 is"
             " usual"
         )
     for name, number in re.findall(r"-([a-z]+)([0-9.]+)(?=-|$)", policy):
         least, most = NUMBERS.get(name, (0, 1000))
         if not least <= float(number) <= most:
-            raise ValueError(
+            raise ConfigError(
                 f"augment.auto_augment={policy}: {name}{number} must be from {name}{least} to {name}{most}"
             )

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from vitlab.config.errors import ConfigError
 from vitlab.data.examples import Examples, Pixels
 from vitlab.data.split import stratified
 from vitlab.system.memory import check_fits
@@ -30,7 +31,7 @@ class Dataset:
         evaluation_crop: share of each side kept by the centre crop of evaluation; 1 keeps all.
 
     Raises:
-        ValueError: a share or a number that no split can have.
+        ConfigError: a share or a number that no split can have.
         DatasetMissing: no files where they were looked for.
     """
 
@@ -60,25 +61,25 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"dataset.validation_fraction={self.validation_fraction}: must lie between 0 and 1, for the best"
                 " checkpoint is chosen on validation images; 0.1 is usual"
             )
         if self.split_seed < 0:
-            raise ValueError(f"dataset.split_seed={self.split_seed}: must be 0 or more")
+            raise ConfigError(f"dataset.split_seed={self.split_seed}: must be 0 or more")
         if not 0 < self.train_fraction <= 1:
-            raise ValueError(f"dataset.train_fraction={self.train_fraction}: must be above 0 and at most 1")
+            raise ConfigError(f"dataset.train_fraction={self.train_fraction}: must be above 0 and at most 1")
         if self.train_examples is not None and self.train_fraction != 1:
-            raise ValueError(
+            raise ConfigError(
                 f"dataset.train_fraction={self.train_fraction} and dataset.train_examples={self.train_examples}:"
                 " give one"
             )
         if not 0 < self.evaluation_crop <= 1:
-            raise ValueError(f"dataset.evaluation_crop={self.evaluation_crop}: must be above 0 and at most 1")
+            raise ConfigError(f"dataset.evaluation_crop={self.evaluation_crop}: must be above 0 and at most 1")
         if self.size is None and self.image_size is None:
-            raise ValueError("dataset.image_size=null: these images have no size of their own: give one, such as 224")
+            raise ConfigError("dataset.image_size=null: these images have no size of their own: give one, such as 224")
         if min(self.shape) < 1:
-            raise ValueError(f"dataset.image_size={self.image_size}: must be at least 1 pixel")
+            raise ConfigError(f"dataset.image_size={self.image_size}: must be at least 1 pixel")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,7 +125,7 @@ class Dataset:
             splits["validation"], train = cut(train, count, self.split_seed, "dataset.validation_fraction")
         wanted = self.train_examples if self.train_examples is not None else round(len(train) * self.train_fraction)
         if not 1 <= wanted <= len(train):
-            raise ValueError(
+            raise ConfigError(
                 f"dataset.train_examples={wanted}: there are {len(train)} training images: use 1 to {len(train)}"
             )
         splits["train"] = train.take(stratified(train.labels, wanted, self.split_seed + 1)[0])
@@ -148,7 +149,7 @@ def read_once() -> Generator[None]:
 def cut(examples: Examples, count: int, seed: int, key: str) -> tuple[Examples, Examples]:
     """A stratified slice of `count` examples, and the rest; `key` is the option to blame."""
     if not 1 <= count < len(examples):
-        raise ValueError(f"{key} would take {count} of {len(examples)} images: take at least 1 and leave at least 1")
+        raise ConfigError(f"{key} would take {count} of {len(examples)} images: take at least 1 and leave at least 1")
     chosen, rest = stratified(examples.labels, count, seed)
     return examples.take(chosen), examples.take(rest)
 

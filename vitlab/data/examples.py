@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from vitlab.config.errors import DataError
 from vitlab.data.preprocess import to_pixels, upright
 
 
@@ -143,7 +144,7 @@ def decoded(file: Path | BytesIO, mode: str, least: int | None = None) -> Image.
     except (OSError, SyntaxError, ValueError):
         raise
     except Exception as error:
-        raise ValueError(reason(error)) from error
+        raise DataError(reason(error)) from error
 
 
 @contextmanager

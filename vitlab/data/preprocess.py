@@ -10,6 +10,8 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from vitlab.config.errors import ConfigError
+
 FAR = 8  # times what is kept: a scaled side that is longer is not made whole
 
 
@@ -68,7 +70,7 @@ def upright(image: Image.Image, mode: str, least: int | None = None) -> Image.Im
         least: see `turned`.
 
     Raises:
-        ValueError: it has no pixels, or numbers of which nothing says how bright they are.
+        ConfigError: it has no pixels, or numbers of which nothing says how bright they are.
     """
     image = turned(image, least)
     if image.mode == "F" or image.mode.startswith("I"):
@@ -87,10 +89,10 @@ def turned(image: Image.Image, least: int | None = None) -> Image.Image:
             1/4, 1/2) that leaves so many, several times as fast. None decodes it whole.
 
     Raises:
-        ValueError: it has no pixels.
+        ConfigError: it has no pixels.
     """
     if not (image.width and image.height):
-        raise ValueError(f"it is {image.width}x{image.height} pixels large")
+        raise ConfigError(f"it is {image.width}x{image.height} pixels large")
     if least is not None:
         image.draft(None, (least, least))  # no mode: a colour JPEG's own grey is another than PIL's
     image.load()
@@ -106,11 +108,13 @@ def eight_bits(values: Shaped[np.ndarray, "y x"]) -> UInt8[np.ndarray, "y x"]:
     Floats up to 1 are taken for shares of white, numbers up to 255 and 65535 for 8 and 16 bits.
 
     Raises:
-        ValueError: other numbers.
+        ConfigError: other numbers.
     """
     least, most = float(values.min()), float(values.max())
     if not 0 <= least <= most <= 65535:
-        raise ValueError(f"its pixels are {least:g} to {most:g}, of which none says what is white: save it with 8 bits")
+        raise ConfigError(
+            f"its pixels are {least:g} to {most:g}, of which none says what is white: save it with 8 bits"
+        )
     if values.dtype.itemsize == 2 or most > 255:
         return (values // 256).astype(np.uint8)
     return np.rint(values * 255 if values.dtype.kind == "f" and most <= 1 else values).astype(np.uint8)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vitlab.config.errors import ConfigError
 from vitlab.data.loader import PADDING, Batch
 from vitlab.data.preprocess import Normalize
 from vitlab.system.distributed import Distributed
@@ -81,14 +82,16 @@ class ClassificationReport:
             classes: the name of each class.
 
         Raises:
-            ValueError: no examples, shapes that do not go together, or a probability that is no number.
+            ConfigError: no examples, shapes that do not go together, or a probability that is no number.
         """
         p, y = torch.as_tensor(probabilities).cpu().float().numpy(), torch.as_tensor(labels).cpu().long().numpy()
         k = len(classes)
         if not len(y) or p.shape != (len(y), k):
-            raise ValueError(f"probabilities {p.shape} for {len(y)} labels: give a row of {k} for each, and at least 1")
+            raise ConfigError(
+                f"probabilities {p.shape} for {len(y)} labels: give a row of {k} for each, and at least 1"
+            )
         if not (np.isfinite(p).all() and y.min() >= 0 and y.max() < k):
-            raise ValueError(f"a probability is no number, or a label is not in 0 ... {k - 1}: nothing to judge")
+            raise ConfigError(f"a probability is no number, or a label is not in 0 ... {k - 1}: nothing to judge")
         predicted = p.argmax(axis=1)
         right = predicted == y
         confidence, true = p.max(axis=1).astype(np.float64), p[np.arange(len(y)), y]

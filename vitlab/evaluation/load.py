@@ -49,7 +49,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: boo
         classifies: whether it must have learned the classes, and not only to represent images.
 
     Raises:
-        ValueError: no run, no weights yet, no such device, or a file that cannot be read safely.
+        ConfigError: no run, no weights yet, no such device, or a file that cannot be read safely.
     """
     folder = Run(Path(run))
     config = read_config(folder)
@@ -75,7 +75,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: boo
         with torch.no_grad():
             logits, _ = model.to(device).eval()(torch.zeros(1, channels, *size, device=device), intermediates=True)
         if logits.shape != (1, len(classes)) or not logits.isfinite().all():
-            raise ValueError(f"a black image is not answered with {len(classes)} finite numbers")
+            raise ConfigError(f"a black image is not answered with {len(classes)} finite numbers")
     except Exception as error:
         raise ConfigError(
             f"{folder.best} does not fit {folder.config} ({told(error)}): get both again, or train the run again"
@@ -95,7 +95,7 @@ def facts_of(said: Any, file: Path) -> Node:
     """What a checkpoint says about its model (`recipe.facts`), once it is known to be so.
 
     Raises:
-        ValueError: something of it is missing or cannot be.
+        ConfigError: something of it is missing or cannot be.
     """
     facts = said if isinstance(said, dict) else {}
     channels = facts["channels"] if type(facts.get("channels")) is int else 0
@@ -126,7 +126,7 @@ def factory(node: Node, patch: int) -> Callable[..., ViT]:
     """The model that a stranger's configuration describes, yet to be made: a ViT of parts, and no other object.
 
     Raises:
-        ValueError: it describes something else.
+        ConfigError: it describes something else.
     """
     node = check(node, "model", MODELS)
     if not describes(node, Callable[..., ViT]):
@@ -141,18 +141,18 @@ def fill(model: ViT, weights: Any) -> None:
     """Puts a stranger's weights into a model, once they are known to be plain, of its shapes, and finite.
 
     Raises:
-        ValueError: they are not.
+        ConfigError: they are not.
     """
     wanted, given = model.state_dict(), weights if isinstance(weights, dict) else {}
     for odd, verb in ((wanted.keys() - given.keys(), "lacks"), (given.keys() - wanted.keys(), "has, unasked for,")):
         if odd:
-            raise ValueError(f"the checkpoint {verb} {len(odd)} tensors, such as {min(map(str, odd))}")
+            raise ConfigError(f"the checkpoint {verb} {len(odd)} tensors, such as {min(map(str, odd))}")
     for name, value in given.items():
         like = wanted[name]
         plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
         if not plain or value.is_nested or value.dtype != like.dtype or value.shape != like.shape:
             found = f"{value.dtype} {tuple(value.shape)}" if plain and not value.is_nested else "no plain tensor"
-            raise ValueError(f"{name} is {found}, not {like.dtype} {tuple(like.shape)}")
+            raise ConfigError(f"{name} is {found}, not {like.dtype} {tuple(like.shape)}")
         if not value.isfinite().all():
-            raise ValueError(f"{name} has numbers that are not finite")
+            raise ConfigError(f"{name} has numbers that are not finite")
     model.load_state_dict(given)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
+from vitlab.config.errors import ConfigError
 from vitlab.data.loader import PADDING, Batch
 from vitlab.data.preprocess import Normalize
 from vitlab.system.distributed import Distributed
@@ -78,16 +79,16 @@ def check(said: str, shots: Sequence[int], images: float = math.inf, name: str =
         name: of that class, where it is known.
 
     Raises:
-        ValueError: with what is possible.
+        ConfigError: with what is possible.
     """
     if odd := [k for k in shots if k < 1]:
-        raise ValueError(f"{said}: {odd[0]} images a class cannot be drawn: use 1 or more; 1, 5, 10 and 25 are usual")
+        raise ConfigError(f"{said}: {odd[0]} images a class cannot be drawn: use 1 or more; 1, 5, 10 and 25 are usual")
     if len(set(shots)) < len(shots):
-        raise ValueError(f"{said}: a number is there twice: give each once")
+        raise ConfigError(f"{said}: a number is there twice: give each once")
     if max(shots, default=0) > images:
         which = f"class {name}" if name else "one of the classes"
         way = f"use at most {images}" if images else "give a dataset with some of each"
-        raise ValueError(f"{said}: {which} has {images} training image{'s' * (images != 1)}: {way}")
+        raise ConfigError(f"{said}: {which} has {images} training image{'s' * (images != 1)}: {way}")
 
 
 def draw(labels: Int[Array, " n"], classes: int, most: int, draws: int) -> Int[Array, "draws classes most"]:

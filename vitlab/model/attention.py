@@ -10,6 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from vitlab.config.errors import ConfigError
 from vitlab.model.dropout import Dropout
 from vitlab.model.dropout import dropout as drop
 from vitlab.model.grid import Grid
@@ -91,7 +92,7 @@ class Attention(nn.Module):
         kernel: explicit matrix products, torch's fused kernel, or auto: see `chosen`.
 
     Raises:
-        ValueError: the heads do not divide the width, or a share outside 0 ... 1.
+        ConfigError: the heads do not divide the width, or a share outside 0 ... 1.
     """
 
     def __init__(
@@ -108,9 +109,9 @@ class Attention(nn.Module):
         super().__init__()
         if heads < 1 or width % heads:
             fitting = ", ".join(str(d) for d in divisors(width))
-            raise ValueError(f"heads={heads} does not divide width={width}: use one of {fitting}")
+            raise ConfigError(f"heads={heads} does not divide width={width}: use one of {fitting}")
         if not 0 <= dropout < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"model.attention.dropout={dropout}: a share that is dropped must be at least 0 and below 1"
             )
         self.heads = heads
@@ -182,7 +183,7 @@ class Axial(Attention):
     so that its Axial-ViT-B has `model.depth=24`. A last block without a partner goes along rows.
 
     Raises:
-        ValueError: in the ViT, tokens that stand in no row, or a position that enters as a bias of all logits.
+        ConfigError: in the ViT, tokens that stand in no row, or a position that enters as a bias of all logits.
     """
 
     grid: Grid
@@ -190,12 +191,12 @@ class Axial(Attention):
 
     def place(self, grid: Grid, layer: int, position: Position) -> None:
         if grid.prefix:
-            raise ValueError(
+            raise ConfigError(
                 f"model/attention=axial goes along rows and columns, and class token or registers ({grid.prefix} here)"
                 " stand in none: use model/pool=gap or model/pool=map, with model.registers=0"
             )
         if type(position).bias is not Position.bias:
-            raise ValueError(
+            raise ConfigError(
                 f"model/attention=axial has no logits from every token to every other, as the bias of"
                 f" {type(position).__name__} has: use model/position=learned_1d, learned_2d, sincos_2d, rope or none"
             )

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from vitlab.config.errors import ConfigError
 from vitlab.model.attention import Attention
 from vitlab.model.mlp import Mlp, SwiGlu
 from vitlab.model.pool import Map
@@ -29,7 +30,7 @@ class Init:
         joint_qkv: xavier's fan of the joint (width, 3 width) projection, instead of each of the three alone.
 
     Raises:
-        ValueError: a negative deviation.
+        ConfigError: a negative deviation.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Init:
         deviations = {"position_std": position_std, "token_std": token_std, "mlp_bias_std": mlp_bias_std}
         for name, value in deviations.items():
             if not 0 <= value < math.inf:
-                raise ValueError(f"model.init.{name}={value}: a standard deviation must be 0 or more; 0.02 is usual")
+                raise ConfigError(f"model.init.{name}={value}: a standard deviation must be 0 or more; 0.02 is usual")
         self.stem = stem
         self.position_std = position_std
         self.token_std = token_std

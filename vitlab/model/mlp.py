@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitlab.config.errors import ConfigError
 from vitlab.model.dropout import Dropout
 
 
@@ -57,5 +58,5 @@ class SwiGlu(nn.Module):
 def hidden_width(width: int, ratio: float) -> int:
     hidden = round(width * ratio)
     if hidden < 1:
-        raise ValueError(f"mlp ratio={ratio:g} leaves no hidden channel at width={width}: use 4")
+        raise ConfigError(f"mlp ratio={ratio:g} leaves no hidden channel at width={width}: use 4")
     return hidden

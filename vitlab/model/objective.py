@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitlab.config.errors import ConfigError
 from vitlab.model.grid import Grid
 
 Tokens = Float[Tensor, "b n d"]
@@ -70,7 +71,7 @@ class MaskedPatch(Classify):
             of the 4x4 pixels that the patch is made small to; `pixels`: all of the patch, by squared error.
 
     Raises:
-        ValueError: shares that cannot be, or a patch too small for the target.
+        ConfigError: shares that cannot be, or a patch too small for the target.
     """
 
     classifies = False
@@ -92,14 +93,14 @@ class MaskedPatch(Classify):
         super().__init__(width=width, grid=grid, patch=patch, channels=channels)
         for name, value in (("corrupt", corrupt), ("mask", mask), ("swap", swap), ("mask + swap", mask + swap)):
             if not 0 <= value <= 1:
-                raise ValueError(f"model.objective.{name}={value:g}: must be from 0 to 1")
+                raise ConfigError(f"model.objective.{name}={value:g}: must be from 0 to 1")
         self.count = round(corrupt * grid.patches)
         if not self.count > 0:
-            raise ValueError(f"model.objective.corrupt={corrupt}: of {grid.patches} patches that is none: use more")
+            raise ConfigError(f"model.objective.corrupt={corrupt}: of {grid.patches} patches that is none: use more")
         if target == "small" and patch % SMALL:
-            raise ValueError(f"model.objective.target=small: patch={patch} is no multiple of {SMALL}: use target=mean")
+            raise ConfigError(f"model.objective.target=small: patch={patch} is no multiple of {SMALL}: use target=mean")
         if target != "pixels" and channels > 3:
-            raise ValueError(f"model.objective.target={target}: {channels} channels are {LEVELS}^{channels} classes")
+            raise ConfigError(f"model.objective.target={target}: {channels} channels are {LEVELS}^{channels} classes")
         self.grid = grid
         self.patch = patch
         self.channels = channels

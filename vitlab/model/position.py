@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitlab.config.errors import ConfigError
 from vitlab.model.grid import Grid
 
 At = Literal["stem", "every_block", "every_block_shared"]
@@ -68,13 +69,13 @@ class Learned2d(Position):
         at: where it enters, see `Learned1d`.
 
     Raises:
-        ValueError: the width is odd.
+        ConfigError: the width is odd.
     """
 
     def __init__(self, *, width: int, head_width: int, grid: Grid, at: At = "stem"):
         super().__init__(width=width, head_width=head_width, grid=grid)
         if width % 2:
-            raise ValueError(f"width={width} is odd, and learned 2-D positions need two halves: use {width + 1}")
+            raise ConfigError(f"width={width} is odd, and learned 2-D positions need two halves: use {width + 1}")
         self.at = at
         self.prefix = nn.Parameter(torch.zeros(grid.prefix, width))
         self.rows = nn.Parameter(torch.zeros(grid.height, width // 2))
@@ -90,7 +91,7 @@ class Learned2d(Position):
 def check_base(base: float) -> None:
     """Raises ValueError where a ratio of wavelengths is none."""
     if not base > 0:
-        raise ValueError(f"model.position.base={base}: must be above 0; 100 is usual for RoPE, 10000 for sin-cos")
+        raise ConfigError(f"model.position.base={base}: must be above 0; 100 is usual for RoPE, 10000 for sin-cos")
 
 
 class SinCos2d(Position):
@@ -103,7 +104,7 @@ class SinCos2d(Position):
         at: where it enters, see `Learned1d`; a shared table and one a block are the same here.
 
     Raises:
-        ValueError: the width is not a multiple of 4.
+        ConfigError: the width is not a multiple of 4.
     """
 
     table: Tensor
@@ -120,7 +121,7 @@ class SinCos2d(Position):
         super().__init__(width=width, head_width=head_width, grid=grid)
         check_base(base)
         if width % 4:
-            raise ValueError(
+            raise ConfigError(
                 f"width={width} is not a multiple of 4, as sin-cos 2-D positions need: use {-(-width // 4) * 4}"
             )
         self.at = at
@@ -179,7 +180,7 @@ class Rope(Position):
         base: ratio of the fastest to the slowest rotation; dimensionless.
 
     Raises:
-        ValueError: the channels of a head are not a multiple of 4, or a base that is not above 0.
+        ConfigError: the channels of a head are not a multiple of 4, or a base that is not above 0.
     """
 
     cos: Tensor
@@ -189,7 +190,7 @@ class Rope(Position):
         super().__init__(width=width, head_width=head_width, grid=grid)
         check_base(base)
         if head_width % 4:
-            raise ValueError(
+            raise ConfigError(
                 f"RoPE turns the channels of a head in fours (a pair by row, a pair by column), and width={width} over"
                 f" {width // head_width} heads gives {head_width}: use a multiple of 4 a head"
             )

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitlab.config.errors import ConfigError
 from vitlab.model.stem import Stem
 
 EPSILON = 1e-5  # added to the deviation of a filter, as in the authors' code
@@ -99,7 +100,7 @@ class ResNet(Stem):
         project: whether a linear layer leads from the feature map's channels to the width.
 
     Raises:
-        ValueError: blocks or channels that cannot be, a patch that is not reduced to, a width that does not come out.
+        ConfigError: blocks or channels that cannot be, a patch that is not reduced to, a width that does not come out.
     """
 
     def __init__(
@@ -116,19 +117,19 @@ class ResNet(Stem):
     ):
         said = f"model.stem.blocks={list(blocks)}"
         if len(blocks) > STAGES or not all(1 <= count <= MOST for count in blocks):
-            raise ValueError(f"{said}: expected up to {STAGES} stages of 1 to {MOST} blocks, such as [3,4,6,3]")
+            raise ConfigError(f"{said}: expected up to {STAGES} stages of 1 to {MOST} blocks, such as [3,4,6,3]")
         if not NARROWEST <= 64 * widen <= 2**20:
-            raise ValueError(
+            raise ConfigError(
                 f"model.stem.widen={widen}: 64 channels times that must be {NARROWEST} at least; 1.0 is usual"
             )
         reduced = (4 if root == "imagenet" else 1) * 2 ** max(0, len(blocks) - 1)
         if patch % reduced:
-            raise ValueError(
+            raise ConfigError(
                 f"patch={patch}: a ResNet of {said} and model.stem.root={root} has one token for every {reduced} pixels"
                 f" of a side: use patch=p{reduced} or a multiple of {reduced}, or fewer stages"
             )
         if patch > 0 and (image_size[0] % patch or image_size[1] % patch) and reduced > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"patch={patch} does not divide image_size={image_size[0]}x{image_size[1]}, and a ResNet of {said} and"
                 f" model.stem.root={root} reduces by {reduced}: use an image_size of multiples of it, or fewer stages"
             )
@@ -136,7 +137,7 @@ class ResNet(Stem):
         inner, rest = round(64 * widen), patch // reduced
         given = WIDER * inner * 2 ** (len(blocks) - 1) if blocks else inner
         if not project and (width != given or rest > 1):
-            raise ValueError(
+            raise ConfigError(
                 f"model.width={width} with patch={patch}: model.stem.project=false hands on what the ResNet gives: use"
                 f" model.width={given} with patch=p{reduced}, or model.stem.project=true"
             )

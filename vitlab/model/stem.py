@@ -6,6 +6,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitlab.config.errors import ConfigError
 from vitlab.model.grid import Grid
 
 
@@ -24,7 +25,7 @@ class Stem(nn.Module):
         patch: side of a patch in pixels.
 
     Raises:
-        ValueError: the patch does not divide the image.
+        ConfigError: the patch does not divide the image.
     """
 
     kept = 0  # numbers of an image that the stem keeps for its backward pass: as many at least
@@ -34,7 +35,7 @@ class Stem(nn.Module):
         height, breadth = image_size
         if patch < 1 or height % patch or breadth % patch:
             fitting = ", ".join(str(d) for d in divisors(gcd(height, breadth)))
-            raise ValueError(f"patch={patch} does not divide image_size={height}x{breadth}: use one of {fitting}")
+            raise ConfigError(f"patch={patch} does not divide image_size={height}x{breadth}: use one of {fitting}")
         self.grid = Grid(height // patch, breadth // patch)
 
     def forward(self, images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b n d"]:
@@ -65,7 +66,7 @@ class Convolutions(Stem):
     process's own part of it), and group normalisation in its place started more slowly in one try.
 
     Raises:
-        ValueError: the width cannot be halved often enough.
+        ConfigError: the width cannot be halved often enough.
     """
 
     def __init__(self, *, image_size: tuple[int, int], channels: int, width: int, patch: int):
@@ -79,7 +80,7 @@ class Convolutions(Stem):
             strides.append(rest)
         narrowing = 2 ** (len(strides) - 1)
         if width % narrowing:
-            raise ValueError(
+            raise ConfigError(
                 f"width={width} cannot be halved {len(strides) - 1} times, as the convolutional stem of patch={patch}"
                 f" needs: use a multiple of {narrowing}"
             )
@@ -98,7 +99,7 @@ class Convolutions(Stem):
 
     def forward(self, images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b n d"]:
         if self.training and len(images) * self.grid.patches == 1:
-            raise ValueError(
+            raise ConfigError(
                 "model/stem=convolution normalises over a batch, and this one is one image of one patch: use a larger"
                 " fit.batch_size, a smaller fit.accumulate, or a smaller patch"
             )

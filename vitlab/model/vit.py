@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitlab.config.errors import ConfigError
 from vitlab.model.attention import Attention
 from vitlab.model.block import Block, Residual
 from vitlab.model.dropout import Dropout
@@ -41,7 +42,7 @@ class ViT(nn.Module):
         epsilon: added to the variance in every layer normalisation.
 
     Raises:
-        ValueError: values that make no sense together; each part names its own.
+        ConfigError: values that make no sense together; each part names its own.
     """
 
     def __init__(
@@ -78,10 +79,10 @@ class ViT(nn.Module):
             ("epsilon", epsilon, 0.0),
         ):
             if not value >= least:
-                raise ValueError(f"model.{name}={value}: must be at least {least:g}")
+                raise ConfigError(f"model.{name}={value}: must be at least {least:g}")
         for name, value in (("dropout", dropout), ("drop_path", drop_path)):
             if not 0 <= value < 1:
-                raise ValueError(f"model.{name}={value}: a share that is dropped must be at least 0 and below 1")
+                raise ConfigError(f"model.{name}={value}: a share that is dropped must be at least 0 and below 1")
         if isinstance(image_size, int):
             image_size = (image_size, image_size)
 
@@ -92,7 +93,7 @@ class ViT(nn.Module):
         self.grid = Grid(self.stem.grid.height, self.stem.grid.width, prefix)
 
         if depth == 0 and prefix:
-            raise ValueError(
+            raise ConfigError(
                 f"model.depth=0: no block shows the image to class token or registers ({prefix} here): use"
                 " model/pool=gap or model/pool=map, with model.registers=0"
             )
@@ -116,7 +117,7 @@ class ViT(nn.Module):
         if first.at == "every_block":
             self.positions.extend(place() for _ in range(depth - 1))
         if depth == 0 and first.at != "stem" and type(first) is not Position:
-            raise ValueError(
+            raise ConfigError(
                 f"model.depth=0: there is no block that {type(first).__name__} positions could enter: use"
                 " model/position=none, or learned_1d, learned_2d or sincos_2d with model.position.at=stem"
             )
@@ -143,10 +144,10 @@ class ViT(nn.Module):
             attention: asks for `attention_0` ..., the weights of each layer (b heads t t), rows summing to 1.
 
         Raises:
-            ValueError: attention is asked of a model that has none.
+            ConfigError: attention is asked of a model that has none.
         """
         if attention and not self.blocks:
-            raise ValueError("model.depth=0: without a block there is no attention to look at: ask for intermediates")
+            raise ConfigError("model.depth=0: without a block there is no attention to look at: ask for intermediates")
         if not (intermediates or attention):
             return self.objective(images, self.encode, self.classify)
         seen: dict[str, Tensor] = {}

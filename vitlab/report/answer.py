@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from vitlab.config.errors import ConfigError
 from vitlab.plotting import NONE, duration, save_one, si
 from vitlab.report import figures
 from vitlab.report.page import page as page_of
@@ -217,14 +218,14 @@ def finding_of(path: Path) -> str:
     """What somebody wrote between the two marks of an answer; a hint where there is no answer yet.
 
     Raises:
-        ValueError: there is a file without them, and what it says would be lost.
+        ConfigError: there is a file without them, and what it says would be lost.
     """
     if not path.exists():
         return UNWRITTEN
     _, first, rest = read_text(path, MOST).partition(FINDING[0])
     found, last, _ = rest.partition(FINDING[1])
     if not (first and last):
-        raise ValueError(f"{path} has no {FINDING[0]} ... {FINDING[1]}: put both marks back, or move the file away")
+        raise ConfigError(f"{path} has no {FINDING[0]} ... {FINDING[1]}: put both marks back, or move the file away")
     return found
 
 
@@ -234,7 +235,7 @@ def write(comparison: Comparison, folder: Path, *, facts: Mapping[str, str], pic
     The finding in an answer.md that is there is kept. Equal comparisons give equal bytes.
 
     Raises:
-        ValueError: answer.md is there and has lost the marks of its finding.
+        ConfigError: answer.md is there and has lost the marks of its finding.
     """
     folder.mkdir(parents=True, exist_ok=True)
     finding = finding_of(folder / "answer.md")

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from vitlab.config.check import PARTS
+from vitlab.config.errors import ConfigError
 from vitlab.report.agreement import agree, part
 from vitlab.report.grouping import differing, finished, listed, named, newest, numbers, place
 from vitlab.report.statistics import Estimate, bounded, estimate, holm, paired, probability
@@ -50,7 +51,7 @@ def compare(
         arms: the arm of each of `cells`; by these `baseline` and `expect` then name them. None where each is its own.
 
     Raises:
-        ValueError: there is nothing to compare; no such metric, x or baseline: says what there is.
+        ConfigError: there is nothing to compare; no such metric, x or baseline: says what there is.
     """
     if cells is not None and arms is not None and len({arms[name] for name in cells}) < len(cells):
         asked = {"metric": metric, "x": x, "planned": planned, "title": title, "source": source}
@@ -66,12 +67,12 @@ def compare(
     differs = differing(found, keys)
     named_cells = named(found, differs) if cells is None else dict(cells)
     if not named_cells:
-        raise ValueError("there is no run to compare: train something first")
+        raise ConfigError("there is no run to compare: train something first")
     owners: dict[str, str] = {}  # of names of one cell the first
     for name, cell in named_cells.items():
         owners.setdefault(cell, name)
     if baseline is not None and baseline not in named_cells and baseline not in owners:
-        raise ValueError(f"baseline={baseline}: there is no such arm; there are {listed(list(named_cells))}")
+        raise ConfigError(f"baseline={baseline}: there is no such arm; there are {listed(list(named_cells))}")
     base = owners[named_cells.get(baseline, baseline) if baseline is not None else next(iter(named_cells.values()))]
 
     groups, seeds, stray = {}, {}, 0
@@ -180,9 +181,9 @@ def check(table: pd.DataFrame, metric: str, x: str | None, keys: list[str], aske
     if metric in keys or (not promised and not numbers(table, metric).notna().any()):
         there = [k for k in table.columns if k not in {*keys, "seed"} and not k.startswith(("system", "tracking"))]
         there = [key for key in there if numbers(table, key).notna().any()]
-        raise ValueError(f"metric={metric}: no run reports such a number; there are {listed(there or list(METRICS))}")
+        raise ConfigError(f"metric={metric}: no run reports such a number; there are {listed(there or list(METRICS))}")
     if x is not None and x not in {*COSTS, *keys} and not (asked and x.partition(".")[0] in ROOTS):
-        raise ValueError(f"x={x}: there is no such key; there are {listed([*COSTS, *keys])}")
+        raise ConfigError(f"x={x}: there is no such key; there are {listed([*COSTS, *keys])}")
 
 
 def best(validation: Mapping[str, Estimate | None], states: Mapping[str, str], metric: str) -> str | None:

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitlab.config.errors import ConfigError
 from vitlab.storage.files import read_json
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def picked(what: list[str], runs: Path) -> "pd.DataFrame":
     """The lines of the store of these runs and folders of runs; of all runs where none is named.
 
     Raises:
-        ValueError: what is neither.
+        ConfigError: what is neither.
     """
     import pandas as pd
 
@@ -40,7 +41,7 @@ def picked(what: list[str], runs: Path) -> "pd.DataFrame":
         elif each.is_dir():
             parts.append(runs_table.runs(each))
         else:
-            raise ValueError(f"{each} is no run and no folder of runs: vitlab train or vitlab sweep makes some")
+            raise ConfigError(f"{each} is no run and no folder of runs: vitlab train or vitlab sweep makes some")
     for root, of in names.items():
         table = runs_table.runs(root)
         parts.append(table[table["name"].isin(of)])
@@ -82,7 +83,7 @@ def conclude(
             expect=record.get("expect"),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder}/sweep.json is damaged ({error!r}): run the sweep again") from error
+        raise ConfigError(f"{folder}/sweep.json is damaged ({error!r}): run the sweep again") from error
     told = facts(record, found, table)
     folder.mkdir(parents=True, exist_ok=True)
     answer.write(found, folder, facts=told)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vitlab.config.errors import StorageError
+
 
 def write_whole(path: Path, write: Callable[[Path], object], before: Path | None = None) -> None:
     """Has `write` fill a file beside `path`, flushes it to disk, and only then gives it the name.
@@ -46,19 +48,19 @@ def read_text(path: Path, most: int) -> str:
         most: bytes that it may have.
 
     Raises:
-        ValueError: it is larger, is not UTF-8, or is no file but something that may never end.
+        StorageError: it is larger, is not UTF-8, or is no file but something that may never end.
         FileNotFoundError: there is nothing.
     """
     if not path.is_file() and os.path.lexists(path):
-        raise ValueError(f"{path} is no regular file: remove it")
+        raise StorageError(f"{path} is no regular file: remove it")
     with path.open("rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise ValueError(f"{path} has more than {most:,} bytes, which vitlab never writes there: remove it")
+        raise StorageError(f"{path} has more than {most:,} bytes, which vitlab never writes there: remove it")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): remove it") from None
+        raise StorageError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): remove it") from None
 
 
 def read_json(path: Path, most: int = 1_000_000) -> dict[str, Any]:
@@ -67,9 +69,9 @@ def read_json(path: Path, most: int = 1_000_000) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it") from error
+        raise StorageError(f"{path} is damaged ({error}): remove it") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged (it holds {text[:20]!r}, no object): remove it")
+        raise StorageError(f"{path} is damaged (it holds {text[:20]!r}, no object): remove it")
     return found
 
 

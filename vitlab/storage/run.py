@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from vitlab.config.errors import StorageError
 from vitlab.storage.files import read_json, write_json, write_whole
 from vitlab.storage.lock import holder
 
@@ -82,18 +83,18 @@ class Run:
 
         Raises:
             OSError: it cannot be written there, or the disk is full.
-            ValueError: a file of it is a link, which would be written through.
+            StorageError: a file of it is a link, which would be written through.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if links := [path.name for path in self.folder.iterdir() if path.is_symlink()]:
-                raise ValueError(
+                raise StorageError(
                     f"{self.folder} holds a symbolic link, {links[0]}, and what is written there would go elsewhere:"
                     " move it away"
                 )
             odd = [path.name for path in self.folder.iterdir() if not (path.is_file() or path.is_dir())]
             if odd:
-                raise ValueError(f"{self.folder} holds {odd[0]}, which is no file: move it away")
+                raise StorageError(f"{self.folder} holds {odd[0]}, which is no file: move it away")
             write_json(self.folder / "writable.json", {})
             (self.folder / "writable.json").unlink()
         except OSError as error:
@@ -120,15 +121,15 @@ class Run:
         file itself says interrupted from the start, which is true whenever that process ends.
 
         Raises:
-            ValueError: the file is damaged.
+            StorageError: the file is damaged.
         """
         path = self.folder / "result.json"
         try:
             result = read_json(path, MOST_RESULT) if path.exists() else {"status": "interrupted"}
             if not isinstance(result.get("status"), str):
-                raise ValueError("it holds no status")
+                raise StorageError("it holds no status")
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}): move the run's folder away and train it again") from error
+            raise StorageError(f"{path} is damaged ({error}): move the run's folder away and train it again") from error
         running = result["status"] == "interrupted" and holder(self.lock) is not None
         return result | {"status": "running"} if running else result
 

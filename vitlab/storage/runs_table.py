@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from vitlab.config.errors import StorageError
 from vitlab.config.groups import options
 from vitlab.config.moved import current_name
 from vitlab.storage.files import read_json, read_text
@@ -42,11 +43,11 @@ def runs(folder: str | Path = "runs") -> pd.DataFrame:
     key that a run does not have). A run whose files cannot be read has the status damaged and says why in `error`.
 
     Raises:
-        ValueError: the folder is not there.
+        StorageError: the folder is not there.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ValueError(f"{root} is not there: train something, or name the folder of the runs, system.runs=PATH")
+        raise StorageError(f"{root} is not there: train something, or name the folder of the runs, system.runs=PATH")
     found = [
         path
         for path in sorted(root.iterdir(), key=lambda path: path.name)
@@ -67,13 +68,13 @@ def history(run: str | Path) -> pd.DataFrame:
     """The rows of a run's metrics.jsonl: step, epoch, images, seconds, lr, and what was measured (else NaN).
 
     Raises:
-        ValueError: the file is too large, or no file.
+        StorageError: the file is too large, or no file.
     """
     found = Run(Path(run))
     if os.path.lexists(found.metrics) and not found.metrics.is_file():
-        raise ValueError(f"{found.metrics} is no regular file: remove it")
+        raise StorageError(f"{found.metrics} is no regular file: remove it")
     if found.metrics.exists() and found.metrics.stat().st_size > MOST_METRICS:
-        raise ValueError(f"{found.metrics} has more than {MOST_METRICS:,} bytes, which is no run's: move it away")
+        raise StorageError(f"{found.metrics} has more than {MOST_METRICS:,} bytes, which is no run's: move it away")
     return pd.DataFrame(found.rows(), columns=None if found.rows() else ["step", "epoch", "images", "seconds"])
 
 
@@ -99,7 +100,7 @@ def read(run: Run) -> tuple[Line, Line]:
         nested = parse(run.config)
         config = {str(key): value for key, value in flatten(nested)}
         if len(config) > MOST_VALUES:
-            raise ValueError(f"{run.config} holds more than {MOST_VALUES:,} values, no configuration has so many")
+            raise StorageError(f"{run.config} holds more than {MOST_VALUES:,} values, no configuration has so many")
     except (ValueError, OSError, RecursionError) as error:
         nested, config = None, {}
         problems.append(str(error) or type(error).__name__)
@@ -178,7 +179,7 @@ def parse(path: Path) -> Any:
     """The configuration in a file that anybody may have made, in 1 ms; in C, unless it looks odd.
 
     Raises:
-        ValueError: it is damaged.
+        StorageError: it is damaged.
         OSError: it cannot be read.
     """
     text = read_text(path, MOST_CONFIG)
@@ -186,9 +187,9 @@ def parse(path: Path) -> Any:
     try:
         found = yaml.load(text, Careful if odd else getattr(yaml, "CSafeLoader", Careful))
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:300]}): remove it") from error
+        raise StorageError(f"{path} is damaged ({' '.join(str(error).split())[:300]}): remove it") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged (it holds no mapping): remove it")
+        raise StorageError(f"{path} is damaged (it holds no mapping): remove it")
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from vitlab.config.errors import SweepError
 from vitlab.config.groups import SWEEPS, is_known, known_keys, nearest
 from vitlab.config.overrides import key_of, merged
 from vitlab.storage.files import read_text
@@ -29,7 +30,7 @@ def cell(said: str) -> tuple[Question, Cell]:
     """The cell that `SWEEP/ARM` or `SWEEP/SCALE/ARM` means; an arm may be said as the word that `slugs` makes of it.
 
     Raises:
-        ValueError: there is none.
+        SweepError: there is none.
     """
     name, _, arm = said.rpartition("/")
     try:
@@ -39,16 +40,16 @@ def cell(said: str) -> tuple[Question, Cell]:
     except ValueError as error:
         sweep, _, scale = name.rpartition("/")
         if not sweep:
-            raise ValueError(f"cell={said}: expected SWEEP/ARM or SWEEP/SCALE/ARM; {error}") from error
+            raise SweepError(f"cell={said}: expected SWEEP/ARM or SWEEP/SCALE/ARM; {error}") from error
         asked = read(find(sweep), scale)
     cells = {each.name: each for each in asked.cells()}
     words = slugs(cells)
     if (found := words.get(arm)) is None:
-        raise ValueError(
+        raise SweepError(
             f"cell={said}: {asked.name} has no cell {arm!r}{nearest(arm, words)} (there are {', '.join(words)})"
         )
     if (source := source_of(cells[found].overrides)) is not None:
-        raise ValueError(
+        raise SweepError(
             f"cell={said} starts from {FIRST}{source}, which the sweep trains before it: vitlab sweep {asked.name}"
         )
     return asked, cells[found]
@@ -58,7 +59,7 @@ def find(name: str) -> Path:
     """The sweep file of this path or name.
 
     Raises:
-        ValueError: there is none, or several.
+        SweepError: there is none, or several.
     """
     if Path(name).is_file():
         return Path(name)
@@ -68,10 +69,10 @@ def find(name: str) -> Path:
         return found[0]
     if found:
         names = " or ".join(file.relative_to(SWEEPS).with_suffix("").as_posix() for file in found)
-        raise ValueError(f"{name}: several sweeps are called that: say {names}")
+        raise SweepError(f"{name}: several sweeps are called that: say {names}")
     near = nearest(name, [file.stem for file in there])
     listed = ", ".join(file.stem for file in there)
-    raise ValueError(f"{name}: there is no such file, and no sweep of that name{near} (there are {listed})")
+    raise SweepError(f"{name}: there is no such file, and no sweep of that name{near} (there are {listed})")
 
 
 def read(file: Path, scale: str | None = None) -> Question:

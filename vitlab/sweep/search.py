@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitlab.config.errors import SweepError
 from vitlab.config.overrides import merged, typed
 from vitlab.report.search import ranked, report
 from vitlab.storage.lock import Lock
@@ -79,12 +80,12 @@ def run(
         serial: trains jobs one after the other in this process, and gives what a command would.
 
     Raises:
-        ValueError: what cannot be searched, and why.
+        SweepError: what cannot be searched, and why.
         OSError: another process searches there.
     """
     search = asked(plan)
     if launcher == "hydra":
-        raise ValueError("launcher=hydra: a search decides as trials end, on this machine: take launcher=local")
+        raise SweepError("launcher=hydra: a search decides as trials end, on this machine: take launcher=local")
     if launcher == "serial" and search.prune != "none":
         board.say(f"prune: {search.prune} gives trainings up from outside: each in a process of its own, one at a time")
         parts, serial = parts[:1], None
@@ -211,7 +212,7 @@ class Trials:
         mistake; what the baseline refuses may do with other values of the rest, of which some are tried.
 
         Raises:
-            ValueError: an end that cannot be anywhere.
+            SweepError: an end that cannot be anywhere.
         """
         for dimension in self.search.space:
             for value in dimension.values:
@@ -249,7 +250,7 @@ class Trials:
         """The next trial's training.
 
         Raises:
-            ValueError: none of the first trials can be.
+            SweepError: none of the first trials can be.
         """
         while (asked := self.ask()) is not None:
             place, trial = asked
@@ -300,7 +301,7 @@ class Trials:
         kept = self.kept().values()
         all_ = self.design is not None and len(kept) >= len(self.design)
         if (len(kept) >= REFUSED or all_) and all("refused" in each.user_attrs for each in kept):
-            raise ValueError(f"every one of the first {len(kept)} trials was refused, the last: {error}")
+            raise SweepError(f"every one of the first {len(kept)} trials was refused, the last: {error}")
 
     def stops(self, job: Job, row: dict[str, Any]) -> bool:
         """Whether a trial is given up after this evaluation, by its accuracy on validation alone."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitlab.config.errors import SweepError
 from vitlab.sweep.plan import Plan
 from vitlab.sweep.question import Dimension, Search
 
@@ -24,7 +25,7 @@ ENOUGH = 5  # finished trials before anything is said about importance
 def asked(plan: Plan) -> Search:
     search = plan.question.search
     if search is None or not search.space:
-        raise ValueError(f"{plan.question.file}: search.space is empty: name what is searched, KEY: log: [1e-4, 1e-2]")
+        raise SweepError(f"{plan.question.file}: search.space is empty: name what is searched, KEY: log: [1e-4, 1e-2]")
     return search
 
 
@@ -32,7 +33,7 @@ def optuna_or_refuse() -> None:
     try:
         import optuna  # noqa: F401
     except ImportError:
-        raise ValueError("a search needs Optuna, which is not installed: uv sync --extra optuna") from None
+        raise SweepError("a search needs Optuna, which is not installed: uv sync --extra optuna") from None
 
 
 @contextmanager
@@ -143,7 +144,7 @@ def load(plan: Plan) -> "optuna.Study":
     """The study, new or gone on with; for the holder of `search.lock`.
 
     Raises:
-        ValueError: the file is damaged, or holds another search.
+        SweepError: the file is damaged, or holds another search.
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend, JournalStorage
@@ -161,7 +162,7 @@ def load(plan: Plan) -> "optuna.Study":
         )
         study.get_trials(deepcopy=False)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
-        raise ValueError(
+        raise SweepError(
             f"{path} is damaged ({error!r}): move it away; finished trainings are not trained again"
         ) from error
     mine = json.dumps(
@@ -177,7 +178,7 @@ def load(plan: Plan) -> "optuna.Study":
     elif there != mine:
         was, now = json.loads(there), json.loads(mine)
         odd = next((key for key in now if was.get(key) != now[key]), "space")
-        raise ValueError(
+        raise SweepError(
             f"{path} holds a search with another {odd} ({was.get(odd)}, and now {now[odd]}): move that file away to"
             " search anew, finished trainings are not trained again; or give the sweep file another name"
         )

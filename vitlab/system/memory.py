@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from vitlab.config.errors import ConfigError
+
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
@@ -21,7 +23,7 @@ def check_fits(size: float, what: str, remedy: str, device: torch.device | str =
     """Raises ValueError where `what` takes more bytes (`size`) than there are."""
     there, where = total_memory(device), "this machine" if torch.device(device).type == "cpu" else str(device)
     if size > there:
-        raise ValueError(f"{what} {format_bytes(size)}, and {where} has {format_bytes(there)}: {remedy}")
+        raise ConfigError(f"{what} {format_bytes(size)}, and {where} has {format_bytes(there)}: {remedy}")
 
 
 def format_bytes(size: float) -> str:

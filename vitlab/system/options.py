@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from vitlab.config.errors import ConfigError
+
 
 @dataclass(kw_only=True)
 class System:
@@ -35,7 +37,7 @@ class System:
         retrain: trains a finished run anew; the old folder is kept under another name.
 
     Raises:
-        ValueError: a value that cannot be, or a device that is not there.
+        ConfigError: a value that cannot be, or a device that is not there.
     """
 
     device: str
@@ -69,26 +71,26 @@ class System:
             ("profile_steps", self.profile_steps, 0),
         ):
             if isinstance(value, int) and value < least:
-                raise ValueError(f"system.{name}={value}: must be at least {least}")
+                raise ConfigError(f"system.{name}={value}: must be at least {least}")
         for name, span in (("save_minutes", self.save_minutes), ("keep_every", self.keep_every)):
             if span is not None and not 0 < span < math.inf:
-                raise ValueError(f"system.{name}={span}: must be above 0, or null for never")
+                raise ConfigError(f"system.{name}={span}: must be above 0, or null for never")
         for name, value, most in (("workers", self.workers, 1024), ("threads", self.threads, 4096)):
             if isinstance(value, int) and value > most:
-                raise ValueError(f"system.{name}={value}: must be at most {most:,}")
+                raise ConfigError(f"system.{name}={value}: must be at most {most:,}")
         try:
             device = torch.device("cpu" if self.device == "auto" else self.device)
         except RuntimeError:
-            raise ValueError(f"system.device={self.device}: no such device; use auto, cpu, cuda or cuda:1") from None
+            raise ConfigError(f"system.device={self.device}: no such device; use auto, cpu, cuda or cuda:1") from None
         if device.type not in ("cpu", "cuda"):
-            raise ValueError(f"system.device={self.device}: vitlab runs on cpu and cuda")
+            raise ConfigError(f"system.device={self.device}: vitlab runs on cpu and cuda")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(
+            raise ConfigError(
                 f"system.device={self.device}: torch sees {torch.cuda.device_count()} CUDA devices here; use"
                 " system.device=auto or cpu"
             )
         gpu = device.type == "cuda" or (self.device == "auto" and torch.cuda.is_available())
         if self.compile == "graphs" and not gpu:
-            raise ValueError("system.compile=graphs: CUDA graphs need a GPU: use system.compile=true")
+            raise ConfigError("system.compile=graphs: CUDA graphs need a GPU: use system.compile=true")
         if self.parallel == "none" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("system.parallel=none, and torchrun started several processes: use system.parallel=auto")
+            raise ConfigError("system.parallel=none, and torchrun started several processes: use system.parallel=auto")

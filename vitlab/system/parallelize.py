@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
+from vitlab.config.errors import ConfigError
 from vitlab.model.vit import ViT
 from vitlab.system.distributed import Distributed
 from vitlab.system.options import System
@@ -20,7 +21,7 @@ def parallelize(model: ViT, dist: Distributed, system: System) -> nn.Module:
     """The model as the processes train it together: itself where there is one, and nothing else was asked for."""
     if system.activation_checkpointing:
         if not model.blocks:
-            raise ValueError(
+            raise ConfigError(
                 "system.activation_checkpointing=true: model.depth=0 has no block to compute again: use false"
             )
         for block in model.blocks:

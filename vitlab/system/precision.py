@@ -4,6 +4,8 @@ from typing import Literal
 
 import torch
 
+from vitlab.config.errors import ConfigError
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -14,12 +16,12 @@ def resolve(precision: Precision, device: torch.device) -> Literal["fp32", "bf16
     A CPU that only emulates bf16 is many times slower with it: 84 times on an AVX2 server.
 
     Raises:
-        ValueError: bf16 on a GPU that has none.
+        ConfigError: bf16 on a GPU that has none.
     """
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
         if precision == "bf16" and not native:
-            raise ValueError(f"fit.precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; use fp16 or fp32")
+            raise ConfigError(f"fit.precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; use fp16 or fp32")
     else:
         able = torch.cpu.get_capabilities()
         native = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

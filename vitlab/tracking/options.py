@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from vitlab.config.errors import ConfigError
 from vitlab.data.examples import Examples
 from vitlab.evaluation.classification import ClassificationReport
 
@@ -31,7 +32,7 @@ class Tracking:
         checkpoint: whether the best weights are kept as an artifact, with the run's configuration.
 
     Raises:
-        ValueError: online without a key.
+        ConfigError: online without a key.
     """
 
     mode: Literal["auto", "online", "offline", "off"]
@@ -50,9 +51,9 @@ class Tracking:
 
     def __post_init__(self) -> None:
         if self.mistakes < 0:
-            raise ValueError(f"tracking.mistakes={self.mistakes}: must be 0 (off) or more")
+            raise ConfigError(f"tracking.mistakes={self.mistakes}: must be 0 (off) or more")
         if self.mode == "online" and not logged_in():
-            raise ValueError(
+            raise ConfigError(
                 "tracking=online needs a Weights & Biases key, and there is none here: run `wandb login`, or take"
                 " tracking=offline"
             )

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 
+from vitlab.config.errors import ConfigError
 from vitlab.data.augment import Augment, Transform, evaluation
 from vitlab.data.cache import Cached
 from vitlab.data.dataset import Dataset
@@ -24,7 +25,7 @@ def move_to_gpu(
     """The splits, on the GPU if they are to lie there.
 
     Raises:
-        ValueError: they cannot, and system.resident=true.
+        ConfigError: they cannot, and system.resident=true.
     """
     if dist.device.type == "cpu" or system.resident is False:
         return splits
@@ -40,7 +41,7 @@ def move_to_gpu(
     }
     if found := [reason for reason, holds in against.items() if holds]:
         if system.resident is True:
-            raise ValueError(f"system.resident=true, but {found[0]}: use system.resident=auto")
+            raise ConfigError(f"system.resident=true, but {found[0]}: use system.resident=auto")
         return splits
     return {name: part.on(dist.device) for name, part in held.items()}
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch.optim import Optimizer
 
+from vitlab.config.errors import ConfigError
 from vitlab.data.augment import Augment
 from vitlab.data.dataset import Dataset
 from vitlab.evaluation import probe
@@ -43,36 +44,36 @@ def examine(
         on_this_machine: whether it is to be trained on this machine, whose memory must hold it.
 
     Raises:
-        ValueError: each with a way out.
+        ConfigError: each with a way out.
     """
     precision = resolve(fit.precision, dist.device)
     if fit.batch_size > train:
-        raise ValueError(f"fit.batch_size={fit.batch_size}: there are {train} training images: use at most that")
+        raise ConfigError(f"fit.batch_size={fit.batch_size}: there are {train} training images: use at most that")
     if fit.batch_size % (dist.size * fit.accumulate):
-        raise ValueError(
+        raise ConfigError(
             f"fit.batch_size={fit.batch_size} cannot be cut into {dist.size} process(es) x fit.accumulate="
             f"{fit.accumulate} equal parts: use a multiple of {dist.size * fit.accumulate}"
         )
     probe.check(f"fit.shots={list(fit.shots)}", fit.shots, smallest)
     sharded = system.parallel == "fsdp" and dist.size > 1
     if sharded and precision == "fp16":
-        raise ValueError("fit.precision=fp16 with system.parallel=fsdp: fp16 needs ddp; or use fit.precision=bf16")
+        raise ConfigError("fit.precision=fp16 with system.parallel=fsdp: fp16 needs ddp; or use fit.precision=bf16")
     if sharded and tracking.histograms:
-        raise ValueError(
+        raise ConfigError(
             "tracking.histograms=true with system.parallel=fsdp: each process has a part of each weight: use ddp"
         )
     if fit.auto_accumulate and dist.size > 1:
-        raise ValueError(
+        raise ConfigError(
             f"fit.auto_accumulate=true with {dist.size} processes, which cannot run out of memory together: give"
             " fit.accumulate instead"
         )
     if system.compile == "graphs" and (fit.accumulate > 1 or fit.auto_accumulate or dist.size > 1):
-        raise ValueError(
+        raise ConfigError(
             "system.compile=graphs: a graph writes its gradients to the same place each time, which neither parts of a"
             " batch nor several processes allow: use system.compile=true, or one process and one part"
         )
     if dist.size > 1 and augment.mixes and fit.batch_size % (2 * dist.size):
-        raise ValueError(
+        raise ConfigError(
             f"fit.batch_size={fit.batch_size}: each of {dist.size} processes needs pairs of images to mix: use a"
             f" multiple of {2 * dist.size}, or augment.mixup=0 augment.cutmix=0"
         )

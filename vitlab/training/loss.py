@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitlab.config.errors import ConfigError
+
 Targets = Int[Tensor, " b"] | Float[Tensor, "b classes"]
 
 
@@ -28,13 +30,13 @@ class CrossEntropy(Loss):
             smoothed here too, and nowhere else.
 
     Raises:
-        ValueError: a share outside 0 ... 1.
+        ConfigError: a share outside 0 ... 1.
     """
 
     def __init__(self, *, label_smoothing: float):
         super().__init__()
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"loss.label_smoothing={label_smoothing}: must be at least 0 and below 1; 0.1 is usual")
+            raise ConfigError(f"loss.label_smoothing={label_smoothing}: must be at least 0 and below 1; 0.1 is usual")
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Float[Tensor, "b classes"], targets: Targets) -> Float[Tensor, ""]:

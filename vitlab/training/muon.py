@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from vitlab.config.errors import ConfigError
 from vitlab.system.distributed import full_tensor, shard_like
 from vitlab.system.lazy_imports import spare_dynamo
 
@@ -32,7 +33,7 @@ class Muon(Optimizer):
         fused: torch's fused kernel for AdamW.
 
     Raises:
-        ValueError: a negative rate or decay, a momentum outside 0 ... 1.
+        ConfigError: a negative rate or decay, a momentum outside 0 ... 1.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Muon(Optimizer):
         fused: bool = False,
     ):
         if not (lr >= 0 and weight_decay >= 0 and 0 <= momentum < 1 and iterations >= 1):
-            raise ValueError(f"Invalid lr={lr}, weight_decay={weight_decay}, momentum={momentum} or {iterations=}")
+            raise ConfigError(f"Invalid lr={lr}, weight_decay={weight_decay}, momentum={momentum} or {iterations=}")
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.iterations = iterations
         rest = [group for group in self.param_groups if not group["matrices"]]

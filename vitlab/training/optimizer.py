@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
+from vitlab.config.errors import ConfigError
 from vitlab.model.attention import Attention
 from vitlab.model.vit import ViT
 from vitlab.system.distributed import full_tensor
@@ -71,12 +72,12 @@ def build_optimizer(
         scale: what the learning rate is multiplied by.
 
     Raises:
-        ValueError: what the optimizer refuses, such as a negative learning rate.
+        ConfigError: what the optimizer refuses, such as a negative learning rate.
     """
     decay, layer = decays(model), layers(model)
     held = matrices(model) if getattr(make, "func", make) is Muon else dict.fromkeys(layer, 0)
     if isinstance(model, ViT) and not model.blocks and getattr(make, "func", make) is Muon:
-        raise ValueError("optimizer=muon is for the blocks' matrices, and model.depth=0 has none: use adamw or sgd")
+        raise ConfigError("optimizer=muon is for the blocks' matrices, and model.depth=0 has none: use adamw or sgd")
     last = max(layer.values(), default=0)
     groups: dict[tuple[bool, int, int], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -94,15 +95,15 @@ def build_optimizer(
         optimizer = make([groups[key] for key in sorted(groups, reverse=True)], **fused)
     except (ValueError, AssertionError) as error:
         said = ", ".join(f"{name}={value}" for name, value in values.items())
-        raise ValueError(f"optimizer: {error or 'it cannot work with one of these values'} ({said})") from error
+        raise ConfigError(f"optimizer: {error or 'it cannot work with one of these values'} ({said})") from error
     for name, value in values.items():
         least, most = RANGES.get(name, (-math.inf, math.inf))
         if not all(least <= v <= most for v in (value if isinstance(value, tuple) else (value,))):
-            raise ValueError(f"optimizer.{name}={value}: must be from {least:g} to {most:g}")
+            raise ConfigError(f"optimizer.{name}={value}: must be from {least:g} to {most:g}")
     if hasattr(optimizer, "eval") and not values.get("betas", (0.9,))[0] >= 1e-6:
-        raise ValueError(f"optimizer.betas={values['betas']}: a schedule-free one divides by the first; 0.9 is usual")
+        raise ConfigError(f"optimizer.betas={values['betas']}: a schedule-free one divides by the first; 0.9 is usual")
     if not optimizer.defaults["lr"] * scale <= RANGES["lr"][1]:
-        raise ValueError(
+        raise ConfigError(
             f"optimizer.lr={optimizer.defaults['lr']}: too much once fit.lr_scaling multiplies it by {scale:g}"
         )
     for group in optimizer.param_groups:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitlab.config.errors import ConfigError
 from vitlab.model.position import Learned1d, Learned2d
 from vitlab.model.stem import Patches
 from vitlab.model.vit import ViT
@@ -56,7 +57,7 @@ class Start:
         freeze: whether everything but the head stays as it is loaded.
 
     Raises:
-        ValueError: nothing to freeze, or of an origin.
+        ConfigError: nothing to freeze, or of an origin.
     """
 
     weights: str | None
@@ -68,9 +69,9 @@ class Start:
 
     def __post_init__(self) -> None:
         if self.freeze and self.weights is None:
-            raise ValueError("init.freeze=true, and the weights are drawn at random: give trained ones, init=RUN")
+            raise ConfigError("init.freeze=true, and the weights are drawn at random: give trained ones, init=RUN")
         if self.origin is not None and self.weights is None:
-            raise ValueError(
+            raise ConfigError(
                 f"init.origin={self.origin}, and the weights are drawn at random: give their run, init=RUN"
             )
 
@@ -78,7 +79,7 @@ class Start:
         """The weights to start from; None for chance.
 
         Raises:
-            ValueError: no file of weights, one that cannot be read safely, or one of another origin.
+            ConfigError: no file of weights, one that cannot be read safely, or one of another origin.
         """
         if self.weights is None:
             return None
@@ -86,9 +87,9 @@ class Start:
         file = path / "best.pt" if path.is_dir() else path
         if not file.is_file():
             there = "that run has no weights yet: train it first" if path.is_dir() else "there is no such run or file"
-            raise ValueError(f"init={self.weights}: {there}")
+            raise ConfigError(f"init={self.weights}: {there}")
         if self.origin is not None and (cell := Run(path).result().get("cell")) != self.origin:
-            raise ValueError(
+            raise ConfigError(
                 f"init.origin={self.origin}: {self.weights} is of the cell {cell or 'that nothing says'}: leave it out"
             )
         saved = exported(file) if file.suffix == ".safetensors" else checkpoint.load(file)
@@ -99,7 +100,7 @@ class Start:
             isinstance(v, Tensor) and v.isfinite().all() for v in weights.values()
         )
         if not (named and isinstance(size, list) and len(size) == 2 and min(size) > 0):
-            raise ValueError(f"init={self.weights}: {file} holds no weights of vitlab's: give a run's folder")
+            raise ConfigError(f"init={self.weights}: {file} holds no weights of vitlab's: give a run's folder")
         return Source(file, weights, (size[0], size[1]), tuple(facts.get("classes") or ()))
 
     def apply(self, source: Source, model: ViT, classes: tuple[str, ...]) -> str:
@@ -111,7 +112,7 @@ class Start:
             classes: names of its classes. Other ones than the source's are learned by a new head.
 
         Raises:
-            ValueError: the two differ in what cannot be carried over; both named.
+            ConfigError: the two differ in what cannot be carried over; both named.
         """
         own, new, resized = model.state_dict(), {}, []
         kept = {name: each for name, each in source.weights.items() if self.keeps(name, source, classes)}
@@ -126,7 +127,7 @@ class Start:
         odd = [name for name in {**own, **kept} if name.startswith(SAME) and name not in new]
         if odd:
             theirs, ours = (shape(held[odd[0]]) if odd[0] in held else "none" for held in (kept, own))
-            raise ValueError(
+            raise ConfigError(
                 f"init={self.weights}: {len(odd)} tensors do not fit, the first of them {odd[0]}: {theirs} there,"
                 f" {ours} in this model: take the same model and patch, or for another patch size init.patch=resize"
             )
@@ -185,7 +186,7 @@ def exported(file: Path) -> dict[str, Any]:
     """What best.safetensors holds, as best.pt has it.
 
     Raises:
-        ValueError: it is no such file.
+        ConfigError: it is no such file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -194,7 +195,7 @@ def exported(file: Path) -> dict[str, Any]:
             facts = json.loads((held.metadata() or {}).get("vitlab", "{}"))
             weights = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (it is no dictionary)
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({error}): get it again") from error
+        raise ConfigError(f"{file} cannot be read ({error}): get it again") from error
     return {"model": weights, "facts": facts.get("facts") if isinstance(facts, dict) else None}
 
 

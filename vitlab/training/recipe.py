@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 from torch.optim import Optimizer
 
+from vitlab.config.errors import ConfigError
 from vitlab.data.augment import Augment
 from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples
@@ -50,7 +51,7 @@ class Fit:
             features frozen: `val/5-shot` and `test/5-shot` of result.json, the mean of 5 draws (`vitlab probe`).
 
     Raises:
-        ValueError: a value that cannot be.
+        ConfigError: a value that cannot be.
     """
 
     epochs: float | None
@@ -76,21 +77,21 @@ class Fit:
         durations = {"fit.epochs": self.epochs, "fit.steps": self.steps, "fit.images": self.images}
         said = [f"{key}={value}" for key, value in durations.items() if value is not None]
         if len(said) != 1:
-            raise ValueError(f"{' and '.join(said) or 'no duration'}: give one of {', '.join(durations)}")
+            raise ConfigError(f"{' and '.join(said) or 'no duration'}: give one of {', '.join(durations)}")
         counts = ("steps", "images", "batch_size", "accumulate", "lr_batch_size", "evaluation_batch_size", "patience")
         for key in (*counts, "epochs", "evaluate_every"):
             value = getattr(self, key)
             if value is not None and not 0 < value <= 10**12:
-                raise ValueError(f"fit.{key}={value}: must be above 0, and at most 10^12")
+                raise ConfigError(f"fit.{key}={value}: must be above 0, and at most 10^12")
         if self.clip is not None and not 0 < self.clip < math.inf:
-            raise ValueError(f"fit.clip={self.clip}: must be above 0, or null for none; 1.0 is usual")
+            raise ConfigError(f"fit.clip={self.clip}: must be above 0, or null for none; 1.0 is usual")
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"fit.layer_decay={self.layer_decay}: must be above 0 and at most 1 (off); 0.75 is usual")
+            raise ConfigError(f"fit.layer_decay={self.layer_decay}: must be above 0 and at most 1 (off); 0.75 is usual")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"fit.ema_decay={self.ema_decay}: must be at least 0 (off) and below 1; 0.9999 is usual")
+            raise ConfigError(f"fit.ema_decay={self.ema_decay}: must be at least 0 (off) and below 1; 0.9999 is usual")
         probe.check(f"fit.shots={list(self.shots)}", self.shots)
         if self.one_batch and self.shots:
-            raise ValueError(f"fit.shots={list(self.shots)} with fit.one_batch=true, which has no images to draw from")
+            raise ConfigError(f"fit.shots={list(self.shots)} with fit.one_batch=true, which has no images to draw from")
 
     def total(self, examples: int) -> int:
         """The training in optimizer updates."""

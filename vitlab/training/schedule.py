@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch.optim import Optimizer
 
+from vitlab.config.errors import ConfigError
 from vitlab.system.lazy_imports import modules
 
 logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # it warns of trainings of one step
@@ -26,7 +27,7 @@ class Schedule(ABC):
         warmup_steps: warm-up in optimizer updates.
 
     Raises:
-        ValueError: a warm-up given twice, negative, or not shorter than the training.
+        ConfigError: a warm-up given twice, negative, or not shorter than the training.
     """
 
     warmup_fraction: float | None
@@ -44,12 +45,12 @@ class Schedule(ABC):
         said = {f"schedule.warmup_{name}": pair for name, pair in given.items() if pair[0] is not None}
         if len(said) > 1:
             both = " and ".join(f"{key}={value}" for key, (value, _) in said.items())
-            raise ValueError(f"{both}: give one, and set the others to null")
+            raise ConfigError(f"{both}: give one, and set the others to null")
         for key, (value, unit) in said.items():
             assert value is not None
             updates = round(value * unit)
             if not 0 <= updates < max(2, steps):
-                raise ValueError(
+                raise ConfigError(
                     f"{key}={value} is a warm-up of {updates} steps, and the whole training has {steps}: use from 0 to"
                     f" {(steps - 1) / unit:.3g}"
                 )
@@ -85,7 +86,7 @@ class Falling(Schedule):
 
     def __post_init__(self) -> None:
         if self.min_lr < 0:
-            raise ValueError(f"schedule.min_lr={self.min_lr}: must be 0 or more")
+            raise ConfigError(f"schedule.min_lr={self.min_lr}: must be 0 or more")
 
 
 @dataclass(kw_only=True)
@@ -103,13 +104,13 @@ class Cosine(Falling):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cycles < 1:
-            raise ValueError(f"schedule.cycles={self.cycles}: must be at least 1")
+            raise ConfigError(f"schedule.cycles={self.cycles}: must be at least 1")
         if not 0 < self.cycle_decay <= 1:
-            raise ValueError(f"schedule.cycle_decay={self.cycle_decay}: must be above 0 and at most 1")
+            raise ConfigError(f"schedule.cycle_decay={self.cycle_decay}: must be above 0 and at most 1")
 
     def after_warmup(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
         if self.cycles > updates:
-            raise ValueError(f"schedule.cycles={self.cycles}: there are {updates} steps after the warm-up")
+            raise ConfigError(f"schedule.cycles={self.cycles}: there are {updates} steps after the warm-up")
         (timm,) = modules("timm.scheduler")
         cycles = {"cycle_limit": self.cycles, "cycle_decay": self.cycle_decay}
         return timm.CosineLRScheduler(
@@ -147,12 +148,12 @@ class Step(Schedule):
 
     def __post_init__(self) -> None:
         if not all(0 < m < 1 for m in self.milestones) or sorted(set(self.milestones)) != list(self.milestones):
-            raise ValueError(
+            raise ConfigError(
                 f"schedule.milestones={list(self.milestones)}: must be rising shares of the training, such as"
                 " [0.5, 0.75]"
             )
         if not 0 < self.factor < 1:
-            raise ValueError(f"schedule.factor={self.factor}: must lie between 0 and 1; 0.1 is usual")
+            raise ConfigError(f"schedule.factor={self.factor}: must lie between 0 and 1; 0.1 is usual")
 
     def after_warmup(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
         (timm,) = modules("timm.scheduler")
@@ -161,7 +162,7 @@ class Step(Schedule):
         steps = updates + 1 - ahead + warmup
         places = [round(share * steps) + ahead - warmup + 1 for share in self.milestones]  # timm falls one before
         if places and places[0] <= ahead:
-            raise ValueError(
+            raise ConfigError(
                 f"schedule.milestones={list(self.milestones)}: the first falls into the warm-up: raise it, or shorten"
                 " schedule.warmup_fraction"
             )
@@ -183,7 +184,7 @@ class Wsd(Falling):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.decay_fraction <= 1:
-            raise ValueError(f"schedule.decay_fraction={self.decay_fraction}: must be above 0 and at most 1")
+            raise ConfigError(f"schedule.decay_fraction={self.decay_fraction}: must be above 0 and at most 1")
 
     def after_warmup(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
         (timm,) = modules("timm.scheduler")
@@ -218,7 +219,7 @@ class Rsqrt(Wsd):
     def stable(self, warmup: int) -> dict[str, Any]:
         timescale = self.timescale if self.timescale is not None else warmup
         if timescale < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"schedule.timescale={timescale}: must be at least 1 step; null takes the warm-up's length, which is"
                 f" {warmup} here"
             )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitlab.config.errors import CheckpointError
 from vitlab.system.distributed import gather_state, shard_like
 from vitlab.training.ema import Ema
 from vitlab.training.meter import Meter
@@ -84,12 +85,12 @@ class State:
         """Takes over what `capture` gave, in however many processes it did so.
 
         Raises:
-            ValueError: it is of another run, or of a vitlab that kept other things.
+            CheckpointError: it is of another run, or of a vitlab that kept other things.
         """
         wrote = saved.get("wrote")
         wrote = wrote if isinstance(wrote, dict) else {}
         if wrote.get("run") != self.wrote["run"]:
-            raise ValueError(
+            raise CheckpointError(
                 f"the checkpoint in this folder is of another run ({wrote.get('run')}, not {self.wrote['run']}): move"
                 " the folder away"
             )
@@ -109,7 +110,7 @@ class State:
             for key in PLAIN:
                 setattr(self, key, saved[key])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise CheckpointError(
                 f"the checkpoint in this folder, written by vitlab {wrote.get('vitlab')}, does not fit this one"
                 f" ({str(error).splitlines()[0]}): move the folder away, or take that version"
             ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vitlab.config.errors import DataError
 from vitlab.data.dataset import Dataset, DatasetMissing, cut
 from vitlab.data.examples import Examples, Pixels
 
@@ -38,7 +39,7 @@ class Digits(Dataset):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.test_fraction < 1:
-            raise ValueError(f"dataset.test_fraction={self.test_fraction}: must lie between 0 and 1; 0.2 is usual")
+            raise DataError(f"dataset.test_fraction={self.test_fraction}: must lie between 0 and 1; 0.2 is usual")
 
     def read(self) -> dict[str, Examples]:
         package = find_spec("sklearn")

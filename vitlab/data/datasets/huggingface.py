@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vitlab.config.errors import DataError
 from vitlab.data.dataset import Dataset, DatasetMissing
 from vitlab.data.datasets.image_folder import check_facts, with_test
 from vitlab.data.examples import Examples, UnreadableImage, decoded
@@ -40,7 +41,7 @@ class HuggingFace(Dataset):
 
     Raises:
         DatasetMissing: nothing there, or nothing on this machine.
-        ValueError: no such column, split or configuration, a damaged file, or `datasets` is not installed.
+        DataError: no such column, split or configuration, a damaged file, or `datasets` is not installed.
     """
 
     size = None
@@ -70,7 +71,7 @@ class HuggingFace(Dataset):
         self.values = self.distinct(self.rows["train"])
         self.classes = tuple(str(value) for value in self.values)
         if len(self.classes) < 2:
-            raise ValueError(
+            raise DataError(
                 f"{self.path} has {len(self.classes)} class in dataset.label_column={self.label_column}: a classifier"
                 " needs at least 2"
             )
@@ -84,7 +85,7 @@ class HuggingFace(Dataset):
             from datasets import config
             from datasets.exceptions import DatasetNotFoundError
         except ImportError as error:
-            raise ValueError(
+            raise DataError(
                 "dataset=hf needs the library `datasets`, which is not installed: uv sync --extra hf, or"
                 ' pip install "vitlab[hf]"'
             ) from error
@@ -101,11 +102,11 @@ class HuggingFace(Dataset):
             raise
         except (ConnectionError, DatasetNotFoundError) as error:
             if self.download:
-                raise ValueError(f"{self.path} could not be fetched from the hub: {sentence(error)}") from error
+                raise DataError(f"{self.path} could not be fetched from the hub: {sentence(error)}") from error
             raise DatasetMissing(self.path, [place, config.HF_DATASETS_CACHE], f"Get it with: {command}") from error
         except Exception as error:  # what a damaged file makes its reader raise is anybody's guess
             remedy = "" if local or self.download else f"; to ask the hub: {command}"
-            raise ValueError(f"{self.path} cannot be read: {sentence(error.__cause__ or error)}{remedy}") from error
+            raise DataError(f"{self.path} cannot be read: {sentence(error.__cause__ or error)}{remedy}") from error
 
     def opened(self, place: Path) -> dict[str, Any]:
         """A local copy: what `save_to_disk` wrote, a parquet file, or a folder of such."""
@@ -144,14 +145,14 @@ class HuggingFace(Dataset):
 
         if name not in tables:
             rest = "" if split == "train" else ", or null for a slice of the training images"
-            raise ValueError(
+            raise DataError(
                 f"dataset.{split}_split={name}: {self.path} has no such split; it has {', '.join(tables)}: give one"
                 f" of them{rest}"
             )
         table, columns = tables[name].with_format(None), tables[name].features
         for key, column in (("image_column", self.image_column), ("label_column", self.label_column)):
             if column not in columns:
-                raise ValueError(f"dataset.{key}={column}: {self.path} has no such column; it has {', '.join(columns)}")
+                raise DataError(f"dataset.{key}={column}: {self.path} has no such column; it has {', '.join(columns)}")
         kind = columns[self.image_column]
         if isinstance(kind, datasets.Image):
             return table.cast_column(self.image_column, datasets.Image(decode=False))
@@ -159,7 +160,7 @@ class HuggingFace(Dataset):
             "binary",
             "large_binary",
         ):
-            raise ValueError(
+            raise DataError(
                 f"dataset.image_column={self.image_column}: it holds {kind}, not images; the columns are"
                 f" {', '.join(columns)}"
             )
@@ -179,7 +180,7 @@ class HuggingFace(Dataset):
         if getattr(kind, "dtype", "") not in ("string", "large_string", "bool") and "int" not in str(
             getattr(kind, "dtype", "")
         ):
-            raise ValueError(
+            raise DataError(
                 f"dataset.label_column={self.label_column}: it holds {kind}, not classes; the columns are"
                 f" {', '.join(table.features)}"
             )
@@ -195,7 +196,7 @@ class HuggingFace(Dataset):
         found = self.column(table)
         odd = sorted({str(value) for value in found if value not in places})
         if odd:
-            raise ValueError(
+            raise DataError(
                 f"dataset.{split}_split: {self.path} has labels there that are no class of the training images:"
                 f" {', '.join(odd[:5])} (an unlabelled split has -1 or None): choose another split"
             )
@@ -241,7 +242,7 @@ class Rows(Examples):
         cell = cell if isinstance(cell, dict) else {"bytes": cell}
         try:
             if cell.get("bytes") is None and "://" in (cell.get("path") or "://"):
-                raise ValueError("no image is in the row, and none in a local file")  # the network is left alone
+                raise DataError("no image is in the row, and none in a local file")  # the network is left alone
             file = Path(cell["path"]) if cell["bytes"] is None else io.BytesIO(cell["bytes"])
             return decoded(file, self.mode, self.least)
         except (OSError, SyntaxError, ValueError) as error:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from vitlab.config.errors import DataError
 from vitlab.data.dataset import Dataset, DatasetMissing, cut
 from vitlab.data.examples import Examples, Files, UnreadableImage, quiet
 
@@ -33,7 +34,7 @@ class ClassFolders(Dataset):
 
     Raises:
         DatasetMissing: no such directory.
-        ValueError: fewer than 2 classes, or a split with other classes than the training images.
+        DataError: fewer than 2 classes, or a split with other classes than the training images.
     """
 
     size = None
@@ -52,7 +53,7 @@ class ClassFolders(Dataset):
         self.folder_names = class_folders(train)
         if len(self.folder_names) < 2:
             names = ", ".join(self.folder_names) or "none"
-            raise ValueError(
+            raise DataError(
                 f"{train} has {len(self.folder_names)} class folder(s) with images ({names}): a classifier needs at"
                 " least 2"
             )
@@ -60,7 +61,7 @@ class ClassFolders(Dataset):
             if folder != train and (own := class_folders(folder)) != self.folder_names:
                 odd = sorted(set(own) ^ set(self.folder_names))
                 shown = ", ".join(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
-                raise ValueError(
+                raise DataError(
                     f"{folder} has {len(own)} classes and {train} has {len(self.folder_names)}; not in both: {shown}."
                     f" Give the {split} images the same class folders"
                 )
@@ -93,7 +94,7 @@ class ClassFolders(Dataset):
             pairs = [pair for pair, f in zip(pairs, faults, strict=True) if f is None]
             emptied = sorted(set(range(len(self.folder_names))) - {label for _, label in pairs})
             if emptied:
-                raise ValueError(f"{folder / self.folder_names[emptied[0]]} has no readable image")
+                raise DataError(f"{folder / self.folder_names[emptied[0]]} has no readable image")
         labels = np.array([label for _, label in pairs], dtype=np.int64)
         return Files([path for path, _ in pairs], labels, "RGB" if self.channels == 3 else "L", SKIP)
 
@@ -139,7 +140,7 @@ class ImageFolder(ClassFolders):
         }
         if folders and "train" not in folders:
             here = ", ".join(str(folder) for folder in folders.values())
-            raise ValueError(f"{root} has {here} and no train/: put the training images in {root / 'train'}")
+            raise DataError(f"{root} has {here} and no train/: put the training images in {root / 'train'}")
         return folders or {"train": root}
 
     def read(self) -> dict[str, Examples]:
@@ -149,10 +150,10 @@ class ImageFolder(ClassFolders):
 def check_facts(dataset: Dataset) -> None:
     """Raises ValueError where the facts that a user gives (channels, mean, std, test_fraction) do not fit together."""
     if dataset.channels not in (1, 3):
-        raise ValueError(f"dataset.channels={dataset.channels}: use 3 (colour) or 1 (grey)")
+        raise DataError(f"dataset.channels={dataset.channels}: use 3 (colour) or 1 (grey)")
     for name, values in (("mean", dataset.mean), ("std", dataset.std)):
         if len(values) != dataset.channels:
-            raise ValueError(
+            raise DataError(
                 f"dataset.{name} has {len(values)} values for {dataset.channels} channels: give one a channel"
             )
     check_test_fraction(getattr(dataset, "test_fraction", 0.5))
@@ -161,7 +162,7 @@ def check_facts(dataset: Dataset) -> None:
 def check_test_fraction(share: float) -> None:
     """Raises ValueError where this share of the images cannot be kept for the test."""
     if not 0 < share < 1:
-        raise ValueError(f"dataset.test_fraction={share}: must lie between 0 and 1; 0.2 is usual")
+        raise DataError(f"dataset.test_fraction={share}: must lie between 0 and 1; 0.2 is usual")
 
 
 def with_test(splits: dict[str, Examples], share: float, seed: int) -> dict[str, Examples]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitlab.config.errors import DataError
 from vitlab.data.dataset import DatasetMissing
 from vitlab.data.datasets.image_folder import ClassFolders, Pairs, class_folders, walk
 from vitlab.data.examples import Examples
@@ -45,7 +46,7 @@ class ImageNet(ClassFolders):
                 " train/WNID/*.JPEG and val/WNID/*.JPEG, and give the folder of both: dataset.root=PATH",
             )
         if not class_folders(folders["test"]):
-            raise ValueError(
+            raise DataError(
                 f"{folders['test']} has no class folders with images: sort the validation images into folders named"
                 " by WordNet id, as valprep.sh of PyTorch's ImageNet example does"
             )
@@ -96,7 +97,7 @@ class TinyImageNet(ClassFolders):
         train = folder / "train"
         missing = sorted(listed - set(class_folders(train))) if train.is_dir() else sorted(listed)
         if missing:
-            raise ValueError(
+            raise DataError(
                 f"{train} is not whole: {len(missing)} of the {len(listed)} classes in wnids.txt have no images there,"
                 f" such as {missing[0]}: unpack the archive again"
             )
@@ -113,7 +114,7 @@ class TinyImageNet(ClassFolders):
         """The images of `val_annotations.txt`, whose lines are a file name, a WordNet id and a box, between tabs.
 
         Raises:
-            ValueError: a line that is none, a class that is not trained on, or an image that is not there.
+            DataError: a line that is none, a class that is not trained on, or an image that is not there.
         """
         file = folder / "val_annotations.txt"
         classes = {name: label for label, name in enumerate(self.folder_names)}
@@ -122,10 +123,10 @@ class TinyImageNet(ClassFolders):
             rows = [line.split("\t") for line in file.read_text().splitlines()]
             pairs = [(folder / "images" / row[0], classes[row[1]]) for row in rows]
         except (OSError, UnicodeDecodeError, IndexError, KeyError) as error:
-            raise ValueError(f"{file} cannot be read ({error!r}): unpack the archive again") from error
+            raise DataError(f"{file} cannot be read ({error!r}): unpack the archive again") from error
         lost = [path for path, _ in pairs if path.name not in dist]
         if lost or not pairs:
-            raise ValueError(
+            raise DataError(
                 f"{folder / 'images'} is not whole: {len(lost)} of the {len(pairs)} images in val_annotations.txt are"
                 f" missing{f', such as {lost[0].name}' if lost else ''}: unpack the archive again"
             )

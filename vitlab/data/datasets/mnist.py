@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from vitlab.config.errors import DataError
 from vitlab.data.dataset import Dataset, DatasetMissing
 from vitlab.data.examples import Examples, Pixels
 
@@ -17,16 +18,16 @@ def read_idx(path: Path) -> np.ndarray:
     """The array in an IDX file of unsigned bytes, gzipped if its name says so (LeCun's format).
 
     Raises:
-        ValueError: the file is not such a file, or is cut short.
+        DataError: the file is not such a file, or is cut short.
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         axes = data[3]
         shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
         if data[:3] != b"\0\0\x08" or len(data) != 4 + 4 * axes + math.prod(shape):
-            raise ValueError(f"{len(data)} bytes for the shape {shape}")
+            raise DataError(f"{len(data)} bytes for the shape {shape}")
     except (ValueError, IndexError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a whole IDX file of bytes ({error}): fetch it again") from error
+        raise DataError(f"{path} is not a whole IDX file of bytes ({error}): fetch it again") from error
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
 
 
@@ -64,11 +65,11 @@ class Mnist(Dataset):
         images = read_idx(self.find(f"{prefix}-images-idx3-ubyte"))
         labels = read_idx(self.find(f"{prefix}-labels-idx1-ubyte"))
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(images):
-            raise ValueError(
+            raise DataError(
                 f"{self.name} has {images.shape} images and {labels.shape} labels: the files do not belong together"
             )
         if labels.max() >= len(self.classes):
-            raise ValueError(f"{self.name} has a label {labels.max()}, but {len(self.classes)} classes")
+            raise DataError(f"{self.name} has a label {labels.max()}, but {len(self.classes)} classes")
         return Pixels(torch.from_numpy(images)[:, None], labels)
 
     def find(self, file: str) -> Path:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vitlab.config.errors import DataError
 from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples, Pixels
 from vitlab.system.memory import check_fits
@@ -38,7 +39,7 @@ class Synthetic(Dataset):
             ("channels", self.channels, 1),
         ):
             if value < least:
-                raise ValueError(f"dataset.{name}={value}: must be at least {least}")
+                raise DataError(f"dataset.{name}={value}: must be at least {least}")
         images, (height, width) = self.examples + self.tests, self.shape
         of_each = f"{self.channels}x{height}x{width} numbers each, of {self.classes_count} classes"
         size = images * (self.channels * height * width + 8) + self.classes_count * 64

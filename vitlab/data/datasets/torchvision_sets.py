@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from vitlab.config.errors import DataError
 from vitlab.data.dataset import Dataset, DatasetMissing
 from vitlab.data.datasets.image_folder import check_test_fraction, with_test
 from vitlab.data.datasets.imagenet import MEAN, STD
@@ -58,7 +59,7 @@ class Published(Dataset):
 
         Raises:
             DatasetMissing: there is no copy.
-            ValueError: there is a part of one, or a damaged one; or the download failed.
+            DataError: there is a part of one, or a damaged one; or the download failed.
         """
         root = Path(self.root or "data").expanduser()
         place = root / self.folder
@@ -68,15 +69,15 @@ class Published(Dataset):
         try:
             examples = self.examples(self.kind()(str(root), download=self.download, **arguments))
             if not len(examples) or not 0 <= examples.labels.min() <= examples.labels.max() < len(self.classes):
-                raise ValueError(f"{len(examples)} {split} images whose labels are not those of the classes")
+                raise DataError(f"{len(examples)} {split} images whose labels are not those of the classes")
         except Exception as error:  # what a damaged file makes its reader raise is anybody's guess
             said = " ".join(str(error).split()) or type(error).__name__
             if said.startswith("Dataset not found or corrupted"):
                 said = "a file is missing, or is not the published one by its checksum"
             remedy = f"remove it and fetch it again: {command}"
             if self.download and not place.exists():
-                raise ValueError(f"{self.name} could not be fetched to {root}: {said}") from error
-            raise ValueError(f"{place} is not a whole copy of {self.name} ({said}): {remedy}") from error
+                raise DataError(f"{self.name} could not be fetched to {root}: {said}") from error
+            raise DataError(f"{place} is not a whole copy of {self.name} ({said}): {remedy}") from error
         return examples
 
 
@@ -187,7 +188,7 @@ class Listed(Published):
     def checked(self, split: str, arguments: dict[str, Any]) -> Examples:
         examples = super().checked(split, arguments)
         if len(examples) != self.counts[split]:
-            raise ValueError(
+            raise DataError(
                 f"{Path(self.root or 'data') / self.folder} has {len(examples):,} {split} images, and {self.name} has"
                 f" {self.counts[split]:,}: remove it and fetch it again: vitlab train dataset={self.name}"
                 " dataset.download=true"
@@ -198,12 +199,12 @@ class Listed(Published):
         here, known = [readable(name) for name in self.names(found)], [name.lower() for name in self.classes]
         if here != known:
             odd = ", ".join(sorted(set(here) ^ set(known))[:5])
-            raise ValueError(f"it has {len(here)} classes of {len(known)}; not in both: {odd}")
+            raise DataError(f"it has {len(here)} classes of {len(known)}; not in both: {odd}")
         pairs = [(Path(path), label) for path, label in self.pairs(found)]
         files = {file for folder in {path.parent for path, _ in pairs} for file in folder.iterdir()}
         lost = [path for path, _ in pairs if path not in files]
         if lost:
-            raise ValueError(f"{len(lost)} of {len(pairs)} images are missing, such as {lost[0].name}")
+            raise DataError(f"{len(lost)} of {len(pairs)} images are missing, such as {lost[0].name}")
         return Files([path for path, _ in pairs], np.array([label for _, label in pairs]), "RGB")
 
     def names(self, found: Any) -> Sequence[str]:

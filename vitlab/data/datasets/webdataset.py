@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from vitlab.config.errors import DataError
 from vitlab.data.dataset import Dataset, DatasetMissing
 from vitlab.data.datasets.download import ShardError, Store, check_address, is_remote, locked, short, streamed
 from vitlab.data.datasets.image_folder import check_facts, with_test
@@ -84,17 +85,17 @@ class WebDataset(Dataset):
         check_facts(self)
         for name in ("lanes", "window", "cache_bytes"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"dataset.{name}={value}: must be at least 1")
+                raise DataError(f"dataset.{name}={value}: must be at least 1")
         patterns = {"train": self.train, "validation": self.validation, "test": self.test}
         self.shards = {split: shards(pattern) for split, pattern in patterns.items() if pattern is not None}
         names = sorted(name for part in self.shards.values() for name in part)
         if twice := [a for a, b in pairwise(names) if a == b]:
-            raise ValueError(f"{twice[0]} is named twice: give every shard to one split, once")
+            raise DataError(f"{twice[0]} is named twice: give every shard to one split, once")
         folder = Path(self.cache).expanduser()
         self.indices, self.store = folder / "indices", Store(folder / "shards", self.cache_bytes)
         self.classes = self.names()
         if len(self.classes) < 2:
-            raise ValueError(
+            raise DataError(
                 f"{self.train} has {len(self.classes)} class ({', '.join(self.classes)}): a classifier needs at least 2"
             )
 
@@ -198,14 +199,14 @@ def shards(pattern: str) -> tuple[str, ...]:
     """The shards of a pattern, by webdataset's rules for braces and `::`; on a disk wildcards and folders as well.
 
     Raises:
-        ValueError: webdataset is not installed.
+        DataError: webdataset is not installed.
         ShardError: what is neither a path nor an address that one may fetch.
         DatasetMissing: a path where nothing is.
     """
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
-        raise ValueError(
+        raise DataError(
             "dataset=webdataset needs the library `webdataset`, which is not installed: uv sync --extra webdataset, or"
             ' pip install "vitlab[webdataset]"'
         ) from error
