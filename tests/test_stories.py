@@ -110,7 +110,7 @@ def test_bad_input_is_one_sentence_and_exit_status_2(tmp_path, capsys, words):
 def test_a_loss_that_is_no_number_is_a_failed_run_with_a_sentence(tmp_path, capsys):
     words = ["optimizer=sgd", "optimizer.lr=1e20", "fit.clip=null", "fit.steps=20"]
     assert train(tmp_path, *words) == 1
-    assert "vitlab: the loss was no finite number at step" in capsys.readouterr().out
+    assert "vitlab: the loss is NaN or infinite at step" in capsys.readouterr().out
     (file,) = (tmp_path / "runs").glob("*/result.json")
     assert json.loads(file.read_text())["status"] == "failed"
 

@@ -83,7 +83,7 @@ def test_joblib_a_dead_worker_and_a_failed_run_lose_no_other(tmp_path, capfd):
     assert strike.struck not in (None, os.getpid())
     assert statuses(todo) == ["finished", "failed", "finished", "finished"]
     said = capfd.readouterr().err
-    assert "lost, seed 0 failed: the loss was no finite number" in said
+    assert "lost, seed 0 failed: the loss is NaN or infinite" in said
     assert todo[1].command in said
     assert todo[0].command not in said
     known = json.loads(todo[2].run.environment.read_text())

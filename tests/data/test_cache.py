@@ -18,11 +18,12 @@ from tests.disk import draw_image, write_images, write_parquet, write_shards
 from tests.processes import Training, until
 from tests.training.test_loop import ALONE, fit
 from vitlab.config.build import assemble
+from vitlab.config.errors import DataError, DiskFull
 from vitlab.data import cache, examples
 from vitlab.data.augment import evaluation
-from vitlab.data.cache import Cached, DiskFull, cached
+from vitlab.data.cache import Cached, cached
 from vitlab.data.datasets.image_folder import ImageFolder
-from vitlab.data.examples import Files, Pixels, UnreadableImage, decoded
+from vitlab.data.examples import Files, Pixels, decoded
 from vitlab.data.loader import EvalSampler, loader
 from vitlab.data.preprocess import Preprocess, Resize, to_pixels
 from vitlab.evaluation.reevaluate import evaluate
@@ -275,15 +276,15 @@ def test_what_is_in_memory_stays_there_and_nothing_is_written(tmp_path):
 def test_an_image_that_cannot_be_read_is_named_as_without_a_cache(tmp_path, workers):
     part = files(tmp_path / "images", n=50, remedy="mend it")
     (tmp_path / "images" / "41.jpg").write_bytes(part.paths[41].read_bytes()[:200])
-    with pytest.raises(UnreadableImage) as without:
+    with pytest.raises(DataError) as without:
         part.image(41)
-    with pytest.raises(UnreadableImage) as found:
+    with pytest.raises(DataError) as found:
         through(part, tmp_path / "cache", workers)
     assert str(found.value) == str(without.value)
     assert "41.jpg is not a readable image" in str(found.value)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"]
     part.paths[41].unlink()
-    with pytest.raises(UnreadableImage, match=r"41\.jpg .*: mend it"):
+    with pytest.raises(DataError, match=r"41\.jpg .*: mend it"):
         through(part, tmp_path / "cache", workers)
 
 

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from tests.disk import write_idx, write_images, write_mnist
-from vitlab.data.dataset import DatasetMissing, read_once
+from vitlab.config.errors import DatasetMissing
+from vitlab.data.dataset import read_once
 from vitlab.data.datasets.digits import Digits
 from vitlab.data.datasets.image_folder import ImageFolder
 from vitlab.data.datasets.mnist import FashionMnist, Mnist, read_idx

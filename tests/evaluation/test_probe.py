@@ -15,7 +15,7 @@ from tests.training.test_loop import ALONE, SMALL, fit
 from tests.training.test_resume import only
 from vitlab.__main__ import main
 from vitlab.cli.probe import Reading
-from vitlab.config.errors import ConfigError
+from vitlab.config.errors import ConfigError, SweepFileError
 from vitlab.evaluation import probe
 from vitlab.evaluation.load import load
 from vitlab.evaluation.reevaluate import eval_inputs, training_dataset
@@ -24,7 +24,7 @@ from vitlab.report.figures import named
 from vitlab.storage import runs_table
 from vitlab.storage.metrics import counterpart, higher_is_better, is_share
 from vitlab.sweep import plan as planning
-from vitlab.sweep import question, reader
+from vitlab.sweep import reader
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [9, 7, 12, 8]))
 
@@ -377,7 +377,7 @@ def test_a_sweep_whose_runs_would_not_report_its_metric_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"line 5: metric: test/2-shot: .* add \"fit.shots=\[2\]\" to the baseline"):
         planning.plan(reader.read(file))
     file.write_text(SWEEP.format(small=", ".join(SMALL)).replace("2-shot", "two-shot"))
-    with pytest.raises(question.SweepFileError, match=r"line 5: metric: .*test/5-shot"):
+    with pytest.raises(SweepFileError, match=r"line 5: metric: .*test/5-shot"):
         reader.read(file)
 
 

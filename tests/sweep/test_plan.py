@@ -219,7 +219,7 @@ def test_a_failed_arm_is_in_the_table_and_among_the_failures(file, tmp_path, cap
     assert main(["sweep", str(file), f"system.runs={tmp_path}/runs", "slots=2", "launcher=local"]) == 1
     said = capsys.readouterr()
     assert "bad, seed 0 failed: exit status 1" in said.err
-    assert "the loss was no finite number" in said.err
+    assert "the loss is NaN or infinite" in said.err
     assert re.search(r"^  vitlab train .*optimizer=sgd.* seed=0$", said.err, flags=re.MULTILINE)
     assert "1 failed" in said.out
     (answer,) = tmp_path.glob("runs/sweeps/*/answer.md")

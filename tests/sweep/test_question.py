@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitlab.config.errors import SweepFileError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import merged, several
 from vitlab.sweep import reader
-from vitlab.sweep.question import BASELINE, SweepFileError
+from vitlab.sweep.question import BASELINE
 from vitlab.sweep.reader import find, read
 
 WHOLE = """\

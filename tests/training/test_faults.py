@@ -17,17 +17,16 @@ from tests.processes import Training, steps, until
 from tests.training.test_loop import Evil, fit
 from tests.training.test_resume import assert_same, equal, only
 from vitlab.__main__ import main
+from vitlab.config.errors import CheckpointError, Interrupted, Locked, NonFinite, OutOfMemory
 from vitlab.model.vit import ViT
 from vitlab.storage import checkpoint
 from vitlab.storage.jsonl import Journal
-from vitlab.storage.lock import Lock, Locked, holder
+from vitlab.storage.lock import Lock, holder
 from vitlab.storage.run import Run
-from vitlab.system.memory import OutOfMemory
 from vitlab.system.signals import Interrupt
 from vitlab.training import loop
 from vitlab.training import step as step_of_training
-from vitlab.training.loop import Stopped, log
-from vitlab.training.recovery import NonFinite
+from vitlab.training.loop import log
 
 SMALL = ["train", "tracking=off", "dataset.train_examples=60", "model.width=16", "model.depth=2", "model.heads=2"]
 SMALL += ["fit.batch_size=16", "fit.precision=fp32", "system.log_every=1", "fit.evaluate_every=1"]
@@ -59,7 +58,7 @@ def stop(monkeypatch):
     def stop(tmp_path, step, *words, **more):
         with monkeypatch.context() as patch:
             patch.setattr(loop, "Interrupt", type("Soon", (Stopping,), {"at": step - 1}))
-            with pytest.raises(Stopped):
+            with pytest.raises(Interrupted):
                 fit(tmp_path, *words, **more)
         return Run(tmp_path / more.get("name", "run"))
 
@@ -120,7 +119,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
         path.write_bytes(flipped)
         try:
             found = checkpoint.load(path)
-        except checkpoint.CorruptCheckpoint:
+        except CheckpointError:
             refused += 1
         else:
             assert equal(found, state)

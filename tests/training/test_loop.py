@@ -13,6 +13,7 @@ import yaml
 import vitlab
 from tests.config.test_check import check, compose
 from vitlab.config.build import assemble
+from vitlab.config.errors import Interrupted, NonFinite
 from vitlab.data.examples import Pixels
 from vitlab.storage import checkpoint
 from vitlab.storage.run import Run, find
@@ -20,8 +21,7 @@ from vitlab.system.distributed import Distributed, join_processes
 from vitlab.system.precision import resolve
 from vitlab.training import loop
 from vitlab.training.batches import move_to_gpu, training_batches
-from vitlab.training.loop import Interrupt, Normalize, Stopped, log
-from vitlab.training.recovery import NonFinite
+from vitlab.training.loop import Interrupt, Normalize, log
 from vitlab.training.setup import prepare
 
 SMALL = [
@@ -125,7 +125,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_weights(tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "Interrupt", Asked)
-        with pytest.raises(Stopped, match=r"stopped at step \d+ of 12"):
+        with pytest.raises(Interrupted, match=r"stopped at step \d+ of 12"):
             fit(tmp_path, *varied, name="cut")
     run = Run(tmp_path / "cut")
     assert run.result()["status"] == "interrupted"
@@ -139,7 +139,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_weights(tmp_path, monkey
 
 def test_a_signal_saves_and_leaves(tmp_path):
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    with pytest.raises(Stopped) as left:
+    with pytest.raises(Interrupted) as left:
         fit(tmp_path, "fit.steps=100000", "system.log_every=1000")
     assert left.value.signal == signal.SIGTERM
     run = Run(tmp_path / "run")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, FAILED, refuse
-from vitlab.config.errors import ConfigError
+from vitlab.config.errors import ConfigError, OutOfMemory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--warmup", type=int, default=2, metavar="N", help="rounds before them; 2")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where bench.json and bench.png go")
     options = parser.parse_intermixed_args(words)
-    from vitlab.system.memory import OutOfMemory, out_of_memory
+    from vitlab.system.memory import out_of_memory
 
     try:
         bench(options)

@@ -15,7 +15,7 @@ from vitlab.cli.exit import DONE, FAILED, refuse
 from vitlab.config import identity
 from vitlab.config.build import assemble
 from vitlab.config.check import check
-from vitlab.config.errors import ConfigError, Node
+from vitlab.config.errors import ConfigError, Interrupted, Node, OutOfMemory, RankLost
 from vitlab.config.groups import defaults
 
 if TYPE_CHECKING:
@@ -36,10 +36,9 @@ def place(config: Node, choices: dict[str, str]) -> "Run":
 
 def run(node: Node, choices: dict[str, str]) -> int:
     """One training, from its configuration to its summary."""
-    from vitlab.system.distributed import RankLost, detect_lost_rank, join_processes
-    from vitlab.system.memory import OutOfMemory
+    from vitlab.system.distributed import detect_lost_rank, join_processes
     from vitlab.tracking.logs import logging_to
-    from vitlab.training.loop import Stopped, fit
+    from vitlab.training.loop import fit
     from vitlab.training.setup import prepare
 
     try:
@@ -68,7 +67,7 @@ def run(node: Node, choices: dict[str, str]) -> int:
         try:
             with detect_lost_rank(dist):
                 result = fit(setup, folder, config)
-        except Stopped as leave:
+        except Interrupted as leave:
             log.warning("%s:\n%s", leave, typed())
             return 128 + leave.signal
         except KeyboardInterrupt:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from vitlab.data.examples import Examples, Files, UnreadableImage
+from vitlab.config.errors import DataError, DiskFull
+from vitlab.data.examples import Examples, Files, unreadable
 from vitlab.storage.files import write_whole
 from vitlab.storage.lock import Lock
 
@@ -69,16 +70,6 @@ class Cached(Examples):
         return Cached(self.pixels, starts, sizes, labels, self.channels, self.least)
 
 
-class DiskFull(ValueError):
-    """The disk is too small for a cache; says by how much."""
-
-    def __init__(self, folder: Path, why: str):
-        super().__init__(
-            f"system.cache={folder}: {why}: free some, give a folder on a larger disk, or decode in every epoch,"
-            " system.cache=null"
-        )
-
-
 def cached(splits: dict[str, Examples], folder: Path, workers: int) -> dict[str, Examples]:
     """The splits, those in files read from what lies decoded in `folder`; what does not is decoded now, by one process.
 
@@ -88,7 +79,7 @@ def cached(splits: dict[str, Examples], folder: Path, workers: int) -> dict[str,
         workers: processes that decode.
 
     Raises:
-        UnreadableImage: a file that cannot be decoded, by name.
+        DataError: a file that cannot be decoded, by name.
         NoRoom: they do not fit on the disk.
         OSError: the folder cannot be written.
     """
@@ -107,7 +98,7 @@ def cached(splits: dict[str, Examples], folder: Path, workers: int) -> dict[str,
                     found[name] = opened(places[name], part)
         except OSError as error:
             if error.errno in FULL:
-                raise DiskFull(folder, "the disk is full, and not all decoded images are written") from error
+                raise disk_full(folder, "the disk is full, and not all decoded images are written") from error
             raise OSError(
                 f"system.cache={folder} cannot be written ({error.strerror or error}): give another"
             ) from error
@@ -118,7 +109,7 @@ def key(examples: Files) -> str:
     """Another name for everything that can change a decoded byte: which files, of what size and time, and how read.
 
     Raises:
-        UnreadableImage: a file is gone.
+        DataError: a file is gone.
     """
 
     def facts(start: int) -> bytes:
@@ -128,7 +119,7 @@ def key(examples: Files) -> str:
             try:
                 file = os.stat(path)  # noqa: PTH116
             except OSError as error:
-                raise UnreadableImage(Path(os.fsdecode(name)), error, examples.remedy) from error
+                raise unreadable(Path(os.fsdecode(name)), error, examples.remedy) from error
             known.append((path, file.st_size, file.st_mtime_ns))
         return repr(known).encode()
 
@@ -173,14 +164,14 @@ def check_room(missing: dict[str, Files], folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if wanted + SPARE > free:
         have = f"of {free / 1e9:,.1f} GB that are free there, {SPARE / 1e9:.1f} are left to others"
-        raise DiskFull(folder, f"{images:,} decoded images take about {wanted / 1e9:,.1f} GB, and {have}")
+        raise disk_full(folder, f"{images:,} decoded images take about {wanted / 1e9:,.1f} GB, and {have}")
 
 
 def decode(place: Path, examples: Files, name: str, workers: int) -> None:
     """Decodes all images into the files of this place; for the holder of the lock.
 
     Raises:
-        UnreadableImage: one cannot be decoded.
+        DataError: one cannot be decoded.
         NoRoom: the disk has become full.
     """
     sizes = np.zeros((len(examples), 2), dtype=np.int32)
@@ -191,7 +182,7 @@ def decode(place: Path, examples: Files, name: str, workers: int) -> None:
         with part.open("wb") as out, tqdm(**title, leave=False, disable=None, dynamic_ncols=True) as bar:
             for shapes, pixels in packs(examples, workers):
                 if shutil.disk_usage(place.parent).free < SPARE:
-                    raise DiskFull(place.parent, f"the disk is nearly full after {done:,} of {len(examples):,} images")
+                    raise disk_full(place.parent, f"the disk is nearly full after {done:,} of {len(examples):,} images")
                 out.write(pixels.numpy().data)
                 sizes[done : done + len(shapes)] = shapes
                 done += len(shapes)
@@ -234,7 +225,7 @@ class Chunks(Dataset):
     def __getitem__(self, index: int) -> Packed | None:
         try:
             return packed(self.examples, index)
-        except UnreadableImage:  # no process can hand it over to another
+        except DataError:  # no process can hand it over to another
             return None
 
 
@@ -243,3 +234,11 @@ def packed(examples: Files, number: int) -> Packed:
     images = [np.asarray(examples.image(i)) for i in range(number * CHUNK, min(len(examples), (number + 1) * CHUNK))]
     sizes = np.array([image.shape[:2] for image in images])
     return sizes, torch.from_numpy(np.concatenate([image.ravel() for image in images]))
+
+
+def disk_full(folder: Path, why: str) -> DiskFull:
+    """The error for a disk that is too small for a cache."""
+    return DiskFull(
+        f"system.cache={folder}: {why}: free some, give a folder on a larger disk, or decode in every epoch,"
+        " system.cache=null"
+    )

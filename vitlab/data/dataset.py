@@ -152,11 +152,3 @@ def cut(examples: Examples, count: int, seed: int, key: str) -> tuple[Examples, 
         raise ConfigError(f"{key} would take {count} of {len(examples)} images: take at least 1 and leave at least 1")
     chosen, rest = stratified(examples.labels, count, seed)
     return examples.take(chosen), examples.take(rest)
-
-
-class DatasetMissing(FileNotFoundError):
-    """No files where they were looked for; says where, and which command gets them."""
-
-    def __init__(self, name: str, looked: list, remedy: str):
-        places = ", ".join(str(place) for place in looked)
-        super().__init__(f"{name} is not there: looked for {places}. {remedy}")

@@ -121,7 +121,7 @@ class Files(Examples):
         try:
             return decoded(path, self.mode, self.least)
         except (OSError, SyntaxError, ValueError) as error:
-            raise UnreadableImage(path, error, self.remedy) from error
+            raise unreadable(path, error, self.remedy) from error
 
     def take(self, indices: np.ndarray) -> "Files":
         return Files(self.names[indices], self.labels[indices], self.mode, self.remedy, self.least)
@@ -166,8 +166,6 @@ def reason(error: Exception) -> str:
     return f"it cannot be read ({' '.join(said.split())})"
 
 
-class UnreadableImage(ValueError):
-    """An image file that cannot be decoded, by name."""
-
-    def __init__(self, name: Path | str, error: Exception, remedy: str):
-        super().__init__(f"{name} is not a readable image ({error}): {remedy}")
+def unreadable(name: Path | str, error: Exception, remedy: str) -> DataError:
+    """The error for an image file that cannot be decoded."""
+    return DataError(f"{name} is not a readable image ({error}): {remedy}")

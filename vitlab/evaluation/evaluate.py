@@ -5,12 +5,13 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from vitlab.config.errors import OutOfMemory
 from vitlab.data.loader import PADDING, Batch
 from vitlab.data.preprocess import Normalize
 from vitlab.data.seeding import seeded
 from vitlab.model.objective import Classify
 from vitlab.system.distributed import Distributed
-from vitlab.system.memory import OutOfMemory, out_of_memory
+from vitlab.system.memory import out_of_memory
 from vitlab.system.precision import autocast
 
 

@@ -13,14 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitlab.config.errors import CheckpointError
 from vitlab.storage.files import write_whole
 from vitlab.storage.run import Run
 
 log = logging.getLogger("vitlab")
-
-
-class CorruptCheckpoint(ValueError):
-    """A file that is no checkpoint, or one whose bytes are not those that were written."""
 
 
 def save(path: Path, state: dict[str, Any], before: Path | None = None) -> None:
@@ -45,7 +42,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """What `save` wrote. Only tensors and plain values are read: a pickle that would run code is refused.
 
     Raises:
-        Damaged: the file is cut short or changed, or is no such file.
+        CheckpointError: the file is cut short or changed, or is no such file.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:  # one that cannot be read is not damaged for it
@@ -58,9 +55,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
             file.seek(0)
             state = torch.load(file, map_location=device, weights_only=True)
         except Exception as error:
-            raise CorruptCheckpoint(f"{path} is not a checkpoint that can be read safely: {reason(error)}") from error
+            raise CheckpointError(f"{path} is not a checkpoint that can be read safely: {reason(error)}") from error
     if not isinstance(state, dict):
-        raise CorruptCheckpoint(f"{path} is not a checkpoint of vitlab: it holds a {type(state).__name__}")
+        raise CheckpointError(f"{path} is not a checkpoint of vitlab: it holds a {type(state).__name__}")
     return state
 
 
@@ -111,7 +108,7 @@ class Store:
         for number, path in enumerate(paths, 1):
             try:
                 state = load(path)
-            except CorruptCheckpoint as error:
+            except CheckpointError as error:
                 aside = path.with_name(f"{path.name}.damaged")
                 while aside.exists():
                     aside = aside.with_name(f"{aside.name}-again")

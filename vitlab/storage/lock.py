@@ -12,11 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from vitlab.config.errors import Locked
+
 PATIENCE = 1.0  # seconds: somebody may just be looking
-
-
-class Locked(OSError):
-    """Another process holds the lock; says which."""
 
 
 class Lock:
@@ -27,7 +25,7 @@ class Lock:
         waiting: is told, once, who has the lock, which is then waited for as long as that takes; None waits for none.
 
     Raises:
-        Held: another process has it, and is not waited for.
+        Locked: another process has it, and is not waited for.
     """
 
     def __init__(self, path: Path, waiting: Callable[[str], object] | None = None):

@@ -14,10 +14,9 @@ import torch
 from vitlab.config.build import assemble, build
 from vitlab.config.check import check, locate
 from vitlab.config.compose import compose
-from vitlab.config.errors import ConfigError, Node
+from vitlab.config.errors import ConfigError, DatasetMissing, Node
 from vitlab.config.identity import cell_identity, identity, slug
 from vitlab.config.overrides import key_of, merged, quoted
-from vitlab.data.dataset import DatasetMissing
 from vitlab.evaluation import probe
 from vitlab.model import count
 from vitlab.model.meta import on_meta_device, zeroed

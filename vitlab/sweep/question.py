@@ -7,14 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vitlab.config.errors import SweepFileError
 from vitlab.config.overrides import key_of, merged, several
 
 FIRST = "first/"  # before the name of what is trained before the arms
 BASELINE = "baseline"  # the cell's name where no arm is the same
-
-
-class SweepFileError(ValueError):
-    """A sweep file that cannot be; the message says which line, why, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +117,7 @@ class Question:
             words: overrides of every cell.
 
         Raises:
-            WrongFile: a word that is about what the sweep varies.
+            SweepFileError: a word that is about what the sweep varies.
         """
         words = tuple(words)
         varied = {key_of(word) for arm in self.arms.values() for word in arm} | set(self.axes)

@@ -7,23 +7,12 @@ from typing import Any
 
 import yaml
 
-from vitlab.config.errors import SweepError
+from vitlab.config.errors import SweepError, SweepFileError
 from vitlab.config.groups import SWEEPS, is_known, known_keys, nearest
 from vitlab.config.overrides import key_of, merged
 from vitlab.storage.files import read_text
 from vitlab.storage.metrics import COSTS, MEASURED, METRICS, SHOTS
-from vitlab.sweep.question import (
-    BASELINE,
-    FIRST,
-    Cell,
-    Dimension,
-    Expect,
-    Question,
-    Search,
-    SweepFileError,
-    slugs,
-    source_of,
-)
+from vitlab.sweep.question import BASELINE, FIRST, Cell, Dimension, Expect, Question, Search, slugs, source_of
 
 
 def cell(said: str) -> tuple[Question, Cell]:
@@ -83,7 +72,7 @@ def read(file: Path, scale: str | None = None) -> Question:
         scale: name of the scale; None is the first of the file.
 
     Raises:
-        WrongFile: what is wrong, with its line.
+        SweepFileError: what is wrong, with its line.
     """
     reader = Reader(file)
     top = reader.mapping(reader.tree, "", (*KEYS, "baseline", "scale", "question", "source"))

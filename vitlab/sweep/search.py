@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitlab.config.errors import SweepError
+from vitlab.config.errors import DatasetMissing, SweepError, SweepFileError
 from vitlab.config.overrides import merged, typed
 from vitlab.report.search import ranked, report
 from vitlab.storage.lock import Lock
@@ -21,7 +21,7 @@ from vitlab.sweep.job import Failure, Job, Slot
 from vitlab.sweep.local import Listed, Local
 from vitlab.sweep.plan import Checked, Plan
 from vitlab.sweep.progress import Board
-from vitlab.sweep.question import Cell, SweepFileError
+from vitlab.sweep.question import Cell
 from vitlab.sweep.study import (
     REFUSED,
     asked,
@@ -221,7 +221,7 @@ class Trials:
                 try:
                     self.check(f"{dimension.key}={value}", {dimension.key: value})
                 except (ValueError, OSError) as error:
-                    if isinstance(error, OSError) or not self.elsewhere(dimension.key, value):
+                    if isinstance(error, DatasetMissing) or not self.elsewhere(dimension.key, value):
                         file, lines = self.plan.question.file, self.plan.question.lines
                         line = lines.get(f"search.space.{dimension.key}", lines.get("search", 1))
                         raise SweepFileError(f"{file}, line {line}, {dimension.key}={value}: {error}") from error

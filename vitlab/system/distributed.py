@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from vitlab.config.errors import RankLost
 from vitlab.system.options import System
 
 PATIENCE = timedelta(minutes=30)  # that processes wait for one of them, such as one that fetches a dataset
@@ -115,10 +116,6 @@ def join_processes(system: System) -> Generator[Distributed]:
     finally:
         if joined:
             distributed.destroy_process_group()
-
-
-class RankLost(Exception):
-    """Another process of this training has ended; says so."""
 
 
 @contextmanager

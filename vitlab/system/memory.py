@@ -36,7 +36,3 @@ def format_bytes(size: float) -> str:
 
 def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-class OutOfMemory(RuntimeError):
-    """A batch is too large for the memory; says what to do."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from vitlab.config.errors import Interrupted
 from vitlab.config.identity import cell_identity, identity
 from vitlab.data.loader import local_indices
 from vitlab.data.preprocess import Normalize
@@ -51,7 +52,7 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
     Raises:
         NonFinite: the loss is no number any more.
         OutOfMemory: a batch is too large.
-        Stopped: a signal asked to leave; everything is saved.
+        Interrupted: a signal asked to leave; everything is saved.
     """
     options, dist, device, total = setup.fit, setup.dist, setup.dist.device, setup.steps
     normalize = Normalize(setup.dataset.mean, setup.dataset.std).to(device)
@@ -157,12 +158,12 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
                 save(better=better)
             if asked and state.step < total:
                 store.wait()
-                raise Stopped(state.step, total, asked, store.step)
+                raise Interrupted(state.step, total, asked, store.step)
         if reason:
             log.info("stops at step %d of %d: %s", state.step, total, reason)
         if asked:
             store.wait()
-            raise Stopped(total, total, asked, store.step)
+            raise Interrupted(total, total, asked, store.step)
 
         # The test images, read once, with the weights that validation chose.
         store.finish()
@@ -216,16 +217,6 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
         run.write_result(result)
     dist.barrier()
     return result
-
-
-class Stopped(Exception):
-    """A signal asked the training to leave."""
-
-    def __init__(self, step: int, steps: int, number: int, saved: int | None):
-        self.signal = number
-        self.saved = saved
-        where = "" if saved == step else f" (that could not be saved: step {saved or 0} is what it goes on from)"
-        super().__init__(f"stopped at step {step} of {steps}{where}; the same command goes on")
 
 
 def few_shot(setup: TrainingSetup, normalize: Normalize) -> dict[str, float]:

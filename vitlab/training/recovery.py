@@ -2,6 +2,7 @@
 
 import logging
 
+from vitlab.config.errors import NonFinite
 from vitlab.storage import checkpoint
 from vitlab.storage.checkpoint import Store
 from vitlab.training.optimizer import learning_rate
@@ -40,20 +41,9 @@ def roll_back(state: State, store: Store, bad: int) -> int:
     if failing > ROLLBACKS or not resume(state, store):
         raise NonFinite(bad, setup.steps, lr, f", after {rollbacks - 1} rollbacks")
     log.warning(
-        "the loss was no finite number at step %d: goes on from there with the weights of step %d", bad, state.step
+        "the loss is NaN or infinite at step %d: goes on from there with the weights of step %d", bad, state.step
     )
     back, state.step, state.rollbacks, state.failing = state.step, step, rollbacks, failing
     state.calm = False
     state.meter.clear()
     return back
-
-
-class NonFinite(ArithmeticError):
-    """The loss is infinite or no number."""
-
-    def __init__(self, step: int, steps: int, lr: float, more: str = ""):
-        super().__init__(
-            f"the loss was no finite number at step {step} of {steps}{more}, at a learning rate of {lr:.3g}. Try a"
-            " smaller optimizer.lr, a longer warm-up (schedule.warmup_fraction), fit.clip=1.0 or fit.precision=fp32"
-            + ("" if more else ", or fit.on_nonfinite=skip or rollback")
-        )

@@ -5,12 +5,12 @@ import logging
 import torch
 from torch import Tensor
 
+from vitlab.config.errors import NonFinite, OutOfMemory
 from vitlab.data.seeding import reseed
-from vitlab.system.memory import OutOfMemory, out_of_memory
+from vitlab.system.memory import out_of_memory
 from vitlab.system.parallelize import gradient_sync
 from vitlab.system.precision import autocast
 from vitlab.training.optimizer import clip, learning_rate
-from vitlab.training.recovery import NonFinite
 from vitlab.training.state import State
 
 log = logging.getLogger("vitlab")
@@ -57,7 +57,7 @@ def train_step(state: State, images: Tensor, targets: Tensor) -> Tensor:
         state.skipped += 1
         state.failing += 1
         if state.failing == 1:
-            log.warning("the loss was no finite number at step %d: such updates are left out", step)
+            log.warning("the loss is NaN or infinite at step %d: such updates are left out", step)
         if state.failing > SKIPS:
             raise NonFinite(step, setup.steps, learning_rate(optimizer), f", after {SKIPS} such steps in a row")
     else:

@@ -15,10 +15,9 @@ from tests.disk import WRITERS, draw_pixels, hub_table, own_cache, write_parquet
 from vitlab.config.build import build
 from vitlab.config.check import check
 from vitlab.config.compose import compose
+from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.config.identity import identity
 from vitlab.data.augment import evaluation
-from vitlab.data.dataset import DatasetMissing
-from vitlab.data.examples import UnreadableImage
 from vitlab.data.loader import EvalSampler, loader
 
 
@@ -276,7 +275,7 @@ def test_a_row_without_an_image_is_named_and_not_fetched(tmp_path, cell):
     table = datasets.Dataset.from_dict({"image": [good] * 10 + [cell] * 10, "label": ["a", "b"] * 10}, features)
     train = hub(saved({"train": table}, tmp_path / "set"), "dataset.test_split=null").read()["train"]
     place = int(np.flatnonzero(train.indices >= 10)[0])
-    with pytest.raises(UnreadableImage, match=rf"set train row {train.indices[place]} is not a readable image"):
+    with pytest.raises(DataError, match=rf"set train row {train.indices[place]} is not a readable image"):
         train.image(place)
     assert train.image(0).size == (8, 8)
 

@@ -10,9 +10,9 @@ from tests.disk import WNIDS, WRITERS, draw_image, write_imagenet, write_tiny_im
 from vitlab.config.build import build
 from vitlab.config.check import check
 from vitlab.config.compose import compose
+from vitlab.config.errors import DatasetMissing
 from vitlab.config.identity import identity
 from vitlab.data.augment import evaluation
-from vitlab.data.dataset import DatasetMissing
 from vitlab.data.loader import EvalSampler, loader
 from vitlab.system.lazy_imports import modules
 

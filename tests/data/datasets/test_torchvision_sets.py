@@ -14,9 +14,9 @@ from tests.disk import WRITERS, torchvision_class
 from vitlab.config.build import build
 from vitlab.config.check import check
 from vitlab.config.compose import compose
+from vitlab.config.errors import DatasetMissing
 from vitlab.config.identity import identity
 from vitlab.data.augment import evaluation
-from vitlab.data.dataset import DatasetMissing
 from vitlab.data.datasets import torchvision_sets
 from vitlab.data.examples import Files, Pixels
 from vitlab.data.loader import EvalSampler, loader

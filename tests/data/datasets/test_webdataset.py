@@ -18,8 +18,8 @@ from webdataset import ShardWriter
 
 from tests.data.test_augment import STRONG, augment
 from tests.data.test_dataset import COMMON
-from vitlab.data.dataset import DatasetMissing
-from vitlab.data.datasets.download import ShardError, Store, bytes_of, check_address
+from vitlab.config.errors import DataError, DatasetMissing
+from vitlab.data.datasets.download import Store, bytes_of, check_address
 from vitlab.data.datasets.webdataset import WebDataset
 from vitlab.data.loader import TrainSampler, loader, local_indices
 
@@ -229,7 +229,7 @@ def test_the_least_recently_used_shards_go_where_the_cache_is_full(tmp_path, far
         os.utime(store.path(names[shard]), (when, when))
         assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= 2 * size + 100
     assert [int(name[-5]) for name in far.asked()] == [0, 1, 2, 3]
-    with pytest.raises(ShardError, match=rf"dataset.cache_bytes={size - 1}: .*train-000.tar alone has {size} bytes"):
+    with pytest.raises(DataError, match=rf"dataset.cache_bytes={size - 1}: .*train-000.tar alone has {size} bytes"):
         Store(tmp_path / "small", size - 1).open(names[0], size)
 
 
@@ -375,7 +375,7 @@ def test_a_damaged_shard_is_refused_by_name_until_it_is_mended(tmp_path, far, da
     damage(path, whole)
     where = f"{far.address}/x.tar" if remote else str(path)
     for limit in (None, 10**9):
-        with pytest.raises(ShardError, match=rf"x\.tar.*{sentence}") as caught:
+        with pytest.raises(DataError, match=rf"x\.tar.*{sentence}") as caught:
             shards(tmp_path, where, cache_bytes=limit)
         assert "\n" not in str(caught.value)
     path.write_bytes(whole)
@@ -396,7 +396,7 @@ def test_a_remote_shard_that_changed_since_its_index_was_made_is_refused(tmp_pat
     write_tar(far.folder / "x.tar", pair())
     part = shards(tmp_path, f"{far.address}/x.tar", cache_bytes=10**9).examples("train")
     write_tar(far.folder / "x.tar", pair(**{f"{i}.txt": bytes(999) for i in range(99)}))
-    with pytest.raises(ShardError, match=r"x\.tar has \d+ bytes, but had \d+ when its index was made"):
+    with pytest.raises(DataError, match=r"x\.tar has \d+ bytes, but had \d+ when its index was made"):
         part.image(0)
 
 
@@ -408,7 +408,7 @@ def test_a_shard_that_is_not_there_is_refused_in_a_sentence(tmp_path, far):
     with pytest.raises(DatasetMissing, match=r"classes_file.*names\.txt"):
         shards(tmp_path, write_shards(tmp_path / "data"), classes_file=str(tmp_path / "names.txt"))
     for limit in (None, 10**9):
-        with pytest.raises(ShardError, match=r"x\.tar could not be fetched \(curl: exit 22\)"):
+        with pytest.raises(DataError, match=r"x\.tar could not be fetched \(curl: exit 22\)"):
             shards(tmp_path, f"{far.address}/x.tar", cache_bytes=limit)
 
 
@@ -433,7 +433,7 @@ def test_labels_that_are_no_classes_are_refused_by_shard(tmp_path, label, names,
 def test_test_labels_that_training_has_not_are_refused(tmp_path):
     train = write_shards(tmp_path / "data", 2)
     test = write_shards(tmp_path / "data", 1, name="test", start=100, label=lambda n: n % 7)
-    with pytest.raises(ShardError, match=r"test-000\.tar: the label . is none of the 4 classes"):
+    with pytest.raises(DataError, match=r"test-000\.tar: the label . is none of the 4 classes"):
         shards(tmp_path, train, test=test).splits()
 
 
@@ -459,7 +459,7 @@ def test_an_address_runs_no_command(tmp_path, monkeypatch, name, sentence):
     monkeypatch.chdir(tmp_path)
     write_tar(tmp_path / "data" / "x.tar", pair())
     write_tar(tmp_path / "x.tar", pair())
-    with pytest.raises(ShardError, match=sentence):
+    with pytest.raises(DataError, match=sentence):
         shards(tmp_path, name)
     assert not (tmp_path / "hacked").exists()
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vitlab.config.errors import DataError
-from vitlab.data.dataset import Dataset, DatasetMissing, cut
+from vitlab.config.errors import DataError, DatasetMissing
+from vitlab.data.dataset import Dataset, cut
 from vitlab.data.examples import Examples, Pixels
 
 

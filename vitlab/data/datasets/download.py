@@ -11,13 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vitlab.config.errors import DataError
 from vitlab.storage.files import write_whole
 
 SCHEMES = ("http", "https", "s3", "gs")
-
-
-class ShardError(ValueError):
-    """A shard that cannot be used; says which, why, and what to do."""
 
 
 def is_remote(name: str) -> bool:
@@ -28,14 +25,14 @@ def check_address(name: str) -> None:
     """Refuses what is neither a path nor an address that one may fetch: nothing of it ever reaches a shell.
 
     Raises:
-        ShardError: another scheme (`pipe:` would run a command), or a character that a fetching program might expand.
+        DataError: another scheme (`pipe:` would run a command), or a character that a fetching program might expand.
     """
     scheme = re.match(r"(\w+):", name)
     if scheme and not is_remote(name):
         reason = "would run a command, which no configuration may" if scheme[1] == "pipe" else "is no path or address"
-        raise ShardError(f"{name} {reason}: give a path, or an address of {', '.join(f'{s}://' for s in SCHEMES)}")
+        raise DataError(f"{name} {reason}: give a path, or an address of {', '.join(f'{s}://' for s in SCHEMES)}")
     if scheme and (odd := re.search(r"[^\w.~:/?#@!$&'()+,;=%-]", name, flags=re.ASCII)):
-        raise ShardError(
+        raise DataError(
             f"{name} has {odd[0]!r}, which no address has: name the shards by braces, such as x-{{000..099}}.tar, and"
             " write other characters as %XX"
         )
@@ -65,7 +62,7 @@ def streamed(url: str) -> Generator[Any]:
     """The bytes at an address, as webdataset opens it: curl for http, gsutil for gs; aws for s3, which it lacks.
 
     Raises:
-        ShardError: they could not be fetched.
+        DataError: they could not be fetched.
     """
     from webdataset.gopen import Pipe, gopen, gopen_schemes
 
@@ -78,7 +75,7 @@ def streamed(url: str) -> Generator[Any]:
             yield stream
     except OSError as error:
         reason = re.search(r"\['(\w+)'.*(exit -?\d+)", str(error))
-        raise ShardError(
+        raise DataError(
             f"{url} could not be fetched ({f'{reason[1]}: {reason[2]}' if reason else error}): look whether it is there"
             " and may be read from here"
         ) from error
@@ -115,7 +112,7 @@ class Store:
         """The whole file; its size may be unknown where there is no limit.
 
         Raises:
-            ShardError: it could not be fetched, is larger than the limit, or has another size than it had.
+            DataError: it could not be fetched, is larger than the limit, or has another size than it had.
         """
         path = self.path(url)
 
@@ -127,7 +124,7 @@ class Store:
                 shutil.copyfileobj(source, file, 1 << 20)
                 written = file.tell()
             if size is not None and written != size:
-                raise ShardError(
+                raise DataError(
                     f"{url} has {written} bytes, but had {size} when its index was made: give what changes another"
                     f" name, or remove {self.folder} and the indices beside it"
                 )
@@ -145,7 +142,7 @@ class Store:
         """Makes an empty file of this size, once there is room for it: files being fetched count whole."""
         assert self.limit is not None
         if size > self.limit:
-            raise ShardError(f"dataset.cache_bytes={self.limit}: {url} alone has {size} bytes: allow more")
+            raise DataError(f"dataset.cache_bytes={self.limit}: {url} alone has {size} bytes: allow more")
         while True:
             with locked(self.folder / "locks" / "room"):
                 if self.room(size) >= size:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitlab.config.errors import DataError
-from vitlab.data.dataset import Dataset, DatasetMissing
+from vitlab.config.errors import DataError, DatasetMissing
+from vitlab.data.dataset import Dataset
 from vitlab.data.datasets.image_folder import check_facts, with_test
-from vitlab.data.examples import Examples, UnreadableImage, decoded
+from vitlab.data.examples import Examples, decoded, unreadable
 
 FORMATS = ("parquet", "arrow", "imagefolder", "webdataset", "cache")  # what is read: data, and never anyone's code
 
@@ -98,7 +98,7 @@ class HuggingFace(Dataset):
         try:
             with network(self.download and not local):
                 return self.opened(place) if local else self.fetched(command)
-        except (DatasetMissing, Refused):
+        except DataError:
             raise
         except (ConnectionError, DatasetNotFoundError) as error:
             if self.download:
@@ -135,7 +135,7 @@ class HuggingFace(Dataset):
         formats = {kind.__module__.rpartition(".")[2] for kind in type(builder).__mro__}
         if not formats & set(FORMATS):
             known = ", ".join(FORMATS[:-1])
-            raise Refused(f"{self.path} is made of {type(builder).__name__} files: vitlab reads {known}")
+            raise DataError(f"{self.path} is made of {type(builder).__name__} files: vitlab reads {known}")
         builder.download_and_prepare()
         return {str(split): table for split, table in builder.as_dataset().items()}
 
@@ -247,15 +247,11 @@ class Rows(Examples):
             return decoded(file, self.mode, self.least)
         except (OSError, SyntaxError, ValueError) as error:
             remedy = "mend it, or fetch the set again"
-            raise UnreadableImage(f"{self.name} row {row}", error, remedy) from error
+            raise unreadable(f"{self.name} row {row}", error, remedy) from error
 
     def take(self, indices: np.ndarray) -> "Rows":
         rows, labels = self.indices[indices], self.labels[indices]
         return Rows(self.table, rows, labels, self.column, self.mode, self.name, self.least)
-
-
-class Refused(ValueError):
-    """What is there, and is not wanted."""
 
 
 @contextmanager

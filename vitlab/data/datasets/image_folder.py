@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from vitlab.config.errors import DataError
-from vitlab.data.dataset import Dataset, DatasetMissing, cut
-from vitlab.data.examples import Examples, Files, UnreadableImage, quiet
+from vitlab.config.errors import DataError, DatasetMissing
+from vitlab.data.dataset import Dataset, cut
+from vitlab.data.examples import Examples, Files, quiet, unreadable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
@@ -200,12 +200,12 @@ def class_folders(folder: Path) -> tuple[str, ...]:
         return tuple(sorted(e.name for e in entries if e.is_dir() and next(walk(e.path), None) is not None))
 
 
-def fault(path: Path) -> UnreadableImage | None:
+def fault(path: Path) -> DataError | None:
     """Why an image cannot be decoded, if so. JPEGs are decoded at reduced size, which reads every byte all the same."""
     try:
         with Image.open(path) as image:
             image.draft("RGB", (32, 32))
             image.load()
     except Exception as error:  # decoders of damaged files raise whatever they like
-        return UnreadableImage(path, error, SKIP)
+        return unreadable(path, error, SKIP)
     return None

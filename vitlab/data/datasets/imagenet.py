@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitlab.config.errors import DataError
-from vitlab.data.dataset import DatasetMissing
+from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.datasets.image_folder import ClassFolders, Pairs, class_folders, walk
 from vitlab.data.examples import Examples
 from vitlab.system.lazy_imports import modules

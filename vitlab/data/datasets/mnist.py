@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from vitlab.config.errors import DataError
-from vitlab.data.dataset import Dataset, DatasetMissing
+from vitlab.config.errors import DataError, DatasetMissing
+from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples, Pixels
 
 

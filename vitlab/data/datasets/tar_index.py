@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vitlab.data.datasets.download import ShardError
+from vitlab.config.errors import DataError
 
 META = re.compile(r"__[^/]*__($|/)")  # members that webdataset keeps for itself
 
@@ -82,7 +82,7 @@ def scan(file: Any, shard: str, image: tuple[str, ...], label: str, *, stream: b
         stream: whether the file can only be read from its beginning to its end.
 
     Raises:
-        ShardError: no tar, a tar that is cut short, a sample without image or label.
+        DataError: no tar, a tar that is cut short, a sample without image or label.
     """
     counted = Counted(file)
     extension, _, key = label.partition(":")
@@ -94,14 +94,14 @@ def scan(file: Any, shard: str, image: tuple[str, ...], label: str, *, stream: b
             (sample.text is None, "label", extension),
         ):
             if missing:
-                raise ShardError(
+                raise DataError(
                     f"{shard}: sample {sample.name} has no {option} ({value}) but {', '.join(sample.places)}: name the"
                     f" extension in dataset.{option}, or make the shard again without such samples"
                 )
         places.append(found[0])
         texts.append(said(sample, key, shard))
     if not places:
-        raise ShardError(f"{shard} has no samples: leave it out, or make it again")
+        raise DataError(f"{shard} has no samples: leave it out, or make it again")
     while stream and counted.read(1 << 20):
         pass
     names, labels = np.unique(np.array(texts, dtype=np.str_), return_inverse=True)
@@ -124,7 +124,7 @@ def samples(members: Iterator[tuple[tarfile.TarInfo, Any]], shard: str, extensio
                 yield sample
             sample = Sample(name, {})
         if ending in sample.places:
-            raise ShardError(f"{shard}: sample {name} has two members .{ending}: give every sample a name of its own")
+            raise DataError(f"{shard}: sample {name} has two members .{ending}: give every sample a name of its own")
         sample.places[ending] = (member.offset_data, member.size)
         if ending == extension:
             sample.text = file.read(member.size)
@@ -149,7 +149,7 @@ def members(file: Any, shard: str, stream: bool) -> Iterator[tuple[tarfile.TarIn
     except tarfile.EOFHeaderError:  # ty: ignore[missing-attribute]
         return
     except tarfile.TarError as error:
-        raise ShardError(
+        raise DataError(
             f"{shard} is cut short or no tar ({error}): fetch or make it again; one that is compressed must be unpacked"
         ) from error
 
@@ -165,7 +165,7 @@ def said(sample: Sample, key: str, shard: str) -> str:
     else:
         reason = repr(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "" or "\n" in str(value):
-        raise ShardError(
+        raise DataError(
             f"{shard}: the label of sample {sample.name} is neither a number nor one line of text ({reason[:80]}): name"
             " its member in dataset.label, such as cls, txt or json:label"
         )

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from vitlab.config.errors import DataError
-from vitlab.data.dataset import Dataset, DatasetMissing
+from vitlab.config.errors import DataError, DatasetMissing
+from vitlab.data.dataset import Dataset
 from vitlab.data.datasets.image_folder import check_test_fraction, with_test
 from vitlab.data.datasets.imagenet import MEAN, STD
 from vitlab.data.examples import Examples, Files, Pixels

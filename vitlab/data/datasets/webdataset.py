@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from vitlab.config.errors import DataError
-from vitlab.data.dataset import Dataset, DatasetMissing
-from vitlab.data.datasets.download import ShardError, Store, check_address, is_remote, locked, short, streamed
+from vitlab.config.errors import DataError, DatasetMissing
+from vitlab.data.dataset import Dataset
+from vitlab.data.datasets.download import Store, check_address, is_remote, locked, short, streamed
 from vitlab.data.datasets.image_folder import check_facts, with_test
 from vitlab.data.datasets.tar_index import Index, member_name, scan
-from vitlab.data.examples import Examples, UnreadableImage, decoded
+from vitlab.data.examples import Examples, decoded, unreadable
 from vitlab.storage.files import write_whole
 
 log = logging.getLogger("vitlab")
@@ -57,7 +57,7 @@ class WebDataset(Dataset):
 
     Raises:
         DatasetMissing: no shard where it was looked for.
-        ShardError: an address that may not be fetched, a damaged shard, a label that is no class.
+        DataError: an address that may not be fetched, a damaged shard, a label that is no class.
     """
 
     size = None
@@ -131,7 +131,7 @@ class WebDataset(Dataset):
             places = {str(place): place for place in range(len(self.classes))} | places
         known = [places.get(text, places.get(plain(text))) for text in index.names.tolist()]
         if None in known:
-            raise ShardError(
+            raise DataError(
                 f"{shard}: the label {index.names[known.index(None)]} is none of the {len(self.classes)} classes"
                 f" ({self.classes[0]} to {self.classes[-1]}): give all of them in dataset.classes_file"
             )
@@ -189,7 +189,7 @@ class WebDataset(Dataset):
         try:
             with path.open("rb") as file:
                 return scan(file, name, self.image, self.label, stream=False)
-        except ShardError:
+        except DataError:
             if is_remote(name):
                 path.unlink()  # so that a shard that was mended is fetched again
             raise
@@ -200,7 +200,7 @@ def shards(pattern: str) -> tuple[str, ...]:
 
     Raises:
         DataError: webdataset is not installed.
-        ShardError: what is neither a path nor an address that one may fetch.
+        DataError: what is neither a path nor an address that one may fetch.
         DatasetMissing: a path where nothing is.
     """
     try:
@@ -278,7 +278,7 @@ class Tars(Examples):
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = ValueError("its format is not known") if isinstance(error, UnidentifiedImageError) else error
             member = member_name(os.pread(file, 512, offset - 512))
-            raise UnreadableImage(f"{member} in {name}", reason, "make the shard again without it") from error
+            raise unreadable(f"{member} in {name}", reason, "make the shard again without it") from error
         finally:
             os.close(file)
 
