@@ -80,7 +80,7 @@ def cached(splits: dict[str, Examples], folder: Path, workers: int) -> dict[str,
 
     Raises:
         DataError: a file that cannot be decoded, by name.
-        NoRoom: they do not fit on the disk.
+        DiskFull: they do not fit on the disk.
         OSError: the folder cannot be written.
     """
     files = {name: part for name, part in splits.items() if isinstance(part, Files)}
@@ -155,7 +155,7 @@ def opened(place: Path, examples: Files) -> Cached | None:
 
 
 def check_room(missing: dict[str, Files], folder: Path) -> None:
-    """Raises NoRoom where these examples, judged by some of them, will not fit on the disk."""
+    """Raises DiskFull where these examples, judged by some of them, will not fit on the disk."""
     images, wanted = 0, 0.0
     for part in missing.values():
         some = (part.image(i) for i in np.linspace(0, len(part) - 1, min(SAMPLE, len(part))).astype(int).tolist())
@@ -172,7 +172,7 @@ def decode(place: Path, examples: Files, name: str, workers: int) -> None:
 
     Raises:
         DataError: one cannot be decoded.
-        NoRoom: the disk has become full.
+        DiskFull: the disk has become full.
     """
     sizes = np.zeros((len(examples), 2), dtype=np.int32)
 
