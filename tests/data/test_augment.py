@@ -8,7 +8,7 @@ from tests.data.test_dataset import COMMON, FOLDER, write_images
 from vitlab.config.build import build
 from vitlab.config.compose import compose
 from vitlab.config.groups import menu
-from vitlab.data.augment import Augment, evaluation
+from vitlab.data.augment import Augment, eval_transform
 from vitlab.data.datasets.digits import Digits
 from vitlab.data.datasets.image_folder import ImageFolder
 from vitlab.data.datasets.synthetic import Synthetic
@@ -116,13 +116,13 @@ def test_pad_crops_are_shifts_of_the_image_by_at_most_the_border():
 
 def test_nothing_to_do_is_no_transform():
     assert augment().transform(digits()) is None
-    assert evaluation(digits()) is None
+    assert eval_transform(digits()) is None
 
 
 def test_evaluation_of_small_images_keeps_every_pixel():
     dataset = digits()
     test = dataset.splits()["test"]
-    pixels, _ = next(iter(loader(test, evaluation(dataset), EvalSampler(examples=len(test), batch=len(test)))))
+    pixels, _ = next(iter(loader(test, eval_transform(dataset), EvalSampler(examples=len(test), batch=len(test)))))
     assert torch.equal(pixels, test.pixels)
 
 

@@ -20,10 +20,10 @@ from tests.training.test_loop import ALONE, fit
 from vitlab.config.build import assemble
 from vitlab.config.errors import DataError, DiskFull
 from vitlab.data import cache, examples
-from vitlab.data.augment import evaluation
-from vitlab.data.cache import Cached, cached
+from vitlab.data.augment import eval_transform
+from vitlab.data.cache import Cached, cache_images
 from vitlab.data.datasets.image_folder import ImageFolder
-from vitlab.data.examples import Files, Pixels, decoded
+from vitlab.data.examples import Files, Pixels, decode_image
 from vitlab.data.loader import EvalSampler, loader
 from vitlab.data.preprocess import Preprocess, Resize, to_pixels
 from vitlab.evaluation.reevaluate import evaluate
@@ -63,7 +63,7 @@ def same(one, other):
 
 
 def through(part, folder, workers=0):
-    return cached({"train": part}, folder, workers)["train"]
+    return cache_images({"train": part}, folder, workers)["train"]
 
 
 def never(*_):
@@ -74,18 +74,18 @@ def never(*_):
 
 
 @pytest.mark.parametrize(
-    ("least", "size"),
+    ("min_size", "size"),
     [(None, (1200, 800)), (801, (1200, 800)), (400, (600, 400)), (399, (600, 400)), (150, (300, 200)), (8, (150, 100))],
 )
-def test_a_jpeg_is_decoded_at_the_smallest_scale_that_leaves_enough_of_its_shorter_side(tmp_path, least, size):
+def test_a_jpeg_is_decoded_at_the_smallest_scale_that_leaves_enough_of_its_shorter_side(tmp_path, min_size, size):
     path = photo(tmp_path / "x.jpg")
-    assert decoded(path, "RGB", least).size == size
-    assert Files([path], np.array([0]), "RGB").reduced(least).image(0).size == size
+    assert decode_image(path, "RGB", min_size).size == size
+    assert Files([path], np.array([0]), "RGB").reduced(min_size).image(0).size == size
 
 
 def test_a_turned_photo_is_upright_at_reduced_size_too(tmp_path):
     path = photo(tmp_path / "x.jpg", orientation=6)
-    small, whole = decoded(path, "RGB", 200), decoded(path, "RGB")
+    small, whole = decode_image(path, "RGB", 200), decode_image(path, "RGB")
     assert (small.size, whole.size) == ((200, 300), (800, 1200))
     assert difference(small, whole.resize((200, 300), Image.Resampling.BOX)) < 1
 
@@ -96,16 +96,16 @@ def difference(one, other):
 
 def test_the_grey_of_a_reduced_photo_is_that_of_the_whole_one(tmp_path):
     path = photo(tmp_path / "x.jpg")
-    small = decoded(path, "L", 200)
+    small = decode_image(path, "L", 200)
     assert small.mode == "L"
-    assert small.tobytes() == decoded(path, "RGB", 200).convert("L").tobytes()
+    assert small.tobytes() == decode_image(path, "RGB", 200).convert("L").tobytes()
 
 
 @pytest.mark.parametrize("crop", [1.0, 0.875])
 @pytest.mark.parametrize("size", [(64, 64), (48, 96)])
 def test_what_evaluation_sees_of_a_reduced_photo_is_close_to_what_it_sees_of_the_whole(tmp_path, size, crop):
     resize, path = Resize(size, crop), photo(tmp_path / "x.jpg", quality=90)
-    small, whole = decoded(path, "RGB", resize.least), decoded(path, "RGB")
+    small, whole = decode_image(path, "RGB", resize.min_size), decode_image(path, "RGB")
     assert small.width < whole.width
     assert difference(resize(small), resize(whole)) < 1
     preprocess = Preprocess(size=size, channels=3, crop=crop, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -125,10 +125,10 @@ def test_small_photos_and_other_kinds_of_files_are_decoded_as_they_were(tmp_path
 def test_no_training_crop_of_a_reduced_photo_is_magnified_more_than_of_the_whole(tmp_path, area, image):
     dataset = folder(tmp_path / "images", image_size=(24, 32))
     path = photo(tmp_path / "x.jpg", image)
-    least = augment(crop="resized", area=area).least(dataset)
-    small = decoded(path, "RGB", least)
-    assert min(small.size) >= min(least, *image)
-    crop = min(small.size) * (area[0] * max(small.size) / min(small.size) * 3 / 4) ** 0.5  # the least side of a crop
+    min_size = augment(crop="resized", area=area).min_size(dataset)
+    small = decode_image(path, "RGB", min_size)
+    assert min(small.size) >= min(min_size, *image)
+    crop = min(small.size) * (area[0] * max(small.size) / min(small.size) * 3 / 4) ** 0.5  # the smallest side of a crop
     assert crop >= max(dataset.shape) or small.size == image
 
 
@@ -141,20 +141,20 @@ def folder(root, **values):
 @pytest.mark.parametrize("crop", ["none", "pad"])
 def test_training_without_a_random_area_reads_as_evaluation_does(tmp_path, crop):
     dataset = folder(tmp_path / "images", image_size=(24, 32), evaluation_crop=0.8)
-    assert augment(crop=crop).least(dataset) == Resize((24, 32), 0.8).least == 80
-    assert augment(crop="resized", area=(1.0, 1.0)).least(dataset) == 80  # which evaluation may see as well
+    assert augment(crop=crop).min_size(dataset) == Resize((24, 32), 0.8).min_size == 80
+    assert augment(crop="resized", area=(1.0, 1.0)).min_size(dataset) == 80  # which evaluation may see as well
 
 
 def test_tables_and_shards_read_at_reduced_size_too(tmp_path, monkeypatch):
     path = photo(tmp_path / "x.jpg")
     asked = []
 
-    def asks(file, mode, least):
-        asked.append(least)
-        return decoded(file, mode, least)
+    def asks(file, mode, min_size):
+        asked.append(min_size)
+        return decode_image(file, mode, min_size)
 
-    monkeypatch.setattr("vitlab.data.datasets.huggingface.decoded", asks)
-    monkeypatch.setattr("vitlab.data.datasets.webdataset.decoded", asks)
+    monkeypatch.setattr("vitlab.data.datasets.huggingface.decode_image", asks)
+    monkeypatch.setattr("vitlab.data.datasets.webdataset.decode_image", asks)
     write_shards(tmp_path)
     shards = [f"dataset.train={tmp_path}/train-*.tar", f"dataset.cache={tmp_path}/cache"]
     table = f"dataset.path={write_parquet(tmp_path / 'table', monkeypatch)}"
@@ -164,7 +164,7 @@ def test_tables_and_shards_read_at_reduced_size_too(tmp_path, monkeypatch):
         train.reduced(40).take(np.array([1, 0])).image(0)
         train.image(0)
     assert asked == [40, None, 40, None]
-    assert decoded(io.BytesIO(path.read_bytes()), "RGB", 100).size == (150, 100)
+    assert decode_image(io.BytesIO(path.read_bytes()), "RGB", 100).size == (150, 100)
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
@@ -196,8 +196,8 @@ def test_reduced_photos_are_kept_reduced(tmp_path):
 def test_batches_are_the_same_with_and_without(tmp_path, workers):
     dataset = folder(tmp_path / "images")
     parts = dataset.splits()
-    kept = cached(parts, tmp_path / "cache", 0)
-    for name, transform in (("train", augment(crop="resized").transform(dataset)), ("test", evaluation(dataset))):
+    kept = cache_images(parts, tmp_path / "cache", 0)
+    for name, transform in (("train", augment(crop="resized").transform(dataset)), ("test", eval_transform(dataset))):
         order = EvalSampler(examples=len(parts[name]), batch=4)
         batches = [list(loader(part[name], transform, order, seed=3, workers=workers)) for part in (parts, kept)]
         for (mine, labels), (theirs, others) in zip(*batches, strict=True):
@@ -209,7 +209,7 @@ def test_a_second_use_decodes_nothing(tmp_path, monkeypatch, capsys):
     part = files(tmp_path / "images")
     first = through(part, tmp_path / "cache")
     assert capsys.readouterr().out == f"decoding 20 train images, once, into {tmp_path / 'cache'}\n"
-    monkeypatch.setattr(examples, "decoded", never)
+    monkeypatch.setattr(examples, "decode_image", never)
     same(through(part, tmp_path / "cache"), first)
     assert capsys.readouterr().out == ""
 
@@ -331,15 +331,15 @@ from pathlib import Path
 import numpy as np
 from vitlab.data import cache, examples
 paths = sorted(Path(sys.argv[1]).iterdir())
-whole, count = examples.decoded, 0
+whole, count = examples.decode_image, 0
 def slow(*given):
     global count
     count += 1
     time.sleep(float(sys.argv[3]))
     return whole(*given)
-examples.decoded = slow
+examples.decode_image = slow
 part = examples.Files(paths, np.zeros(len(paths), dtype=np.int64), "RGB")
-kept = cache.cached({"train": part}, Path(sys.argv[2]), 0)["train"]
+kept = cache.cache_images({"train": part}, Path(sys.argv[2]), 0)["train"]
 print("decoded", count, flush=True)
 for i in range(len(paths)):
     assert kept.image(i).tobytes() == whole(paths[i], "RGB").tobytes()
@@ -413,7 +413,7 @@ def test_a_training_from_the_cache_is_the_training_without_it(tmp_path, monkeypa
     assert losses[0] == losses[1]
     scores, _ = evaluate(kept.folder)
     assert scores == {key: result[key] for key in scores}
-    monkeypatch.setattr(examples, "decoded", never)
+    monkeypatch.setattr(examples, "decode_image", never)
     _, again = fit(tmp_path, *words, f"system.cache={tmp_path}/cache", name="again")
     assert again["test/loss"] == result["test/loss"]
 

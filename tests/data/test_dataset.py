@@ -13,7 +13,7 @@ from vitlab.data.datasets.image_folder import ImageFolder
 from vitlab.data.datasets.mnist import FashionMnist, Mnist, read_idx
 from vitlab.data.datasets.synthetic import Synthetic
 from vitlab.data.examples import Files, Pixels
-from vitlab.data.split import stratified
+from vitlab.data.split import stratified_split
 
 COMMON = {
     "image_size": None,
@@ -41,14 +41,14 @@ def digits(**values):
 
 def test_stratified_slices_keep_the_class_balance_of_a_class_ordered_set():
     labels = np.repeat([0, 1, 2], [500, 300, 200])
-    chosen, rest = stratified(labels, 100, seed=3)
+    chosen, rest = stratified_split(labels, 100, seed=3)
     assert np.bincount(labels[chosen]).tolist() == [50, 30, 20]
     assert sorted([*chosen, *rest]) == list(range(1000))
 
 
 def test_stratified_slices_round_to_the_count_and_depend_on_the_seed_alone():
     labels = np.random.default_rng(0).integers(0, 7, 997)
-    one, two, other = (stratified(labels, 100, seed)[0] for seed in (1, 1, 2))
+    one, two, other = (stratified_split(labels, 100, seed)[0] for seed in (1, 1, 2))
     assert len(one) == 100
     assert (one == two).all()
     assert not (one == other).all()

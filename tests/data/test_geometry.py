@@ -9,7 +9,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as vision
 
 from tests.data.test_augment import augment, colours, digits, first_batches
-from vitlab.data.geometry import Geometry, zoomed
+from vitlab.data.geometry import Geometry, resized_crop
 from vitlab.data.preprocess import to_pixels
 from vitlab.data.seeding import uniforms
 
@@ -73,7 +73,7 @@ def test_padded_crops_are_torchvisions_and_every_window_comes_as_often():
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_resized_crop_is_pils_to_a_level(box, mirrored):
     pixels = images(6)
-    ours = zoomed(pixels, np.array([box] * 6), torch.tensor([mirrored] * 6))
+    ours = resized_crop(pixels, np.array([box] * 6), torch.tensor([mirrored] * 6))
     for image, mine in zip(pixels, ours, strict=True):
         resized = vision.resized_crop(pil(image), *box, (20, 24), vision.InterpolationMode.BICUBIC)
         theirs = to_pixels(vision.hflip(resized) if mirrored else resized)

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.data.test_dataset import write_images
 from tests.training.test_loop import ALONE, fit
 from vitlab.__main__ import main
-from vitlab.data.augment import evaluation
+from vitlab.data.augment import eval_transform
 from vitlab.data.loader import EvalSampler, loader
 from vitlab.data.preprocess import Normalize
 from vitlab.evaluation import reevaluate
@@ -48,7 +48,7 @@ def test_the_numbers_are_those_of_training(run):
     for split, part in found.items():
         once = EvalSampler(examples=len(part.examples), batch=512)
         normalize = Normalize(dataset.mean, dataset.std)
-        batches = loader(part.examples, evaluation(dataset), once)
+        batches = loader(part.examples, eval_transform(dataset), once)
         assert evaluate(model.model, batches, normalize, ALONE, "fp32", model.model.objective) == part.scores
         assert part.judgement.accuracy == part.scores["accuracy"]
         assert -np.log(part.judgement.true_probability).mean() == pytest.approx(part.scores["loss"], rel=1e-5)

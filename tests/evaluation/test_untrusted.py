@@ -30,7 +30,7 @@ from PIL import Image
 import vitlab
 from tests.test_stories import TINY
 from vitlab.__main__ import main
-from vitlab.data.datasets.image_folder import walk
+from vitlab.data.datasets.image_folder import walk_images
 from vitlab.data.examples import Files
 from vitlab.evaluation import reevaluate
 from vitlab.evaluation.load import load
@@ -793,7 +793,7 @@ def test_folders_in_folders_are_searched_however_deep_they_are(tmp_path):
     before = sys.getrecursionlimit()
     try:
         sys.setrecursionlimit(len(inspect.stack(0)) + 100)
-        assert list(walk(tmp_path)) == [str(deep / "x.png")]
+        assert list(walk_images(tmp_path)) == [str(deep / "x.png")]
     finally:
         sys.setrecursionlimit(before)
 

@@ -79,14 +79,14 @@ def facts(setup: "TrainingSetup") -> str:
 
 def statistics(setup: "TrainingSetup") -> tuple[np.ndarray, np.ndarray, int]:
     """Mean and standard deviation of each channel of the training pixels in 0 ... 1, and of how many images."""
-    from vitlab.data.augment import evaluation
+    from vitlab.data.augment import eval_transform
     from vitlab.data.loader import EvalSampler, loader
 
     train = setup.splits["train"]
     draw = np.random.default_rng(0).permutation(len(train))[:SAMPLE]
     part = train.take(np.sort(draw))
     sums, squares, pixels = 0.0, 0.0, 0
-    for batch, _ in loader(part, evaluation(setup.dataset), EvalSampler(examples=len(part), batch=100)):
+    for batch, _ in loader(part, eval_transform(setup.dataset), EvalSampler(examples=len(part), batch=100)):
         values = batch.double() / 255
         sums = sums + values.sum(dim=(0, 2, 3)).numpy()
         squares = squares + values.square().sum(dim=(0, 2, 3)).numpy()
@@ -105,7 +105,7 @@ def picture(setup: "TrainingSetup") -> "Figure":
     import torch
     from PIL import Image
 
-    from vitlab.data.augment import evaluation
+    from vitlab.data.augment import eval_transform
     from vitlab.data.loader import View
     from vitlab.data.preprocess import Normalize
     from vitlab.evaluation import pictures
@@ -115,7 +115,7 @@ def picture(setup: "TrainingSetup") -> "Figure":
     data = setup.dataset
     few = replace(setup, fit=replace(setup.fit, batch_size=min(SHOWN, setup.fit.batch_size), accumulate=1), steps=1)
     keys = next(iter(training_order(few, 0)))
-    before, _ = View(setup.splits["train"], evaluation(data), 0).__getitems__(keys)
+    before, _ = View(setup.splits["train"], eval_transform(data), 0).__getitems__(keys)
     pixels, labels = next(iter(training_batches(few, 0)))
     images = Normalize(data.mean, data.std)(pixels)
     targets = labels

@@ -115,7 +115,7 @@ class Augment:
                 f"dataset.channels={dataset.channels}: vitlab {what} images of 1 channel (grey) or 3 (colour): use one"
             )
         if self.crop == "none" and not (flip or colours):
-            return evaluation(dataset)
+            return eval_transform(dataset)
         timm, transforms = modules("timm.data.transforms_factory", "torchvision.transforms")
         if self.auto_augment is not None:
             check_policy(self.auto_augment)
@@ -142,9 +142,9 @@ class Augment:
             second.transforms = [transforms.Grayscale(3), *second.transforms, transforms.Grayscale(1)]
         return transforms.Compose([*steps, *second.transforms, *last.transforms])
 
-    def least(self, dataset: Dataset) -> int:
+    def min_size(self, dataset: Dataset) -> int:
         """Pixels that an image's shorter side must have left for no crop to be magnified more than the whole's is."""
-        least = Resize(dataset.shape, dataset.evaluation_crop).least
+        least = Resize(dataset.shape, dataset.evaluation_crop).min_size
         if self.crop != "resized":
             return least
         share = math.sqrt(self.area[0] * 3 / 4)  # of a side, kept by the smallest crop at the most uneven aspect
@@ -219,7 +219,7 @@ class Batchwise:
             return images[:end], targets[:end]
 
 
-def evaluation(dataset: Dataset) -> Transform | None:
+def eval_transform(dataset: Dataset) -> Transform | None:
     """What one image goes through in evaluation; None where the images are held at their size."""
     if dataset.size is not None:
         return None

@@ -41,7 +41,7 @@ class Cached(Examples):
         sizes: height and width of each.
         labels: class of each (n,).
         channels: bytes of a pixel.
-        least: see `Examples.reduced`; what it is, it stays.
+        min_size: see `Examples.reduced`; what it is, it stays.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class Cached(Examples):
         sizes: Integer[np.ndarray, "n two"],
         labels: Int[np.ndarray, " n"],
         channels: int,
-        least: int | None,
+        min_size: int | None,
     ):
         self.pixels = pixels
         self.starts = starts
         self.sizes = sizes
         self.labels = labels
         self.channels = channels
-        self.least = least
+        self.min_size = min_size
 
     def image(self, index: int) -> Image.Image:
         start, (height, width) = int(self.starts[index]), self.sizes[index].tolist()
@@ -67,10 +67,10 @@ class Cached(Examples):
 
     def take(self, indices: np.ndarray) -> "Cached":
         starts, sizes, labels = self.starts[indices], self.sizes[indices], self.labels[indices]
-        return Cached(self.pixels, starts, sizes, labels, self.channels, self.least)
+        return Cached(self.pixels, starts, sizes, labels, self.channels, self.min_size)
 
 
-def cached(splits: dict[str, Examples], folder: Path, workers: int) -> dict[str, Examples]:
+def cache_images(splits: dict[str, Examples], folder: Path, workers: int) -> dict[str, Examples]:
     """The splits, those in files read from what lies decoded in `folder`; what does not is decoded now, by one process.
 
     Args:
@@ -123,7 +123,7 @@ def key(examples: Files) -> str:
             known.append((path, file.st_size, file.st_mtime_ns))
         return repr(known).encode()
 
-    how = (FORMAT, examples.mode, examples.least, PIL.__version__, features.version("libjpeg_turbo"))
+    how = (FORMAT, examples.mode, examples.min_size, PIL.__version__, features.version("libjpeg_turbo"))
     digest = hashlib.sha256(repr(how).encode())
     with ThreadPoolExecutor(8) as pool:  # a disk in the network answers several at once
         for some in pool.map(facts, range(0, len(examples), NAMES)):
@@ -151,7 +151,7 @@ def opened(place: Path, examples: Files) -> Cached | None:
     except (OSError, ValueError, EOFError):
         return None
     starts = np.concatenate(([0], ends[:-1]))
-    return Cached(pixels, starts, sizes, examples.labels, channels, examples.least)
+    return Cached(pixels, starts, sizes, examples.labels, channels, examples.min_size)
 
 
 def check_room(missing: dict[str, Files], folder: Path) -> None:

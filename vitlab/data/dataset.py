@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from vitlab.config.errors import ConfigError
 from vitlab.data.examples import Examples, Pixels
-from vitlab.data.split import stratified
+from vitlab.data.split import stratified_split
 from vitlab.system.memory import check_fits
 
 Size = int | tuple[int, int]
@@ -122,13 +122,13 @@ class Dataset:
         train = splits["train"]
         if "validation" not in splits:
             count = round(len(train) * self.validation_fraction)
-            splits["validation"], train = cut(train, count, self.split_seed, "dataset.validation_fraction")
+            splits["validation"], train = split_off(train, count, self.split_seed, "dataset.validation_fraction")
         wanted = self.train_examples if self.train_examples is not None else round(len(train) * self.train_fraction)
         if not 1 <= wanted <= len(train):
             raise ConfigError(
                 f"dataset.train_examples={wanted}: there are {len(train)} training images: use 1 to {len(train)}"
             )
-        splits["train"] = train.take(stratified(train.labels, wanted, self.split_seed + 1)[0])
+        splits["train"] = train.take(stratified_split(train.labels, wanted, self.split_seed + 1)[0])
         splits = {name: splits[name] for name in ("train", "validation", "test")}
         count, (height, width) = sum(len(p) for p in splits.values() if isinstance(p, Pixels)) or 1, self.shape
         what = f"dataset.image_size={height}x{width}: {count:,} image{'s' * (count > 1)} of it, held in memory, take"
@@ -146,9 +146,9 @@ def read_once() -> Generator[None]:
         KEPT.reset(before)
 
 
-def cut(examples: Examples, count: int, seed: int, key: str) -> tuple[Examples, Examples]:
+def split_off(examples: Examples, count: int, seed: int, key: str) -> tuple[Examples, Examples]:
     """A stratified slice of `count` examples, and the rest; `key` is the option to blame."""
     if not 1 <= count < len(examples):
         raise ConfigError(f"{key} would take {count} of {len(examples)} images: take at least 1 and leave at least 1")
-    chosen, rest = stratified(examples.labels, count, seed)
+    chosen, rest = stratified_split(examples.labels, count, seed)
     return examples.take(chosen), examples.take(rest)

@@ -22,7 +22,7 @@ class Examples:
     """The contract: labels, and the image of each as a PIL image."""
 
     labels: np.ndarray
-    least: int | None = None  # pixels that the shorter side of a JPEG has left at least (`turned`); None: it is whole
+    min_size: int | None = None  # see `reduced`
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,10 +47,10 @@ class Examples:
         """The examples at these indices."""
         raise NotImplementedError(f"{type(self).__name__} has no take")
 
-    def reduced(self, least: int | None) -> "Examples":
-        """The same examples, for one who has no use for more than `least` pixels on an image's shorter side."""
+    def reduced(self, min_size: int | None) -> "Examples":
+        """The same examples, for one who has no use for more than `min_size` pixels on an image's shorter side."""
         same = copy(self)
-        same.least = least
+        same.min_size = min_size
         return same
 
 
@@ -73,7 +73,7 @@ class Pixels(Examples):
     def take(self, indices: np.ndarray) -> "Pixels":
         return Pixels(self.pixels[torch.from_numpy(indices)], self.labels[indices])
 
-    def on(self, device: torch.device) -> "Pixels":
+    def to(self, device: torch.device) -> "Pixels":
         """The same images in a device's memory."""
         return Pixels(self.pixels.to(device), self.labels)
 
@@ -95,7 +95,7 @@ class Files(Examples):
         labels: class of each (n,).
         mode: PIL's name of the mode each is converted to: "RGB" or "L".
         remedy: what to do about a file that cannot be read.
-        least: see `Examples.reduced`.
+        min_size: see `Examples.reduced`.
     """
 
     def __init__(
@@ -104,13 +104,13 @@ class Files(Examples):
         labels: np.ndarray,
         mode: str,
         remedy: str = "fetch it again",
-        least: int | None = None,
+        min_size: int | None = None,
     ):
         self.names = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(p) for p in paths], dtype=bytes)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.mode = mode
         self.remedy = remedy
-        self.least = least
+        self.min_size = min_size
 
     @property
     def paths(self) -> list[Path]:
@@ -119,43 +119,43 @@ class Files(Examples):
     def image(self, index: int) -> Image.Image:
         path = Path(os.fsdecode(self.names[index]))
         try:
-            return decoded(path, self.mode, self.least)
+            return decode_image(path, self.mode, self.min_size)
         except (OSError, SyntaxError, ValueError) as error:
             raise unreadable(path, error, self.remedy) from error
 
     def take(self, indices: np.ndarray) -> "Files":
-        return Files(self.names[indices], self.labels[indices], self.mode, self.remedy, self.least)
+        return Files(self.names[indices], self.labels[indices], self.mode, self.remedy, self.min_size)
 
 
-def decoded(file: Path | BytesIO, mode: str, least: int | None = None) -> Image.Image:
+def decode_image(file: Path | BytesIO, mode: str, min_size: int | None = None) -> Image.Image:
     """The image in a file, upright, in one of PIL's modes.
 
     Args:
         file: a path, or the file's bytes.
         mode: PIL's name of the mode.
-        least: pixels that the shorter side of a JPEG must have left; see `turned`.
+        min_size: pixels that the shorter side of a JPEG must have left; see `exif_transposed`.
 
     Raises:
         OSError, SyntaxError, ValueError: it cannot be read, whatever its decoder raised.
     """
     try:
-        with quiet(), Image.open(file) as image:
-            return upright(image, mode, least)
+        with ignore_pillow_warnings(), Image.open(file) as image:
+            return upright(image, mode, min_size)
     except (OSError, SyntaxError, ValueError):
         raise
     except Exception as error:
-        raise DataError(reason(error)) from error
+        raise DataError(decode_error(error)) from error
 
 
 @contextmanager
-def quiet() -> Generator[None]:
+def ignore_pillow_warnings() -> Generator[None]:
     """What Pillow finds odd in a file, it reads all the same. Not for several threads at once."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield
 
 
-def reason(error: Exception) -> str:
+def decode_error(error: Exception) -> str:
     """Why an image cannot be read, in one line."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no image, or of a kind that Pillow does not read"

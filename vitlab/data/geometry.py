@@ -62,7 +62,7 @@ class Geometry:
         if self.crop == "pad":
             return self.shifted(pixels, draws[:, 1:3], mirrored)
         if self.crop == "resized":
-            return zoomed(pixels, self.boxes(draws[:, 1:]), mirrored)
+            return resized_crop(pixels, self.boxes(draws[:, 1:]), mirrored)
         return torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(3), pixels) if self.flip else pixels
 
     def shifted(self, pixels: UInt8[Tensor, "b c y x"], draws: Float[np.ndarray, "b two"],
@@ -97,7 +97,7 @@ class Geometry:
         return np.stack((top, left, high, wide), axis=1).astype(np.int64)
 
 
-def zoomed(pixels: UInt8[Tensor, "b c y x"], boxes: Int[np.ndarray, "b four"],
+def resized_crop(pixels: UInt8[Tensor, "b c y x"], boxes: Int[np.ndarray, "b four"],
            mirrored: Tensor) -> UInt8[Tensor, "b c y x"]:  # fmt: skip
     """Each box at the size of the whole, bicubic as PIL does it: columns, then rows, to 8 bits after each."""
     top, left, high, wide = torch.from_numpy(boxes).to(pixels.device, non_blocking=True).unbind(1)

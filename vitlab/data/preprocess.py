@@ -1,4 +1,4 @@
-"""What one image goes through before a trained model sees it: mode, size, and normalised pixels."""
+"""Preprocessing of one image for a trained model: mode, size, normalization."""
 
 import math
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from vitlab.config.errors import ConfigError
 
-FAR = 8  # times what is kept: a scaled side that is longer is not made whole
+MAX_ASPECT = 8  # scaled side / output side; of longer images only the crop is resized
 
 
 class Resize:
-    """Evaluation's resize: the shorter side to size / `crop`, bicubic, then the centre of `size`.
+    """Resize and center crop for evaluation: the shorter side to size / `crop`, bicubic, then the center of `size`.
 
     Args:
-        size: height and width in pixels that come out.
-        crop: share of each side that the centre crop keeps; 1 keeps all of the shorter one.
+        size: height and width of the output in pixels.
+        crop: fraction of each side that the center crop keeps; 1 keeps all of the shorter one.
     """
 
     def __init__(self, size: tuple[int, int], crop: float):
@@ -28,10 +28,10 @@ class Resize:
         self.crop = crop
 
     @property
-    def least(self) -> int:
-        """Pixels that an image's shorter side must have left where a JPEG is decoded at reduced size.
+    def min_size(self) -> int:
+        """Smallest size of the shorter side at which a JPEG may be decoded, in pixels.
 
-        Twice what is kept: resized from that, it is close to one resized from all (as Pillow's `reducing_gap=2` is).
+        Twice the output, as Pillow's `reducing_gap=2`: the result is close to that from the full size.
         """
         return math.ceil(2 * max(self.size) / self.crop)
 
@@ -42,17 +42,17 @@ class Resize:
         factor = max(height / image.height, width / image.width) / self.crop
         scaled = (max(width, round(image.width * factor)), max(height, round(image.height * factor)))
         left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-        if scaled[0] > FAR * width or scaled[1] > FAR * height:
-            return self.middle(image, (left, top), (image.width / scaled[0], image.height / scaled[1]))
+        if scaled[0] > MAX_ASPECT * width or scaled[1] > MAX_ASPECT * height:
+            return self.resize_crop(image, (left, top), (image.width / scaled[0], image.height / scaled[1]))
         image = image.resize(scaled, Image.Resampling.BICUBIC)
         return image.crop((left, top, left + width, top + height))
 
-    def middle(self, image: Image.Image, start: tuple[int, int], step: tuple[float, float]) -> Image.Image:
-        """The same of an image so long that its scaled whole would fill the memory: only what is kept is computed.
+    def resize_crop(self, image: Image.Image, start: tuple[int, int], step: tuple[float, float]) -> Image.Image:
+        """The same for a very long image, whose scaled whole would fill the memory: computes the crop alone.
 
         Args:
             image: any.
-            start: left and top of what is kept, in scaled pixels.
+            start: left and top of the crop, in scaled pixels.
             step: width and height of a scaled pixel, in pixels of the image.
         """
         ends = (start[0] + self.size[1], start[1] + self.size[0])
@@ -61,77 +61,75 @@ class Resize:
         return image.resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC, box)
 
 
-def upright(image: Image.Image, mode: str, least: int | None = None) -> Image.Image:
-    """The image turned as its EXIF orientation says, in one of PIL's modes; what is transparent is as it is below.
+def upright(image: Image.Image, mode: str, min_size: int | None = None) -> Image.Image:
+    """The image rotated by its EXIF orientation and converted to a PIL mode.
 
     Args:
         image: any.
-        mode: PIL's name of the mode.
-        least: see `turned`.
+        mode: PIL's name of the mode; an alpha channel is dropped.
+        min_size: see `exif_transposed`.
 
     Raises:
-        ConfigError: it has no pixels, or numbers of which nothing says how bright they are.
+        ConfigError: it has no pixels, or pixels whose value of white is unknown.
     """
-    image = turned(image, least)
+    image = exif_transposed(image, min_size)
     if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(eight_bits(np.asarray(image)))
+        image = Image.fromarray(to_uint8(np.asarray(image)))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert(mode)
 
 
-def turned(image: Image.Image, least: int | None = None) -> Image.Image:
-    """The image turned as its EXIF orientation says; one whose EXIF cannot be read is taken as it lies.
+def exif_transposed(image: Image.Image, min_size: int | None = None) -> Image.Image:
+    """The image rotated by its EXIF orientation; left as it is where the EXIF data cannot be read.
 
     Args:
         image: any.
-        least: pixels that the shorter side of a JPEG must have left: it is decoded at the smallest of its scales (1/8,
-            1/4, 1/2) that leaves so many, several times as fast. None decodes it whole.
+        min_size: decode a JPEG at its smallest scale (1/8, 1/4, 1/2) whose shorter side has at least so many pixels,
+            which is several times as fast. None decodes at full size.
 
     Raises:
         ConfigError: it has no pixels.
     """
     if not (image.width and image.height):
         raise ConfigError(f"it is {image.width}x{image.height} pixels large")
-    if least is not None:
-        image.draft(None, (least, least))  # no mode: a colour JPEG's own grey is another than PIL's
+    if min_size is not None:
+        image.draft(None, (min_size, min_size))  # no mode: a colour JPEG's own grey is another than PIL's
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # what a damaged EXIF makes its reader raise is anybody's guess
+    except Exception:  # a damaged EXIF raises anything
         return image
 
 
-def eight_bits(values: Shaped[np.ndarray, "y x"]) -> UInt8[np.ndarray, "y x"]:
-    """Grey of more than 8 bits as 8. Of 16 bits the upper half is kept; 32 bits and floats do not say what white is.
+def to_uint8(values: Shaped[np.ndarray, "y x"]) -> UInt8[np.ndarray, "y x"]:
+    """Grey pixels of 16 or 32 bits or floats as 8 bits.
 
-    Floats up to 1 are taken for shares of white, numbers up to 255 and 65535 for 8 and 16 bits.
+    White is 65535 for 16 bits, and where any value is above 255; 1 for floats of at most 1; else 255.
 
     Raises:
-        ConfigError: other numbers.
+        ConfigError: negative values, or values above 65535.
     """
-    least, most = float(values.min()), float(values.max())
-    if not 0 <= least <= most <= 65535:
-        raise ConfigError(
-            f"its pixels are {least:g} to {most:g}, of which none says what is white: save it with 8 bits"
-        )
-    if values.dtype.itemsize == 2 or most > 255:
+    low, high = float(values.min()), float(values.max())
+    if not 0 <= low <= high <= 65535:
+        raise ConfigError(f"its pixels are {low:g} to {high:g}, of which none says what is white: save it with 8 bits")
+    if values.dtype.itemsize == 2 or high > 255:
         return (values // 256).astype(np.uint8)
-    return np.rint(values * 255 if values.dtype.kind == "f" and most <= 1 else values).astype(np.uint8)
+    return np.rint(values * 255 if values.dtype.kind == "f" and high <= 1 else values).astype(np.uint8)
 
 
 def to_pixels(image: Image.Image) -> UInt8[Tensor, "c y x"]:
-    """The pixels of a grey or colour image, 0 to 255."""
+    """The pixels of a grey or colour image as a tensor, 0 to 255."""
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
 class Normalize(nn.Module):
-    """Pixels 0 ... 255 to numbers of mean 0 and standard deviation 1, on the device that the model is on.
+    """Normalization of pixels 0 ... 255 to mean 0 and standard deviation 1.
 
     Args:
-        mean: of the training pixels, each channel in 0 ... 1.
-        std: the same.
+        mean: mean of each channel of the training pixels, in 0 ... 1.
+        std: standard deviation of each channel.
     """
 
     scale: Tensor
@@ -148,14 +146,14 @@ class Normalize(nn.Module):
 
 
 class Preprocess:
-    """Any image (a PIL image or a file) to what the model takes.
+    """Preprocessing of a PIL image or an image file into the model's input.
 
     Args:
         size: height and width in pixels.
         channels: 3 for colour, 1 for grey.
         crop: see `Resize`.
-        mean: of the training pixels, each channel in 0 ... 1.
-        std: the same.
+        mean: see `Normalize`.
+        std: see `Normalize`.
     """
 
     def __init__(
@@ -168,5 +166,5 @@ class Preprocess:
     def __call__(self, image: Image.Image | str | Path) -> Float[Tensor, "c y x"]:
         if not isinstance(image, Image.Image):
             with Image.open(image) as file:
-                return self(turned(file, self.resize.least))
+                return self(exif_transposed(file, self.resize.min_size))
         return self.normalize(to_pixels(self.resize(upright(image, self.mode)))[None])[0]

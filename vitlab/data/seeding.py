@@ -21,13 +21,13 @@ def uniforms(
     seed: int, rounds: Int[np.ndarray, " b"], indices: Int[np.ndarray, " b"], draws: int
 ) -> Float[np.ndarray, "b draws"]:
     """Numbers in 0 ... 1 for each (seed, round, index), all at once: SplitMix64 (Steele et al. 2014) as a hash."""
-    state = mixed(np.uint64(seed_of(seed)) + rounds.astype(np.uint64) * GOLDEN)
-    state = mixed(state + indices.astype(np.uint64) * GOLDEN)
-    found = mixed(state[:, None] + np.arange(1, draws + 1, dtype=np.uint64) * GOLDEN)
+    state = mix_bits(np.uint64(seed_of(seed)) + rounds.astype(np.uint64) * GOLDEN)
+    state = mix_bits(state + indices.astype(np.uint64) * GOLDEN)
+    found = mix_bits(state[:, None] + np.arange(1, draws + 1, dtype=np.uint64) * GOLDEN)
     return (found >> np.uint64(11)) * 2.0**-53
 
 
-def mixed(bits: np.ndarray) -> np.ndarray:
+def mix_bits(bits: np.ndarray) -> np.ndarray:
     """Every bit of the 64 that come out depends on all that go in."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -36,10 +36,14 @@ def mixed(bits: np.ndarray) -> np.ndarray:
 
 def normals(seed: int, rows: Int[np.ndarray, " b"], count: int, device: torch.device) -> Float[torch.Tensor, "b count"]:
     """Numbers of mean 0 and deviation 1 for each (seed, row), made where they are used (Box and Muller 1958)."""
-    start = mixed(np.uint64(seed_of(seed, 1)) + rows.astype(np.uint64) * GOLDEN).view(np.int64)
+    start = mix_bits(np.uint64(seed_of(seed, 1)) + rows.astype(np.uint64) * GOLDEN).view(np.int64)
     pairs = torch.arange(1, -(-count // 2) + 1, device=device) * int(GOLDEN.astype(np.int64))
     bits = torch.from_numpy(start).to(device, non_blocking=True)[:, None] + pairs
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):  # `mixed`, with signed numbers
+    for shift, factor in (
+        (30, 0xBF58476D1CE4E5B9),
+        (27, 0x94D049BB133111EB),
+        (31, 1),
+    ):  # `mix_bits`, with signed numbers
         bits = (bits ^ (bits >> shift & (1 << 64 - shift) - 1)) * (factor - (factor >> 63 << 64))
     one, two = (((bits >> shift & 0xFFFFFF).float() + 0.5) * 2.0**-24 for shift in (40, 8))
     radius, angle = (-2 * one.log()).sqrt(), 2 * torch.pi * two

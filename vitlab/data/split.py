@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def stratified(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts `count` examples off, every class in its share, and gives the indices of both parts, sorted.
 
     Shares are rounded by largest remainder; the draw inside a class depends on the seed alone. A class-ordered file

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitlab.data.datasets.image_folder import images
-from vitlab.data.examples import quiet, reason
+from vitlab.data.datasets.image_folder import list_images
+from vitlab.data.examples import decode_error, ignore_pillow_warnings
 from vitlab.data.preprocess import upright
 from vitlab.evaluation.load import Trained
 from vitlab.evaluation.pictures import small
@@ -41,7 +41,7 @@ def find(words: Iterable[str]) -> tuple[list[Path], list[str]]:
     lost = []
     for word in words:
         places = [word] if os.path.lexists(word) else sorted(glob(word, recursive=True))  # noqa: PTH207 (absolute ones too)
-        here = [file for place in map(Path, places) for file in (images(place) if place.is_dir() else [place])]
+        here = [file for place in map(Path, places) for file in (list_images(place) if place.is_dir() else [place])]
         found |= dict.fromkeys(here)
         if not here:
             lost.append(word)
@@ -68,7 +68,7 @@ def predict(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(paths), batch):
             some = paths[start : start + batch]
-            with quiet():
+            with ignore_pillow_warnings():
                 read = list(pool.map(partial(ready, model, copy=pictures > 0), some))
             tensors = [found[0] for found in read if not isinstance(found, str)]
             best: list[tuple[tuple[str, float], ...]] = []
@@ -101,4 +101,4 @@ def ready(model: Trained, path: Path, *, copy: bool) -> tuple[Tensor, Image.Imag
                 picture = small(upright(file, "RGB"))
         return pixels, picture
     except Exception as error:  # decoders of damaged files raise whatever they like
-        return reason(error)
+        return decode_error(error)

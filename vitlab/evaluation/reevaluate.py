@@ -17,7 +17,7 @@ from vitlab.config.check import check, describes
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError, Node
 from vitlab.config.groups import CONF
-from vitlab.data.augment import evaluation
+from vitlab.data.augment import eval_transform
 from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples
 from vitlab.data.loader import Batch, EvalSampler, loader
@@ -205,7 +205,7 @@ def eval_inputs(
             f" {seen[0]} x {seen[1]}: get the run's folder again, or train it again"
         )
     dist = single_process(next(model.parameters()).device)
-    transform, normalize = evaluation(dataset), Normalize(dataset.mean, dataset.std)
+    transform, normalize = eval_transform(dataset), Normalize(dataset.mean, dataset.std)
     if external:
         transform, normalize = (
             (lambda image: to_pixels(ready.resize(upright(image, ready.mode)))),
@@ -214,7 +214,7 @@ def eval_inputs(
 
     def batches(examples: Examples) -> Iterable[Batch]:
         once = EvalSampler(examples=len(examples), batch=int(config["fit"]["evaluation_batch_size"]))
-        seen = examples.reduced(ready.resize.least)
+        seen = examples.reduced(ready.resize.min_size)
         return loader(seen, transform, once, workers=workers, pin=dist.device.type == "cuda")
 
     normalize = normalize.to(dist.device)

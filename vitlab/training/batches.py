@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from vitlab.config.errors import ConfigError
-from vitlab.data.augment import Augment, Transform, evaluation
+from vitlab.data.augment import Augment, Transform, eval_transform
 from vitlab.data.cache import Cached
 from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples, Files, Pixels
@@ -43,7 +43,7 @@ def move_to_gpu(
         if system.resident is True:
             raise ConfigError(f"system.resident=true, but {found[0]}: use system.resident=auto")
         return splits
-    return {name: part.on(dist.device) for name, part in held.items()}
+    return {name: part.to(dist.device) for name, part in held.items()}
 
 
 def training_order(setup: TrainingSetup, start: int) -> TrainSampler:
@@ -99,7 +99,7 @@ def evaluation_batches(setup: TrainingSetup, split: str) -> Iterable[Batch]:
         rank=setup.dist.rank,
         world_size=setup.dist.size,
     )
-    return batches(setup, split, evaluation(setup.dataset), order)
+    return batches(setup, split, eval_transform(setup.dataset), order)
 
 
 def batches(

@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from vitlab.data.augment import Augment
-from vitlab.data.cache import cached
+from vitlab.data.cache import cache_images
 from vitlab.data.dataset import Dataset
 from vitlab.data.loader import TrainSampler
 from vitlab.data.preprocess import Resize
@@ -82,11 +82,11 @@ def prepare(
             iter(TrainSampler(examples=len(splits["train"]), batch=fit.batch_size, start=0, stop=1, seed=seed))
         )
         splits["train"] = splits["train"].take(torch.tensor([index for _, index in first]).numpy())
-    least = dict.fromkeys(splits, Resize(dataset.shape, dataset.evaluation_crop).least)
-    least["train"] = augment.least(dataset)
-    splits = {name: part.reduced(least[name]) for name, part in splits.items()}
+    min_size = dict.fromkeys(splits, Resize(dataset.shape, dataset.evaluation_crop).min_size)
+    min_size["train"] = augment.min_size(dataset)
+    splits = {name: part.reduced(min_size[name]) for name, part in splits.items()}
     if system.cache is not None:
-        splits = cached(
+        splits = cache_images(
             splits, Path(system.cache).expanduser(), cores() if system.workers == "auto" else system.workers
         )
     splits = move_to_gpu(splits, dataset, augment, system, dist)

@@ -17,7 +17,7 @@ from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.config.identity import identity
-from vitlab.data.augment import evaluation
+from vitlab.data.augment import eval_transform
 from vitlab.data.loader import EvalSampler, loader
 
 
@@ -87,7 +87,7 @@ def test_what_was_saved_to_disk_is_read(tmp_path, single):
 def test_its_images_go_through_the_loader(tmp_path, monkeypatch, workers):
     dataset = hub(write_parquet(tmp_path, monkeypatch), "dataset.image_size=16")
     test = dataset.splits()["test"]
-    seen = list(loader(test, evaluation(dataset), EvalSampler(examples=6, batch=4), workers=workers))
+    seen = list(loader(test, eval_transform(dataset), EvalSampler(examples=6, batch=4), workers=workers))
     assert [batch[0].shape for batch in seen] == [(4, 3, 16, 16), (2, 3, 16, 16)]
     assert torch.cat([batch[1] for batch in seen]).tolist() == test.labels.tolist()
 

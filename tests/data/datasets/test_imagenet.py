@@ -12,7 +12,7 @@ from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.config.errors import DatasetMissing
 from vitlab.config.identity import identity
-from vitlab.data.augment import evaluation
+from vitlab.data.augment import eval_transform
 from vitlab.data.loader import EvalSampler, loader
 from vitlab.system.lazy_imports import modules
 
@@ -42,7 +42,9 @@ def test_its_images_go_through_the_loader(make, tmp_path):
     (write_imagenet if make is imagenet else write_tiny_imagenet)(tmp_path)
     dataset = make(tmp_path, "dataset.image_size=32")
     test = dataset.splits()["test"]
-    pixels, labels = next(iter(loader(test, evaluation(dataset), EvalSampler(examples=len(test), batch=5), workers=0)))
+    pixels, labels = next(
+        iter(loader(test, eval_transform(dataset), EvalSampler(examples=len(test), batch=5), workers=0))
+    )
     assert pixels.shape == (5, 3, 32, 32)
     assert labels.tolist() == test.labels[:5].tolist()
 

@@ -16,7 +16,7 @@ from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.config.errors import DatasetMissing
 from vitlab.config.identity import identity
-from vitlab.data.augment import evaluation
+from vitlab.data.augment import eval_transform
 from vitlab.data.datasets import torchvision_sets
 from vitlab.data.examples import Files, Pixels
 from vitlab.data.loader import EvalSampler, loader
@@ -66,7 +66,7 @@ def test_each_set_is_read_from_its_own_files(option, written):
 def test_each_set_goes_through_the_loader(option, written):
     dataset = written(option, *(() if option in IN_MEMORY else ("dataset.image_size=16",)))
     test = dataset.splits()["test"]
-    batches = loader(test, evaluation(dataset), EvalSampler(examples=len(test), batch=5), workers=0)
+    batches = loader(test, eval_transform(dataset), EvalSampler(examples=len(test), batch=5), workers=0)
     pixels, labels = next(iter(batches))
     assert pixels.shape == (5, 3, *dataset.shape)
     assert pixels.dtype == torch.uint8

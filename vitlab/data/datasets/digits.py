@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vitlab.config.errors import DataError, DatasetMissing
-from vitlab.data.dataset import Dataset, cut
+from vitlab.data.dataset import Dataset, split_off
 from vitlab.data.examples import Examples, Pixels
 
 
@@ -50,7 +50,7 @@ class Digits(Dataset):
             table = np.loadtxt(text, delimiter=",", dtype=np.uint8)
         pixels = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
         everything = Pixels(torch.from_numpy(pixels), table[:, -1])
-        test, train = cut(
+        test, train = split_off(
             everything, round(len(table) * self.test_fraction), self.split_seed + 2, "dataset.test_fraction"
         )
         return {"train": train, "test": test}

@@ -14,7 +14,7 @@ from PIL import Image
 from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.dataset import Dataset
 from vitlab.data.datasets.image_folder import check_facts, with_test
-from vitlab.data.examples import Examples, decoded, unreadable
+from vitlab.data.examples import Examples, decode_image, unreadable
 
 FORMATS = ("parquet", "arrow", "imagefolder", "webdataset", "cache")  # what is read: data, and never anyone's code
 
@@ -215,7 +215,7 @@ class Rows(Examples):
         column: of the images.
         mode: PIL's name of the mode each is converted to: "RGB" or "L".
         name: of the table, for complaints.
-        least: see `Examples.reduced`.
+        min_size: see `Examples.reduced`.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class Rows(Examples):
         column: str,
         mode: str,
         name: str,
-        least: int | None = None,
+        min_size: int | None = None,
     ):
         self.table = table
         self.indices = indices
@@ -234,7 +234,7 @@ class Rows(Examples):
         self.column = column
         self.mode = mode
         self.name = name
-        self.least = least
+        self.min_size = min_size
 
     def image(self, index: int) -> Image.Image:
         row = int(self.indices[index])
@@ -244,14 +244,14 @@ class Rows(Examples):
             if cell.get("bytes") is None and "://" in (cell.get("path") or "://"):
                 raise DataError("no image is in the row, and none in a local file")  # the network is left alone
             file = Path(cell["path"]) if cell["bytes"] is None else io.BytesIO(cell["bytes"])
-            return decoded(file, self.mode, self.least)
+            return decode_image(file, self.mode, self.min_size)
         except (OSError, SyntaxError, ValueError) as error:
             remedy = "mend it, or fetch the set again"
             raise unreadable(f"{self.name} row {row}", error, remedy) from error
 
     def take(self, indices: np.ndarray) -> "Rows":
         rows, labels = self.indices[indices], self.labels[indices]
-        return Rows(self.table, rows, labels, self.column, self.mode, self.name, self.least)
+        return Rows(self.table, rows, labels, self.column, self.mode, self.name, self.min_size)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from vitlab.config.errors import DataError, DatasetMissing
-from vitlab.data.dataset import Dataset, cut
-from vitlab.data.examples import Examples, Files, quiet, unreadable
+from vitlab.data.dataset import Dataset, split_off
+from vitlab.data.examples import Examples, Files, ignore_pillow_warnings, unreadable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
@@ -79,12 +79,12 @@ class ClassFolders(Dataset):
         return {split: self.files(self.pairs(folder), folder) for split, folder in self.folders.items()}
 
     def pairs(self, folder: Path) -> Pairs:
-        return [(path, label) for label, name in enumerate(self.folder_names) for path in images(folder / name)]
+        return [(path, label) for label, name in enumerate(self.folder_names) for path in list_images(folder / name)]
 
     def files(self, pairs: Pairs, folder: Path) -> Files:
         """These files, without the broken ones where that is asked for; `folder` is the one to blame."""
         if self.verify or self.skip_corrupted:
-            with quiet(), ThreadPoolExecutor() as pool:
+            with ignore_pillow_warnings(), ThreadPoolExecutor() as pool:
                 faults = list(pool.map(lambda pair: fault(pair[0]), pairs))
             broken = [f for f in faults if f is not None]
             if broken and not self.skip_corrupted:
@@ -169,11 +169,11 @@ def with_test(splits: dict[str, Examples], share: float, seed: int) -> dict[str,
     """The splits, with a test set cut from the training images, stratified, where they have none."""
     if "test" not in splits:
         count = round(len(splits["train"]) * share)
-        splits["test"], splits["train"] = cut(splits["train"], count, seed + 2, "dataset.test_fraction")
+        splits["test"], splits["train"] = split_off(splits["train"], count, seed + 2, "dataset.test_fraction")
     return splits
 
 
-def walk(folder: str | Path) -> Iterator[str]:
+def walk_images(folder: str | Path) -> Iterator[str]:
     """The image files below a folder, in no order, by their names alone: no file is opened or asked for more."""
     waiting = [os.fspath(folder)]
     while waiting:
@@ -189,15 +189,15 @@ def is_file(entry: os.DirEntry[str]) -> bool:
     return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()  # noqa: PTH113 (links in a circle too)
 
 
-def images(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
     """The image files below a folder, sorted by name, folder by folder."""
-    return [Path(path) for path in sorted(walk(folder), key=lambda path: path.replace(os.sep, "\0"))]
+    return [Path(path) for path in sorted(walk_images(folder), key=lambda path: path.replace(os.sep, "\0"))]
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
     """The names of the folders that hold an image, sorted: the classes."""
     with os.scandir(folder) as entries:
-        return tuple(sorted(e.name for e in entries if e.is_dir() and next(walk(e.path), None) is not None))
+        return tuple(sorted(e.name for e in entries if e.is_dir() and next(walk_images(e.path), None) is not None))
 
 
 def fault(path: Path) -> DataError | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitlab.config.errors import DataError, DatasetMissing
-from vitlab.data.datasets.image_folder import ClassFolders, Pairs, class_folders, walk
+from vitlab.data.datasets.image_folder import ClassFolders, Pairs, class_folders, walk_images
 from vitlab.data.examples import Examples
 from vitlab.system.lazy_imports import modules
 
@@ -118,7 +118,7 @@ class TinyImageNet(ClassFolders):
         file = folder / "val_annotations.txt"
         classes = {name: label for label, name in enumerate(self.folder_names)}
         try:
-            dist = {Path(path).name for path in walk(folder / "images")}
+            dist = {Path(path).name for path in walk_images(folder / "images")}
             rows = [line.split("\t") for line in file.read_text().splitlines()]
             pairs = [(folder / "images" / row[0], classes[row[1]]) for row in rows]
         except (OSError, UnicodeDecodeError, IndexError, KeyError) as error:

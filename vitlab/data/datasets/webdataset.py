@@ -19,7 +19,7 @@ from vitlab.data.dataset import Dataset
 from vitlab.data.datasets.download import Store, check_address, is_remote, locked, short, streamed
 from vitlab.data.datasets.image_folder import check_facts, with_test
 from vitlab.data.datasets.tar_index import Index, member_name, scan
-from vitlab.data.examples import Examples, decoded, unreadable
+from vitlab.data.examples import Examples, decode_image, unreadable
 from vitlab.storage.files import write_whole
 
 log = logging.getLogger("vitlab")
@@ -249,7 +249,7 @@ class Tars(Examples):
         mode: PIL's name of the mode each is converted to: "RGB" or "L".
         lanes: shards that a batch draws from side by side.
         window: shards of a lane that are shuffled together.
-        least: see `Examples.reduced`.
+        min_size: see `Examples.reduced`.
     """
 
     names: tuple[str, ...]
@@ -262,7 +262,7 @@ class Tars(Examples):
     mode: str
     lanes: int
     window: int
-    least: int | None = None
+    min_size: int | None = None
 
     def take(self, indices: np.ndarray) -> "Tars":
         arrays = {key: getattr(self, key)[indices] for key in ("shard", "offsets", "sizes", "labels")}
@@ -274,7 +274,7 @@ class Tars(Examples):
         file = self.store.open(name, self.bytes[shard]) if is_remote(name) else os.open(name, os.O_RDONLY)
         try:
             data = os.pread(file, size, offset)
-            return decoded(io.BytesIO(data), self.mode, self.least)
+            return decode_image(io.BytesIO(data), self.mode, self.min_size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = ValueError("its format is not known") if isinstance(error, UnidentifiedImageError) else error
             member = member_name(os.pread(file, 512, offset - 512))
