@@ -109,6 +109,7 @@ def test_sizes_are_the_published_ones(size, width, depth, heads):
     [
         (["model=tyni"], "model=tyni: there is no such option; model is one of .*tiny.*did you mean tiny"),
         (["patch=16"], "patch=16: .*did you mean patch=p16"),
+        (["patch=12"], "patch=12: .*for a size of your own: model.patch=12"),
         (["patch=p5"], "patch is one of p1, p2, p4, p7"),
         (["optimizer.lrr=1"], "there is no optimizer.lrr; did you mean optimizer.lr?"),
         (["optimzer=adamw"], "there is no optimzer; did you mean optimizer?"),
@@ -132,8 +133,10 @@ def test_sizes_are_the_published_ones(size, width, depth, heads):
         (["optimizer._target_=os.system"], "_target_: os.system is refused"),
         (["seed=-1"], "seed=-1: must be 0 or more"),
         (["seed=one"], "seed=one: expected a whole number"),
-        (["patch.size=0"], "patch=0 does not divide"),
-        (["patch.size=two"], "patch.size=two: expected a whole number"),
+        (["model.patch=0"], "patch=0 does not divide"),
+        (["model.patch=two"], "model.patch=two: expected a whole number"),
+        (["patch.size=two"], "model.patch=two: expected a whole number"),
+        (["patch.siz=2"], "there is no patch.siz"),
         (["fit.epochs=3", "fit.steps=4"], "fit.epochs=3.0 and fit.steps=4: give one"),
     ],
 )
@@ -152,6 +155,13 @@ def test_one_way_to_say_a_duration_takes_the_others_away():
     assert (fit["epochs"], fit["steps"], fit["images"]) == (None, 7, None)
     schedule = compose(["schedule.warmup_steps=3"])[0]["schedule"]
     assert (schedule["warmup_fraction"], schedule["warmup_steps"]) == (None, 3)
+
+
+def test_a_patch_of_any_size_is_a_value_of_the_model_and_of_its_earlier_name():
+    sizes = ["patch=p1", "model.patch=4"], ["patch.size=4"], ["patch=p4"], ["patch=p4", "model=tiny", "model=micro"]
+    assert [compose(words)[0]["model"]["patch"] for words in sizes] == [4] * 4
+    assert len({identity(check(compose(words)[0])) for words in sizes}) == 1
+    assert compose(["experiment=fashion_mnist"])[0]["model"]["patch"] == 8
 
 
 def test_an_experiment_is_chosen_with_or_without_its_plus():

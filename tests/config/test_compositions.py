@@ -41,7 +41,7 @@ NEEDS = ["model.width=8", "model.depth=1", "model.heads=1", "tracking=off", "fit
 # What trains in no time; of what is larger only the absurd is drawn, which no machine can hold.
 LARGEST = {
     "model.width": 64, "model.depth": 4, "model.heads": 64, "model.registers": 64, "model.mlp.ratio": 64,
-    "patch.size": 64, "dataset.image_size": 64, "dataset.examples": 512, "dataset.classes_count": 512,
+    "model.patch": 64, "dataset.image_size": 64, "dataset.examples": 512, "dataset.classes_count": 512,
     "dataset.channels": 8,
     "optimizer.iterations": 20,
 }  # fmt: skip
@@ -91,6 +91,11 @@ def is_sentence(error):
 # --- compositions as plain values ---------------------------------------------------------------------------------
 
 
+def place_of(group):
+    """The keys under which an option of a group stands."""
+    return ["model", "patch"] if group == "patch" else group.split("/")
+
+
 @functools.cache
 def nodes():
     """The node of every option, as Hydra composes it; each composition has one option of every group."""
@@ -99,7 +104,7 @@ def nodes():
         chosen = {group: options[turn % len(options)] for group, options in OPTIONS.items()}
         node, _ = compose([*(f"{group}={option}" for group, option in chosen.items()), *NEEDS])
         for group, option in chosen.items():
-            found[group, option] = functools.reduce(dict.__getitem__, group.split("/"), node)
+            found[group, option] = functools.reduce(dict.__getitem__, place_of(group), node)
         found["system", "tracking"] = {key: node[key] for key in ("system", "tracking")}
     return found
 
@@ -175,10 +180,10 @@ def compositions(draw):
     """An option of every group, shrunken, with up to three values of any kind."""
     node = {"seed": draw(st.integers(0, 3)), **copy.deepcopy(nodes()["system", "tracking"])}
     for group in sorted(GROUPS, key=len):  # model before what is inside it
-        *above, name = group.split("/")
+        *above, name = place_of(group)
         option = nodes()[group, draw(st.sampled_from(OPTIONS[group]))]
         functools.reduce(dict.__getitem__, above, node)[name] = copy.deepcopy(option)
-    patch, rows, columns = node["patch"]["size"], draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    patch, rows, columns = node["model"]["patch"], draw(st.integers(1, 4)), draw(st.integers(1, 4))
     most = max(1, 32 // patch)
     node["dataset"] |= {"image_size": [patch * min(rows, most), patch * min(columns, most)], "train_examples": 24}
     if "examples" in node["dataset"]:

@@ -177,6 +177,12 @@ def edited(text, **values):
     return yaml.safe_dump(config)
 
 
+def without(text, section, key):
+    config = yaml.safe_load(text)
+    del config[section][key]
+    return yaml.safe_dump(config)
+
+
 def part(target, partial=True, **values):
     return {"_target_": target, "_partial_": partial, **values}
 
@@ -226,14 +232,15 @@ CONFIGS = {  # what becomes of the configuration, and what is said of it
     "nothing": (lambda t: "", "is not the configuration of a run"),
     "a list": (lambda t: "- model\n- patch\n", "is not the configuration of a run"),
     "a number for a section": (lambda t: edited(t, model=3), "it has no model._target_"),
-    "a list for a section": (lambda t: edited(t, patch=[]), "it has no patch.size"),
+    "a list for a section": (lambda t: edited(t, fit=[]), "it has no fit.evaluation_batch_size"),
     "a key that stands twice": (lambda t: t + "model: {}\n", "a key stands twice"),
     "keys that are no words": (lambda t: t + "{1: 2}: 3\n", "cannot be read safely"),
     "a key that is a number": (lambda t: edited(t, model__mlp={**part("vitlab.model.mlp.Mlp"), 3: 4}), "no word"),
     "a date": (lambda t: edited(t, model__heads="X").replace("X", "2001-01-01"), "neither a word"),
     "bytes": (lambda t: edited(t, model__heads=b"\xff"), "neither a word"),
     "a set": (lambda t: t + "x: !!set {a, b}\n", "neither a word"),
-    "an interpolation for a number": (lambda t: edited(t, patch__size=HOME), f"patch.size={HOME}: expected"),
+    "an interpolation for a number": (lambda t: edited(t, model__patch=HOME), f"model.patch={HOME}: expected"),
+    "a patch that is no node": (lambda t: edited(without(t, "model", "patch"), patch=[2]), "it has no model.patch"),
     "an interpolation for a width": (lambda t: edited(t, model__width=HOME), f"model.width={HOME}: expected"),
     "an interpolation for a class": (lambda t: edited(t, model___target_=HOME), f"{HOME} is refused"),
     "a terabyte of width": (lambda t: edited(t, model__width=10**6), "weights take 48.0 TB, and this machine has"),
@@ -245,13 +252,13 @@ CONFIGS = {  # what becomes of the configuration, and what is said of it
     "an epsilon that is no number": (lambda t: edited(t, model__epsilon=float("nan")), "epsilon"),
     "a negative width": (lambda t: edited(t, model__width=-8), "at least 1"),
     "no heads": (lambda t: edited(t, model__heads=0), "heads"),
-    "a patch that does not divide": (lambda t: edited(t, patch__size=3), "patch=3 does not divide"),
-    "a patch without bounds": (lambda t: edited(t, patch__size=2**62), "does not divide"),
-    "a patch of true": (lambda t: edited(t, patch__size=True), "expected a whole number"),
+    "a patch that does not divide": (lambda t: edited(t, model__patch=3), "patch=3 does not divide"),
+    "a patch without bounds": (lambda t: edited(t, model__patch=2**62), "does not divide"),
+    "a patch of true": (lambda t: edited(t, model__patch=True), "expected a whole number"),
     "an evaluation of no images": (lambda t: edited(t, fit__evaluation_batch_size=0), "at least 1"),
     "another model": (lambda t: edited(t, model__width=16), "does not fit"),
     "another depth": (lambda t: edited(t, model__depth=2), "the checkpoint lacks"),
-    "a key that steers the terminal": (lambda t: edited(t, model={"_target_": "\x1b[2J\nx"}), "vitlab: _target_"),
+    "a key that steers the terminal": (lambda t: edited(t, model___target_="\x1b[2J\nx"), "vitlab: _target_"),
     "an unknown key": (lambda t: edited(t, model__evil=1), "model.evil: there is no such key"),
 }  # fmt: skip
 

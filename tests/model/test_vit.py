@@ -440,7 +440,7 @@ def test_logits_on_cuda_equal_those_on_the_cpu():
 )
 def test_flops_of_a_training_step_are_those_that_torchs_counter_finds(words):
     node = check(compose(words.split())[0])
-    model = build(node["model"], patch=node["patch"]["size"])(image_size=(8, 8), channels=1, classes=10).eval()
+    model = build(node["model"])(image_size=(8, 8), channels=1, classes=10).eval()
     with FlopCounterMode(display=False) as counter:
         out = model(torch.zeros(1, 1, 8, 8))
         (out[0] if isinstance(out, tuple) else out).sum().backward()

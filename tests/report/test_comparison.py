@@ -197,7 +197,7 @@ def test_an_arm_that_was_never_trained_is_a_row():
 def test_before_anything_has_finished_there_is_a_table_too():
     from vitlab.storage.runs_table import FIRST
 
-    empty = compare(pd.DataFrame(columns=list(FIRST)), cells={"one": "a"}, planned=[0], x="patch.size")
+    empty = compare(pd.DataFrame(columns=list(FIRST)), cells={"one": "a"}, planned=[0], x="model.patch")
     assert empty.rows[0].state == "1 missing"
     assert empty.frame()["n"].tolist() == [0]
     for metric in ("seconds", "val/loss"):
@@ -230,16 +230,16 @@ def test_seeds_that_were_not_asked_for_do_not_count():
 
 def test_without_names_arms_are_named_by_what_differs_in_its_own_order():
     lines = [
-        line(f"c{size}", seed, 0.5, **{"patch.size": size, "optimizer.lr": 0.1, "model": "ViT", "system.workers": seed})
+        line(f"c{size}", seed, 0.5, **{"model.patch": size, "optimizer.lr": 0.1, "model": "ViT", "system.workers": seed})
         for size in (16, 2, 4)
         for seed in (0, 1)
     ]
-    found = compare(table(lines), x="patch.size")
-    assert [row.name for row in found.rows] == ["patch.size=2", "patch.size=4", "patch.size=16"]
-    assert [row.differs for row in found.rows] == [{"patch.size": 2}, {"patch.size": 4}, {"patch.size": 16}]
+    found = compare(table(lines), x="patch.size")  # as it was called first
+    assert [row.name for row in found.rows] == ["model.patch=2", "model.patch=4", "model.patch=16"]
+    assert [row.differs for row in found.rows] == [{"model.patch": 2}, {"model.patch": 4}, {"model.patch": 16}]
     assert [row.x for row in found.rows] == [2, 4, 16]
     assert found.rows[0].baseline
-    assert found.frame()["patch.size"].tolist() == [2, 4, 16]
+    assert found.frame()["model.patch"].tolist() == [2, 4, 16]
 
 
 def test_a_key_that_only_some_classes_have_names_an_arm_only_where_it_varies():
@@ -301,12 +301,12 @@ def test_costs_are_medians_of_what_finished():
         ({"metric": "test/acuracy"}, "no run reports such a number; there are .*test/accuracy"),
         ({"metric": "device"}, "no run reports such a number"),
         ({"baseline": "c"}, "there is no such arm; there are a; b"),
-        ({"x": "patches.size"}, "there is no such key; there are .*patch.size"),
-        ({"x": "patch.sise", "cells": None}, "there is no such key; there are .*patch.size"),
+        ({"x": "patches.size"}, "there is no such key; there are .*model.patch"),
+        ({"x": "patch.sise", "cells": None}, "there is no such key; there are .*model.patch"),
     ],
 )
 def test_what_is_not_there_is_refused_with_what_is(more, sentence):
-    lines = [line(cell, 0, 0.5, device="CPU", **{"patch.size": 2}) for cell in "ab"]
+    lines = [line(cell, 0, 0.5, device="CPU", **{"model.patch": 2}) for cell in "ab"]
     with pytest.raises(ValueError, match=sentence):
         compared(lines, **more)
 

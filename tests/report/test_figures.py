@@ -75,7 +75,7 @@ def comparison(root=None, *, numeric=True, agreement=True):
     )  # fmt: skip
     return Comparison(
         title="What does a smaller patch buy, on <digits>?", source="Dosovitskiy et al. 2021, Figure 5",
-        metric="test/accuracy", higher_is_better=True, x="patch.size" if numeric else "patch", rows=rows,
+        metric="test/accuracy", higher_is_better=True, x="model.patch" if numeric else "patch", rows=rows,
         agreement=told if agreement else None, notes=("patch 8 has no finished run.",),
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ def test_words_on_the_axis_put_the_arms_below_one_another():
 
 
 def test_a_comparison_without_any_finished_run_still_has_a_figure():
-    bare = Comparison(title="?", source="", metric="test/accuracy", higher_is_better=True, x="patch.size",
+    bare = Comparison(title="?", source="", metric="test/accuracy", higher_is_better=True, x="model.patch",
                       rows=(arm("a", x=1), arm("b", x=2, state="1 pruned")), agreement=None)  # fmt: skip
     assert "1 pruned" in words(figures.against(bare))
     assert figures.compute(bare) is None

@@ -61,6 +61,18 @@ def test_a_class_that_moves_leaves_the_names_of_runs_as_they_are(monkeypatch):
     assert locate("vitlab.released.Pool").__name__ == "Cls"
 
 
+def test_a_stored_configuration_gets_the_keys_of_today_and_keeps_its_name():
+    config = yaml.safe_load((STORED / FINISHED / "config.yaml").read_text())
+    upgraded = moved.upgrade(config)
+    assert config["patch"] == {"size": 2}
+    assert upgraded["model"]["patch"] == 2
+    assert "patch" not in upgraded
+    assert moved.upgrade(upgraded) == upgraded
+    assert identity(config) == identity(upgraded) == identity(check(upgraded)) == "15e2de69"
+    for odd in (None, [], {"patch": 3}, {"patch": {"size": 2}}, {"patch": {"size": 2}, "model": 3}):
+        assert moved.upgrade(odd) == odd
+
+
 def test_modules_and_classes_are_renamed_by_their_longest_known_name(monkeypatch):
     table = {"vitlab.a": "vitlab.b", "vitlab.a.One": "vitlab.c.Uno"}
     monkeypatch.setattr(moved, "MOVED", table)
@@ -87,7 +99,9 @@ def test_stored_runs_are_found_and_compared(stored, capsys):
     assert set(table["optimizer"]) == {"muon"}
     assert set(table["schedule"]) == {"wsd"}
     assert set(table["dataset"]) == {"digits"}
-    assert main(["compare", "runs"]) == 0
+    assert set(table["model.patch"]) == {2}
+    assert "patch.size" not in table
+    assert main(["compare", "runs", "--x", "patch.size"]) == 0
     assert "17.55" in capsys.readouterr().out
 
 

@@ -237,7 +237,7 @@ def test_an_answer_is_made_anew_from_what_is_kept(file, tmp_path, capsys):
         assert "It does not." in (folder / "answer.md").read_text()
         assert "p4" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "runs")]) == 0
-    assert "patch.size=4" in capsys.readouterr().out
+    assert "model.patch=4" in capsys.readouterr().out
     assert (tmp_path / "runs" / "comparison" / "answer.md").is_file()
     runs = sorted(str(path.parent) for path in tmp_path.glob("runs/*/config.yaml"))
     assert main(["compare", *runs[:2], "--out", f"{tmp_path}/out", "--metric", "val/loss"]) == 0

@@ -104,7 +104,7 @@ def bench(options: argparse.Namespace) -> None:
         print(told(result, f"{work.batch} images{alone}"))
         works = [work]
         if options.peers:
-            plain = replace(work, make=build(undropped(node["model"]), patch=node["patch"]["size"]))
+            plain = replace(work, make=build(undropped(node["model"])))
             works, counts, said = bench.alike([plain.of(name) for name in ("vitlab", *LIBRARIES)])
             print(compared(counts, said, work.batch))
             measured = bench.measure(works, **rounds)
@@ -130,7 +130,7 @@ def work_of(setup: "TrainingSetup", node: dict[str, Any]) -> "Work":
     from vitlab.config.build import build
 
     return Work(
-        make=build(node["model"], patch=node["patch"]["size"]),
+        make=build(node["model"]),
         image_size=setup.dataset.shape,
         channels=setup.dataset.channels,
         classes=len(setup.dataset.classes),

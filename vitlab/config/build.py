@@ -32,11 +32,7 @@ def build(node: Any, allowed: tuple[str, ...] = TRUSTED, **more: Any) -> Any:
 
 def assemble(config: Node) -> dict[str, Any]:
     """The objects of a checked configuration, as `recipe.prepare` takes them."""
-    parts = {key: build(value) for key, value in config.items() if key not in ("patch", "seed", "model")}
+    parts = {key: build(value) for key, value in config.items() if key not in ("seed",)}
     if not 0 <= config["seed"] < 2**63:
         raise ConfigError(f"seed={config['seed']}: must be 0 or more, and below 2^63")
-    return {
-        **parts,
-        "model": build(config["model"], patch=config["patch"]["size"]),
-        "seed": config["seed"],
-    }
+    return {**parts, "seed": config["seed"]}

@@ -94,9 +94,7 @@ def arguments(config: Node, path: str, allowed: tuple[str, ...]) -> tuple[dict[s
     if not path:
         kinds = {name: locate(target) for name, target in PARTS.items()}
         kinds |= {name: Callable[..., kinds[name]] for name in FACTORIES}  # ty: ignore[invalid-type-form]
-        return {"seed": int, "patch": dict, **kinds}, ["seed", "patch", *kinds]
-    if path == "patch":
-        return {"size": int}, ["size"]
+        return {"seed": int, **kinds}, ["seed", *kinds]
     if "_target_" not in config:
         return None, []
     found = inspect.signature(locate(str(config["_target_"]), allowed), eval_str=True).parameters

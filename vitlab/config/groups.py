@@ -51,9 +51,11 @@ def known_keys(root: Path = CONF) -> dict[str, list[tuple[str, str]]]:
     for group, options in menu(root).items():
         for option in options:
             text = (root / group / f"{option}.yaml").read_text()
+            package = re.match(r"# @package (\w+)", text)
+            node = package[1] if package else group.replace("/", ".")
             for key in re.findall(r"^([a-z_0-9]+):", text, flags=re.MULTILINE) if group != "experiment" else ():
                 if key != "defaults":
-                    found.setdefault(f"{group.replace('/', '.')}.{key}", []).append((group, option))
+                    found.setdefault(f"{node}.{key}", []).append((group, option))
     return found
 
 
@@ -82,7 +84,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def unknown_option(group: str, option: str, options: Iterable[str]) -> str:
     listed = ", ".join(options)
-    remedy = f"; for a size of your own: patch.size={option}" if group == "patch" and option.isdigit() else ""
+    remedy = f"; for a size of your own: model.patch={option}" if group == "patch" and option.isdigit() else ""
     if group == "patch" and f"p{option}" in options:
         remedy = f"; did you mean patch=p{option}?"
     return f"{group}={option}: there is no such option; {group} is one of {listed}{remedy or nearest(option, options)}"

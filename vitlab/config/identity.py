@@ -6,7 +6,7 @@ from typing import Any
 
 from vitlab.config.check import locate
 from vitlab.config.errors import Node
-from vitlab.config.moved import first_name
+from vitlab.config.moved import first_layout
 
 
 def identity(config: Node) -> str:
@@ -21,16 +21,7 @@ def identity(config: Node) -> str:
         counts["init"] = {key: value for key, value in init.items() if key != said}
     path_options = locate(config["dataset"]["_target_"]).path_options
     counts["dataset"] = {key: value for key, value in config["dataset"].items() if key not in path_options}
-    return hashlib.sha256(json.dumps(with_first_names(counts), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def with_first_names(node: Any) -> Any:
-    """A configuration in which each class has the name that it was first released under."""
-    if isinstance(node, list):
-        return [with_first_names(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    return {k: first_name(v) if k == "_target_" else with_first_names(v) for k, v in node.items()}
+    return hashlib.sha256(json.dumps(first_layout(counts), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def cell_identity(config: Node) -> str:
@@ -40,7 +31,7 @@ def cell_identity(config: Node) -> str:
 
 def slug(config: Node, choices: dict[str, str]) -> str:
     """A readable name: the experiment or the dataset, model and patch, and the seed."""
-    words = [choices.get("dataset", ""), choices.get("model", ""), f"p{config['patch']['size']}", f"s{config['seed']}"]
+    words = [choices.get("dataset", ""), choices.get("model", ""), f"p{config['model']['patch']}", f"s{config['seed']}"]
     if choices.get("experiment"):
         words = [choices["experiment"], words[-1]]
     return "-".join(word for word in words if word).replace("/", "-").replace("_", "-")

@@ -1,8 +1,13 @@
-"""Classes that have moved since they were first released: stored configurations and the names of runs keep the first.
+"""What has moved since it was first released: stored configurations and the names of runs keep the first form.
 
 `identity` hashes the first name of each class and `locate` finds its present one, so that a class can move without
-giving a run another name. To move a class, or a module of them, add a line to `MOVED`.
+giving a run another name. To move a class, or a module of them, add a line to `MOVED`; to move a key, one to `KEYS`,
+and change `upgrade` and `first_layout`.
 """
+
+from typing import Any
+
+from vitlab.config.errors import Node
 
 MOVED = {  # dotted name of a module or a class: as first released -> now
     "vitlab.dataset.augment": "vitlab.data.augment",
@@ -22,6 +27,37 @@ MOVED = {  # dotted name of a module or a class: as first released -> now
     "vitlab.start.Start": "vitlab.training.pretrained.Start",
     "vitlab.tracking.Tracking": "vitlab.tracking.options.Tracking",
 }
+KEYS = {"patch.size": "model.patch"}  # key as first released -> now
+
+
+def current_key(key: str) -> str:
+    """The key that a user or a stored file may call by its first name."""
+    return KEYS.get(key, key)
+
+
+def upgrade(config: Node) -> Node:
+    """A stored configuration with the keys of today: `patch: {size: N}` became `model.patch`."""
+    match config:
+        case {"patch": {"size": size}, "model": {**model}} if "patch" not in model:
+            rest = {key: value for key, value in config.items() if key != "patch"}
+            return {**rest, "model": {**model, "patch": size}}
+    return config
+
+
+def first_layout(config: Node) -> Node:
+    """A configuration with the keys and class names that it was first released with."""
+    config = upgrade(config)
+    model = {key: value for key, value in config["model"].items() if key != "patch"}
+    return with_first_names({**config, "model": model, "patch": {"size": config["model"]["patch"]}})
+
+
+def with_first_names(node: Any) -> Any:
+    """A configuration in which each class has the name that it was first released under."""
+    if isinstance(node, list):
+        return [with_first_names(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {k: first_name(v) if k == "_target_" else with_first_names(v) for k, v in node.items()}
 
 
 def current_name(target: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import ALTERNATIVES, is_known, known_keys, menu, nearest, unknown_option
+from vitlab.config.moved import KEYS, current_key
 
 
 def complete(overrides: Iterable[str], many: bool = False) -> list[str]:
@@ -25,6 +26,8 @@ def complete(overrides: Iterable[str], many: bool = False) -> list[str]:
     for word in overrides:
         head, equals, value = word.partition("=")
         key = head.lstrip("+~").split("@")[0]
+        if key in KEYS:
+            word, key = word.replace(key, KEYS[key], 1), KEYS[key]
         if not equals and not head.startswith("~"):
             raise ConfigError(f"{show(word)}: write group=option or key=value{nearest(word, groups)}")
         if key == "experiment":
@@ -73,7 +76,7 @@ def several(word: str) -> list[str]:
 
 def key_of(word: str) -> str:
     """The key that an override is about."""
-    return word.lstrip("+~").partition("=")[0]
+    return current_key(word.lstrip("+~").partition("=")[0])
 
 
 def merged(*parts: Iterable[str]) -> tuple[str, ...]:

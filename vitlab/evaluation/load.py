@@ -62,7 +62,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: boo
     size, channels, classes = tuple(facts["image_size"]), facts["channels"], tuple(facts["classes"])
     shape: dict[str, Any] = {"image_size": size, "channels": channels, "classes": len(classes)}
     try:
-        make = factory(config["model"], config["patch"]["size"])
+        make = factory(config["model"])
         footprint.check_memory(make, **shape, device=device)
         model = make(**shape)
     except ConfigError:
@@ -122,7 +122,7 @@ def facts_of(said: Any, file: Path) -> Node:
     return facts
 
 
-def factory(node: Node, patch: int) -> Callable[..., ViT]:
+def factory(node: Node) -> Callable[..., ViT]:
     """The model that a stranger's configuration describes, yet to be made: a ViT of parts, and no other object.
 
     Raises:
@@ -134,7 +134,7 @@ def factory(node: Node, patch: int) -> Callable[..., ViT]:
     for key, part in node.items():  # a module that is made at once was never weighed
         if isinstance(part, dict) and not part.get("_partial_") and issubclass(locate(part["_target_"]), nn.Module):
             raise ConfigError(f"model.{key}: {part['_target_']} is refused: expected no module that is made already")
-    return build(node, MODELS, patch=patch)
+    return build(node, MODELS)
 
 
 def fill(model: ViT, weights: Any) -> None:

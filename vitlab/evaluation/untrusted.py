@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from vitlab.config.errors import ConfigError, Node
+from vitlab.config.moved import upgrade
 from vitlab.config.overrides import show
 from vitlab.storage.files import read_json, read_text
 from vitlab.storage.run import Run
@@ -55,8 +56,9 @@ def read_config(run: Run) -> Node:
         reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
         line = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{run.config} cannot be read safely ({reason}{line}): train the run again") from error
-    wanted = {"model": "_target_", "patch": "size", "dataset": "_target_", "fit": "evaluation_batch_size"}
-    for section, key in wanted.items():
+    config = upgrade(config)
+    wanted = ("model._target_", "model.patch", "dataset._target_", "fit.evaluation_batch_size")
+    for section, key in (word.split(".") for word in wanted):
         if not isinstance(config, dict) or not isinstance(config.get(section), dict) or key not in config[section]:
             raise ConfigError(f"{run.config} is not the configuration of a run: it has no {section}.{key}")
         if key != "_target_" and not (type(value := config[section][key]) is int and value >= 1):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from vitlab.config.check import PARTS
 from vitlab.config.errors import ConfigError
+from vitlab.config.moved import current_key
 from vitlab.report.agreement import agree, part
 from vitlab.report.grouping import differing, finished, listed, named, newest, numbers, place
 from vitlab.report.statistics import Estimate, bounded, estimate, holm, paired, probability
@@ -16,7 +17,7 @@ from vitlab.report.table import COSTS, Comparison, Row
 from vitlab.report.verdict import notes, verdict
 from vitlab.storage.metrics import STATES, counterpart, higher_is_better
 
-ROOTS = {*PARTS, "patch"} - {"system", "tracking"}  # of the configuration: what can change a result
+ROOTS = {*PARTS} - {"system", "tracking"}  # of the configuration: what can change a result
 METRICS = ("test/accuracy", "test/loss", "val/accuracy", "val/loss")  # that every finished run has
 
 
@@ -53,6 +54,7 @@ def compare(
     Raises:
         ConfigError: there is nothing to compare; no such metric, x or baseline: says what there is.
     """
+    x = current_key(x) if x else None
     if cells is not None and arms is not None and len({arms[name] for name in cells}) < len(cells):
         asked = {"metric": metric, "x": x, "planned": planned, "title": title, "source": source}
         return tuned(table, cells, arms, baseline, expect, asked)

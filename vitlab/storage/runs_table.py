@@ -14,7 +14,7 @@ import yaml
 
 from vitlab.config.errors import StorageError
 from vitlab.config.groups import options
-from vitlab.config.moved import current_name
+from vitlab.config.moved import current_name, upgrade
 from vitlab.storage.files import read_json, read_text
 from vitlab.storage.run import Run
 
@@ -97,7 +97,7 @@ def read(run: Run) -> tuple[Line, Line]:
     """What is known of a run, and of that the flat configuration; never raises for what its files hold."""
     problems, nested, config, result, known = [], None, {}, {}, {}
     try:
-        nested = parse(run.config)
+        nested = upgrade(parse(run.config))
         config = {str(key): value for key, value in flatten(nested)}
         if len(config) > MOST_VALUES:
             raise StorageError(f"{run.config} holds more than {MOST_VALUES:,} values, no configuration has so many")

@@ -73,7 +73,7 @@ class Checked:
 
     def weights(self) -> Source:
         """What its training will leave, without memory."""
-        model = on_meta_device(build(self.config["model"], patch=self.config["patch"]["size"]), **self.shape)
+        model = on_meta_device(build(self.config["model"]), **self.shape)
         return to_come(self.job(0).run.best, model, self.shape["image_size"], self.classes)
 
     def job(self, seed: int) -> Job:
@@ -278,7 +278,7 @@ def check_cell(
     updates = build_optimizer(parts["optimizer"], model, layer_decay=fit.layer_decay, scale=fit.lr_factor())
     parts["schedule"].start(updates, steps, steps_per_epoch)
     frozen = parts["init"].freeze
-    if (of := json.dumps([config["model"], config["patch"], str(shape), frozen], sort_keys=True)) not in costs:
+    if (of := json.dumps([config["model"], str(shape), frozen], sort_keys=True)) not in costs:
         costs[of] = (count.parameters(model), *flops(make, shape, frozen))
     parameters, forward, backward = costs[of]
     images_seen = steps * fit.batch_size

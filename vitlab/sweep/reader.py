@@ -9,6 +9,7 @@ import yaml
 
 from vitlab.config.errors import SweepError, SweepFileError
 from vitlab.config.groups import SWEEPS, is_known, known_keys, nearest
+from vitlab.config.moved import current_key
 from vitlab.config.overrides import key_of, merged
 from vitlab.storage.files import read_text
 from vitlab.storage.metrics import COSTS, MEASURED, METRICS, SHOTS
@@ -242,7 +243,7 @@ class Reader:
         return said if SHOTS.fullmatch(said) else self.one_of(node, path, (*METRICS, *MEASURED, "test/5-shot"))
 
     def axis(self, node: Any, path: str) -> str:
-        key = self.text(node, path)
+        key = current_key(self.text(node, path))
         if key in COSTS or is_known(key, known_keys()):
             return key
         raise self.wrong(path, f"{path}: {key}: expected one of {', '.join(COSTS)}, or a configuration key")
@@ -285,7 +286,7 @@ class Reader:
         return Search(method=method, trials=trials, space=dimensions, prune=prune)
 
     def dimension(self, key: str, node: Any, path: str) -> Dimension:
-        if not is_known(key, known_keys()) and "/" not in key and key not in ("patch", "model", "optimizer"):
+        if not is_known(current_key(key), known_keys()) and "/" not in key and key not in ("patch", "model", "optimizer"):
             raise self.wrong(path, f"{key}: there is no such key{nearest(key, known_keys())}")
         if isinstance(node, yaml.SequenceNode):
             return Dimension(key=key, kind="choice", values=self.many(node, path))

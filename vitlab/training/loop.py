@@ -208,7 +208,7 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
         )
     tracker.finish(result, views)
     if dist.is_rank0:
-        described = {"facts": facts(setup), "wrote": wrote, "model": config["model"], "patch": config["patch"]}
+        described = {"facts": facts(setup), "wrote": wrote, "model": config["model"]}
         try:
             checkpoint.export(run.export, state.weights, described)
             curves.draw(run.rows(), run.curves, run.folder.name)
