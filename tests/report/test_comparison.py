@@ -230,7 +230,9 @@ def test_seeds_that_were_not_asked_for_do_not_count():
 
 def test_without_names_arms_are_named_by_what_differs_in_its_own_order():
     lines = [
-        line(f"c{size}", seed, 0.5, **{"model.patch": size, "optimizer.lr": 0.1, "model": "ViT", "system.workers": seed})
+        line(
+            f"c{size}", seed, 0.5, **{"model.patch": size, "optimizer.lr": 0.1, "model": "ViT", "system.workers": seed}
+        )
         for size in (16, 2, 4)
         for seed in (0, 1)
     ]

@@ -12,7 +12,16 @@ from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError, Node
 
-FREE = ("patch", "width", "depth", "heads", "dropout", "drop_path", "epsilon", "init")  # of the model: what peers have, or time
+FREE = (
+    "patch",
+    "width",
+    "depth",
+    "heads",
+    "dropout",
+    "drop_path",
+    "epsilon",
+    "init",
+)  # of the model: what peers have, or time
 FREE_INSIDE = ("head.zero_init", "head.bias_init", "attention.dropout", "attention.kernel")  # does not depend on
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from typing import Any
 
 from vitlab.config.check import locate
 from vitlab.config.errors import Node

@@ -286,7 +286,11 @@ class Reader:
         return Search(method=method, trials=trials, space=dimensions, prune=prune)
 
     def dimension(self, key: str, node: Any, path: str) -> Dimension:
-        if not is_known(current_key(key), known_keys()) and "/" not in key and key not in ("patch", "model", "optimizer"):
+        if (
+            not is_known(current_key(key), known_keys())
+            and "/" not in key
+            and key not in ("patch", "model", "optimizer")
+        ):
             raise self.wrong(path, f"{key}: there is no such key{nearest(key, known_keys())}")
         if isinstance(node, yaml.SequenceNode):
             return Dimension(key=key, kind="choice", values=self.many(node, path))
