@@ -1,13 +1,11 @@
-"""What all figures share: colours, axes, captions, numbers in words."""
+"""What all figures share: colours, axes, captions."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitlab.storage.files import write_whole
-from vitlab.storage.metrics import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +42,6 @@ def shorten(words: str, most: int, keep: float = 0.65) -> str:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES, MARKS = ("-", "--", ":", "-."), "osD^vP"
 INK, SOFT, GRID = "#1f2933", "#6b7785", "#e3e8ee"
-NONE = "\N{EN DASH}"  # where nothing is known
 WIDTH = 5.5  # inches: a column of a paper
 LOG = 4  # an axis is logarithmic where its largest number is at least this many times the smallest
 STYLE: Any = {
@@ -78,27 +75,3 @@ def save_one(figure: "Figure", path: Path) -> Path:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         write_whole(path, lambda part: figure.savefig(part, format=kind, dpi=200, facecolor="white", metadata=metadata))
     return path
-
-
-def si(value: float | None, unit: str = "") -> str:
-    """Three digits and a prefix: 58234 is '58.2 k'; a dash for None."""
-    if not number(value) or value is None:
-        return NONE
-    power = 0
-    while abs(value) >= 999.5 and power < 6:
-        value, power = value / 1000, power + 1
-    digits = f"{value:.3g}" if power == 0 else f"{value:.{2 - min(2, int(math.log10(abs(value))))}f}"
-    return f"{digits} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}{unit}".rstrip()
-
-
-def duration(seconds: float | None) -> str:
-    if not number(seconds) or seconds is None:
-        return NONE
-    if seconds < 59.95:
-        return f"{seconds:.3g} s"
-    minutes, left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {left:02d} s"

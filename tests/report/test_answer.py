@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from tests.report.test_figures import arm, comparison
-from vitlab.plotting import NONE
 from vitlab.report import answer
 from vitlab.report.statistics import Estimate
 from vitlab.report.table import Comparison
+from vitlab.storage.metrics import NONE
 
 FACTS = {"hardware": "2 CPU cores", "cost": "12 min\nand more", "command": "vitlab sweep `x` <!-- finding -->"}
 

@@ -300,8 +300,9 @@ def test_costs_are_medians_of_what_finished():
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ({"metric": "test/acuracy"}, "no run reports such a number; there are .*test/accuracy"),
-        ({"metric": "device"}, "no run reports such a number"),
+        ({"metric": "test/acuracy"}, "metric=test/acuracy: there is no such metric; did you mean test/accuracy"),
+        ({"metric": "device"}, "metric=device: there is no such metric .there are .*test/accuracy"),
+        ({"metric": "test/5-shot", "cells": None}, "no run reports such a number; there are .*test/accuracy"),
         ({"baseline": "c"}, "there is no such arm; there are a; b"),
         ({"x": "patches.size"}, "there is no such key; there are .*model.patch"),
         ({"x": "patch.sise", "cells": None}, "there is no such key; there are .*model.patch"),

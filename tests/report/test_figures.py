@@ -4,10 +4,11 @@ import math
 import pandas as pd
 import pytest
 
-from vitlab.plotting import NONE, duration, save_one, si
+from vitlab.plotting import save_one
 from vitlab.report import figures
 from vitlab.report.statistics import Estimate
 from vitlab.report.table import Agreement, Comparison, Pair, Row
+from vitlab.storage.metrics import NONE, duration, si
 
 
 def estimate(values, mean=None):

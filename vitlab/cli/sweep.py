@@ -210,8 +210,8 @@ def complain(failures: list[Any]) -> None:
 
 def show(plan: "Plan", slots: int) -> None:
     """Every run as a command that can be pasted, with its cost, and what the store knows of the time it takes."""
-    from vitlab.plotting import si
     from vitlab.storage import runs_table
+    from vitlab.storage.metrics import si
     from vitlab.sweep.duration import estimate
     from vitlab.sweep.progress import span
 

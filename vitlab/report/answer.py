@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vitlab.config.errors import ConfigError
-from vitlab.plotting import NONE, duration, save_one, si
+from vitlab.plotting import save_one
 from vitlab.report import figures
 from vitlab.report.page import page as page_of
 from vitlab.report.statistics import Estimate
 from vitlab.report.table import Agreement, Comparison, Row
 from vitlab.storage.files import read_text, write_whole
-from vitlab.storage.metrics import counterpart, is_share
+from vitlab.storage.metrics import NONE, counterpart, duration, is_share, si
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

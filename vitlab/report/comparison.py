@@ -11,14 +11,14 @@ from vitlab.config.check import PARTS
 from vitlab.config.errors import ConfigError
 from vitlab.config.moved import current_key
 from vitlab.report.agreement import agree, part
-from vitlab.report.grouping import differing, finished, listed, named, newest, numbers, place
+from vitlab.report.grouping import differing, finished, listed, named, newest, place
 from vitlab.report.statistics import Estimate, bounded, estimate, holm, paired, probability
-from vitlab.report.table import COSTS, Comparison, Row
+from vitlab.report.table import Comparison, Row
 from vitlab.report.verdict import notes, verdict
-from vitlab.storage.metrics import STATES, counterpart, higher_is_better
+from vitlab.storage import metrics
+from vitlab.storage.metrics import COSTS, STATES, counterpart, higher_is_better
 
 ROOTS = {*PARTS} - {"system", "tracking"}  # of the configuration: what can change a result
-METRICS = ("test/accuracy", "test/loss", "val/accuracy", "val/loss")  # that every finished run has
 
 
 def compare(
@@ -178,12 +178,14 @@ def tuned(
 
 
 def check(table: pd.DataFrame, metric: str, x: str | None, keys: list[str], asked: bool) -> None:
-    """Refuses what is not in the table; but what every run reports, or a sweep asks for, may be yet to come."""
-    promised = metric in {*METRICS, *COSTS} or (asked and metric.endswith(("-shot", "images_per_second")))
-    if metric in keys or (not promised and not numbers(table, metric).notna().any()):
-        there = [k for k in table.columns if k not in {*keys, "seed"} and not k.startswith(("system", "tracking"))]
-        there = [key for key in there if numbers(table, key).notna().any()]
-        raise ConfigError(f"metric={metric}: no run reports such a number; there are {listed(there or list(METRICS))}")
+    """Refuses what is unknown, and what no finished run has; but a sweep may ask for what is yet to come."""
+    try:
+        metrics.metric(metric)
+    except ConfigError as error:
+        raise ConfigError(f"metric={error}") from None
+    if not asked and (table["status"] == "finished").any() and finished(table, metric).empty:
+        there = [key for key in table.columns if metrics.find(key) and not finished(table, key).empty]
+        raise ConfigError(f"metric={metric}: no run reports such a number; there are {listed(there)}")
     if x is not None and x not in {*COSTS, *keys} and not (asked and x.partition(".")[0] in ROOTS):
         raise ConfigError(f"x={x}: there is no such key; there are {listed([*COSTS, *keys])}")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.config.errors import ConfigError
 from vitlab.storage.files import read_json
+from vitlab.storage.metrics import duration
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,8 +110,6 @@ def facts(record: dict[str, Any], found: "Comparison", store: "pd.DataFrame") ->
         store: all runs, with the trials of a search among them.
     """
     import pandas as pd
-
-    from vitlab.plotting import duration
 
     rows = [row.runs for row in (found.tried or found).rows if len(row.runs)]
     table = pd.concat(rows) if rows else pd.DataFrame()

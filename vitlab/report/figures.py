@@ -29,11 +29,10 @@ from vitlab.plotting import (
     dress,
     save_one,
     shorten,
-    si,
 )
 from vitlab.report.statistics import Estimate
 from vitlab.report.table import Agreement, Comparison, Row
-from vitlab.storage.metrics import is_share, number
+from vitlab.storage.metrics import is_share, number, si
 from vitlab.storage.run import Run
 
 if TYPE_CHECKING:

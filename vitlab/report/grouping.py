@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.report.table import COSTS
+from vitlab.storage.metrics import COSTS
 
 LARGEST = 1e100  # a number above is somebody's joke, and its square is infinite
 

@@ -9,17 +9,6 @@ import pandas as pd
 
 from vitlab.report.statistics import Estimate
 
-COSTS = (
-    "parameters",
-    "flops_per_image",
-    "training_flops",
-    "images",
-    "images_per_second",
-    "seconds",
-    "peak_memory_bytes",
-    "largest_batch",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Row:

@@ -1,40 +1,211 @@
-"""Metrics: their names and what is known of each."""
+"""The table of metrics: everything that is measured, and what is known of each number.
+
+A new metric is one line of `METRICS` and the code that computes it.
+"""
 
 import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
+from vitlab.config.errors import ConfigError
+from vitlab.config.groups import nearest
 
-def is_accuracy(metric: str) -> bool:
-    """Whether it is a share of right answers: `test/accuracy`, `test/5-shot`."""
-    return "accuracy" in metric or metric.endswith("-shot")
-
-
-def is_share(metric: str) -> bool:
-    """Whether it is shown in percent."""
-    shares = {"accuracy", "top5_accuracy", "top5", "ece", "balanced_accuracy"}
-    return metric.rpartition("/")[2] in shares or metric.endswith(("-shot", "-shot_std"))
+NONE = "\N{EN DASH}"  # where nothing is known
+SELECTED_BY = "val/accuracy"  # what weights, trials and arms are chosen by, where nothing else is asked for
+FAMILY = re.compile(r"(?<=/)[1-9]\d{0,5}(?=-)")  # the 5 of test/5-shot, which stands in the table as test/K-shot
 
 
 def number(value: Any) -> bool:
+    """Whether it is a finite number."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def si(value: float | None, unit: str = "") -> str:
+    """Three digits and a prefix: 58234 is '58.2 k'; a dash for None."""
+    if value is None or not number(value):
+        return NONE
+    power = 0
+    while abs(value) >= 999.5 and power < 6:
+        value, power = value / 1000, power + 1
+    digits = f"{value:.3g}" if power == 0 else f"{value:.{2 - min(2, int(math.log10(abs(value))))}f}"
+    return f"{digits} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}{unit}".rstrip()
+
+
+def duration(seconds: float | None) -> str:
+    """Two units of time: '42 s', '3 min 20 s', '2 h 05 min', '3 d 4 h'; a dash for None."""
+    if seconds is None or not number(seconds):
+        return NONE
+    if seconds < 59.95:
+        return f"{seconds:.3g} s"
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {left:02d} s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number that is measured.
+
+    Args:
+        name: its key in metrics.jsonl and result.json, such as val/loss.
+        words: its name in tables and figures.
+        source: a row of training; or result.json: of the validation images, the test images, or the whole run; or a
+            benchmark, in sweeps that train nothing.
+        higher_is_better: its direction.
+        unit: of the number as it is stored; empty for a pure number, and where `words` name it.
+        share: whether it lies in 0 ... 1 and is shown in percent.
+        cost: whether it says what a run costs, so that an axis of a figure can be made of it.
+        form: how it is printed.
+        count: of a family, what its number is: 5 of test/5-shot.
+    """
+
+    name: str
+    words: str
+    source: Literal["row", "validation", "test", "result", "bench"]
+    higher_is_better: bool = False
+    unit: str = ""
+    share: bool = False
+    cost: bool = False
+    form: Callable[[float], str] = "{:.4g}".format
+    count: int | None = None
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, else -1."""
+        return 1 if self.higher_is_better else -1
+
+    @property
+    def scale(self) -> int:
+        """From the number as it is stored to the number in tables and figures."""
+        return 100 if self.share else 1
+
+    @property
+    def heading(self) -> str:
+        """Its name with its unit."""
+        unit = "%" if self.share else self.unit
+        return f"{self.words} ({unit})" if unit else self.words
+
+    @property
+    def validation(self) -> "Metric":
+        """What stands for it when an arm is chosen, which is never done by a test score."""
+        if self.source == "test":
+            name, words = f"val/{self.name.partition('/')[2]}", f"validation {self.words.partition(' ')[2]}"
+            return replace(self, name=name, words=words, source="validation")
+        return self if self.source == "validation" else METRICS[SELECTED_BY]
+
+    def format(self, value: float | None) -> str:
+        """With its unit, or in percent: 99.31%, 13.7 k, 1 min 13 s; a dash where it is not known."""
+        return NONE if value is None or not number(value) else self.form(value)
+
+    def cell(self, value: float, sign: str = "") -> str:
+        """Under its heading, without unit; `sign` is '+' for a difference."""
+        return f"{100 * value:{sign}.2f}" if self.share else f"{value:{sign}.4g}"
+
+
+SPLITS: dict[str, tuple[Any, str]] = {
+    "train": ("row", "training"), "val": ("validation", "validation"), "test": ("test", "test"),
+}  # fmt: skip
+
+
+def scores(splits: str, name: str, **known: Any) -> list[Metric]:
+    """The same measured on several splits, such as `train val test`: a metric for each."""
+    found = []
+    for split in splits.split():
+        source, words = SPLITS[split]
+        found.append(Metric(name=f"{split}/{name}", words=f"{words} {name.replace('_', ' ')}", source=source, **known))
+    return found
+
+
+ROW, RESULT, BENCH = (partial(Metric, source=source) for source in ("row", "result", "bench"))
+COST = partial(Metric, source="result", cost=True)
+ACCURACY: dict[str, Any] = {"higher_is_better": True, "share": True, "form": "{:.2%}".format}
+ERROR: dict[str, Any] = {"share": True, "form": "{:.2%}".format}
+COUNT: dict[str, Any] = {"form": "{:,.0f}".format}
+TABLE = (
+    *scores("train val test", "loss", form="{:.3f}".format),
+    *scores("train val test", "accuracy", **ACCURACY),
+    *scores("val test", "top5_accuracy", **ACCURACY),
+    *scores("val test", "ece", **ERROR),
+    *scores("val test", "K-shot", **ACCURACY),
+    *scores("val test", "K-shot_std", **ERROR),
+    *scores("train", "gradient_norm"),
+    *scores("train", "skipped", **COUNT),
+    *scores("train", "rolled_back_to", **COUNT),
+    ROW(name="step", words="step", **COUNT),
+    ROW(name="epoch", words="epoch"),
+    ROW(name="lr", words="learning rate"),
+    COST(name="parameters", words="parameters", form=si),
+    COST(name="flops_per_image", words="FLOPs per image", form=si),
+    COST(name="training_flops", words="training FLOPs", form=si),
+    COST(name="images", words="training images", form=si),
+    COST(name="images_per_second", words="images/s", higher_is_better=True, form=si),
+    COST(name="seconds", words="training time", unit="s", form=duration),
+    COST(name="peak_memory_bytes", words="peak memory", unit="B", form=partial(si, unit="B")),
+    COST(name="largest_batch", words="largest batch", higher_is_better=True, **COUNT),
+    BENCH(name="inference/images_per_second", words="inference images per second", higher_is_better=True, form=si),
+    RESULT(name="batch", words="batch", **COUNT),
+    RESULT(name="steps", words="steps", **COUNT),
+    RESULT(name="epochs", words="epochs"),
+    RESULT(name="best_step", words="best step", **COUNT),
+    RESULT(name="skipped", words="skipped steps", **COUNT),
+    RESULT(name="rollbacks", words="rollbacks", **COUNT),
+    RESULT(name="processes", words="processes", **COUNT),
+    RESULT(name="accumulate", words="accumulation steps", **COUNT),
+    RESULT(name="test_images", words="test images", **COUNT),
+)
+METRICS = {each.name: each for each in TABLE}
+COSTS = tuple(each.name for each in TABLE if each.cost)
+
+
+def find(name: str) -> Metric | None:
+    """What is known of a metric; None where nothing is."""
+    family = FAMILY.search(name)
+    found = METRICS.get(FAMILY.sub("K", name))
+    if found is None or ("K" in found.name) != bool(family):
+        return None
+    if family is None:
+        return found
+    return replace(found, name=name, words=found.words.replace("K", family[0]), count=int(family[0]))
+
+
+def metric(name: str) -> Metric:
+    """What is known of a metric.
+
+    Raises:
+        ConfigError: there is none of that name; the message begins with the name.
+    """
+    if (found := find(name)) is None:
+        known = [each.name.replace("/K-", "/5-") for each in TABLE if each.source != "row"]
+        raise ConfigError(f"{name}: there is no such metric{nearest(name, known)} (there are {', '.join(known)})")
+    return found
+
+
+# What stood here before; to be removed with its last user.
+MEASURED = ("inference/images_per_second",)
+SHOTS = re.compile(r"(?:test|val)/([1-9]\d{0,5})-shot")
+
+
+def is_accuracy(name: str) -> bool:
+    return metric(name).share and metric(name).higher_is_better
+
+
+def is_share(name: str) -> bool:
+    return metric(name).share
+
+
+def counterpart(name: str) -> str:
+    return metric(name).validation.name
+
+
+def higher_is_better(name: str) -> bool:
+    return metric(name).higher_is_better
+
+
 STATES = ("failed", "pruned", "interrupted", "running", "damaged")
-
-
-def counterpart(metric: str) -> str:
-    """What validation says of the same: no arm is chosen by its test score."""
-    split, _, what = metric.partition("/")
-    return metric if split == "val" else f"val/{what}" if split == "test" and what else "val/accuracy"
-
-
-def higher_is_better(metric: str) -> bool:
-    return is_accuracy(metric) or metric.endswith("images_per_second")
-
-
-METRICS = ("test/accuracy", "test/loss", "val/accuracy", "val/loss", "seconds", "images_per_second")
-MEASURED = ("inference/images_per_second",)  # metrics for which cells are measured, and not trained
-COSTS = ("parameters", "flops_per_image", "training_flops", "images", "seconds")
-SHOTS = re.compile(r"(?:test|val)/([1-9]\d{0,5})-shot")  # metrics of fit.shots

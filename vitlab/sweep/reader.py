@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from vitlab.config.errors import SweepError, SweepFileError
+from vitlab.config.errors import ConfigError, SweepError, SweepFileError
 from vitlab.config.groups import SWEEPS, is_known, known_keys, nearest
 from vitlab.config.moved import current_key
 from vitlab.config.overrides import key_of, merged
 from vitlab.storage.files import read_text
-from vitlab.storage.metrics import COSTS, MEASURED, METRICS, SHOTS
+from vitlab.storage.metrics import COSTS, MEASURED, metric
 from vitlab.sweep.question import BASELINE, FIRST, Cell, Dimension, Expect, Question, Search, slugs, source_of
 
 
@@ -239,8 +239,13 @@ class Reader:
         return found
 
     def metric(self, node: Any, path: str) -> str:
-        said = self.text(node, path)
-        return said if SHOTS.fullmatch(said) else self.one_of(node, path, (*METRICS, *MEASURED, "test/5-shot"))
+        try:
+            found = metric(self.text(node, path))
+        except ConfigError as error:
+            raise self.wrong(path, f"{path}: {error}") from None
+        if found.source == "row":
+            raise self.wrong(path, f"{path}: {found.name}: no result holds it, for it is of the rows of training alone")
+        return found.name
 
     def axis(self, node: Any, path: str) -> str:
         key = current_key(self.text(node, path))
