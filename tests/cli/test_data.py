@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.data.test_dataset import write_images
@@ -11,7 +12,7 @@ from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.system.distributed import single_process
-from vitlab.training.batches import training_batches
+from vitlab.training.batches import train_batches
 from vitlab.training.optimizer import learning_rate
 from vitlab.training.setup import prepare
 
@@ -54,7 +55,9 @@ def test_the_picture_has_each_image_as_it_is_and_as_training_sees_it():
     shown = [np.asarray(image.get_array()) for image in axes.get_images()]
     assert len(shown) == 8
     composed = setup("fit.batch_size=8")
-    first, _ = next(iter(training_batches(composed, 0)))
+    images, _ = next(train_batches(composed, 0))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (composed.dataset.mean, composed.dataset.std))
+    first = ((images * std + mean) * 255).round()
     for image, pixels in zip(shown, first, strict=True):
         assert image.shape == (8, 17, 3)
         assert (image[:, :8, 0] == pixels[0].numpy()).all()

@@ -24,7 +24,7 @@ from vitlab.config.overrides import quoted
 from vitlab.storage.lock import holder
 from vitlab.sweep.plan import plan
 from vitlab.sweep.reader import read
-from vitlab.system.signals import Interrupt
+from vitlab.system.signals import Signals
 
 TINY = ["tracking=off", "dataset.train_examples=40", "model.width=8", "model.depth=1", "model.heads=1", "fit.steps=2"]
 TINY += ["fit.batch_size=8", "system.device=cpu", "system.workers=0"]
@@ -167,10 +167,10 @@ def test_a_signal_goes_on_to_whoever_listened_before_the_training():
     heard = []
     before = signal.signal(signal.SIGUSR2, lambda number, _: heard.append(number))
     try:
-        with Interrupt() as interrupt:
+        with Signals() as interrupt:
             signal.raise_signal(signal.SIGUSR2)
-        assert (interrupt.asked, heard) == (signal.SIGUSR2, [])
-        reraise_signal(interrupt.asked)
+        assert (interrupt.received, heard) == (signal.SIGUSR2, [])
+        reraise_signal(interrupt.received)
         reraise_signal(signal.SIGUSR1)  # nobody listens, and nobody dies
         assert heard == [signal.SIGUSR2]
     finally:

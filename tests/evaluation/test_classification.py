@@ -147,14 +147,14 @@ def test_what_cannot_be_judged_is_refused(probabilities, labels, sentence):
 def test_predictions_keep_the_order_and_leave_the_model_as_it_was():
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(12, 3)).train()
     pixels, labels = torch.randint(0, 256, (7, 3, 2, 2), dtype=torch.uint8), torch.arange(7) % 3
-    batches = list(zip(pixels.split(3), labels.split(3), strict=True))
-    normalize = Normalize((0.5,) * 3, (0.2,) * 3)
-    found, same = classification.predictions(model, batches, normalize, ALONE, "fp32")
+    images = Normalize((0.5,) * 3, (0.2,) * 3)(pixels)
+    batches = list(zip(images.split(3), labels.split(3), strict=True))
+    found, same = classification.predictions(model, batches, ALONE, "fp32")
     assert torch.equal(same, labels)
     assert model.training
     model.eval()
-    torch.testing.assert_close(found, model(normalize(pixels)).softmax(dim=-1))
-    low, _ = classification.predictions(model, batches, normalize, ALONE, "bf16")
+    torch.testing.assert_close(found, model(images).softmax(dim=-1))
+    low, _ = classification.predictions(model, batches, ALONE, "bf16")
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, found, atol=0.05, rtol=0)
 

@@ -12,7 +12,7 @@ from tests.data.test_dataset import write_images
 from tests.training.test_loop import ALONE, fit
 from vitlab.__main__ import main
 from vitlab.data.augment import eval_transform
-from vitlab.data.loader import EvalSampler, loader
+from vitlab.data.loader import EvalSampler, loader, to_device
 from vitlab.data.preprocess import Normalize
 from vitlab.evaluation import reevaluate
 from vitlab.evaluation.evaluate import evaluate
@@ -47,9 +47,9 @@ def test_the_numbers_are_those_of_training(run):
     found = measure(run, model, dataset, ("validation", "test"))
     for split, part in found.items():
         once = EvalSampler(examples=len(part.examples), batch=512)
-        normalize = Normalize(dataset.mean, dataset.std)
-        batches = loader(part.examples, eval_transform(dataset), once)
-        assert evaluate(model.model, batches, normalize, ALONE, "fp32", model.model.objective) == part.scores
+        pixels = loader(part.examples, eval_transform(dataset), once)
+        batches = to_device(pixels, Normalize(dataset.mean, dataset.std), ALONE.device)
+        assert evaluate(model.model, batches, ALONE, "fp32", model.model.objective) == part.scores
         assert part.judgement.accuracy == part.scores["accuracy"]
         assert -np.log(part.judgement.true_probability).mean() == pytest.approx(part.scores["loss"], rel=1e-5)
         result = json.loads((run / "result.json").read_text())

@@ -11,12 +11,12 @@ from vitlab.config.build import assemble
 from vitlab.evaluation.evaluate import evaluate
 from vitlab.evaluation.load import load
 from vitlab.model.grid import Grid
-from vitlab.model.objective import MaskedPatch, taken
+from vitlab.model.objective import MaskedPatch, TrainingModel, select
 from vitlab.model.vit import ViT
 from vitlab.storage import checkpoint
 from vitlab.storage.run import Run
 from vitlab.system.distributed import single_process
-from vitlab.training.batches import evaluation_batches
+from vitlab.training.batches import eval_batches
 from vitlab.training.loop import fit
 from vitlab.training.setup import prepare
 
@@ -71,8 +71,8 @@ def test_the_share_that_is_said_is_corrupted_as_is_said():
     after = objective.corrupted(patches, where)
     changed = torch.ones(400, 15, dtype=torch.bool).scatter(1, where, False)
     assert torch.equal(after[changed], patches[changed])
-    now, before = taken(after, where)[..., 0], taken(patches, where)[..., 0]
-    tokens = (taken(after, where) == objective.token).all(dim=-1)
+    now, before = select(after, where)[..., 0], select(patches, where)[..., 0]
+    tokens = (select(after, where) == objective.token).all(dim=-1)
     swapped = ~tokens & (now != before)
     assert float(tokens.double().mean()) == pytest.approx(0.8, abs=0.03)
     assert float(swapped.double().mean()) == pytest.approx(0.1, abs=0.02)
@@ -89,13 +89,14 @@ def test_what_is_told_is_of_the_corrupted_patches_and_learns(target):
     shape = {"image_size": (12, 20), "channels": 3, "classes": 5, "patch": 4, "width": 16, "depth": 1, "heads": 2}
     model = ViT(**shape, objective=partial(MaskedPatch, target=target))
     images = torch.rand(4, 3, 12, 20).round()
-    told, true = model(images)
+    trained = TrainingModel(model)
+    told, true = trained(images)
     assert told.shape[:2] == true.shape[:2] == (4, 8)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.02)
     seen = []
     for _ in range(60):
-        loss, right = model.objective.losses(model(images), torch.zeros(4), torch.sub)
-        assert right.shape == (4,)
+        loss, metrics = model.objective.losses(trained(images), torch.zeros(4), torch.sub)
+        assert metrics["accuracy"].shape == (4,)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -108,9 +109,9 @@ def test_images_that_fill_a_batch_up_do_not_count():
     torch.manual_seed(0)
     objective = masked()
     out = torch.randn(3, 8, 512), torch.randint(0, 512, (3, 8))
-    loss, right = objective.judge(out, torch.tensor([4, -1, 2]))
-    assert loss[1] == right[1] == 0
-    assert (loss[[0, 2]] > 0).all()
+    scores = objective.scores(out, torch.tensor([4, -1, 2]))
+    assert scores["loss"][1] == scores["accuracy"][1] == 0
+    assert (scores["loss"][[0, 2]] > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -142,14 +143,7 @@ def run_of(tmp_path, name, *overrides):
 def test_a_training_fills_in_patches_and_another_starts_from_it(tmp_path):
     run, result, setup = run_of(tmp_path, "first", "model/objective=masked_patch", "fit.ema_decay=0.9")
     assert 0 <= result["val/accuracy"] <= 1
-    again = evaluate(
-        setup.model,
-        evaluation_batches(setup, "test"),
-        recipe_normalise(setup),
-        single_process(),
-        "fp32",
-        setup.model.objective,
-    )
+    again = evaluate(setup.model, eval_batches(setup, "test"), single_process(), "fp32", setup.vit.objective)
     assert again["loss"] == result["test/loss"]
     with pytest.raises(ValueError, match="has learned to fill in masked patches, and no classes"):
         load(run.folder)
@@ -159,12 +153,6 @@ def test_a_training_fills_in_patches_and_another_starts_from_it(tmp_path):
     assert f"vitlab train init={run.folder}" in said
     assert "vitlab predict" not in said
     fine, result, setup = run_of(tmp_path, "second", f"init={run.folder}")
-    assert "left out: objective.predict.bias, objective.predict.weight, objective.token" in setup.began
+    assert "left out: objective.predict.bias, objective.predict.weight, objective.token" in setup.initial_weights
     assert result["status"] == "finished"
     assert "objective.token" not in checkpoint.load(fine.best)["model"]
-
-
-def recipe_normalise(setup):
-    from vitlab.data.preprocess import Normalize
-
-    return Normalize(setup.dataset.mean, setup.dataset.std)

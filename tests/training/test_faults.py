@@ -23,7 +23,7 @@ from vitlab.storage import checkpoint
 from vitlab.storage.jsonl import Journal
 from vitlab.storage.lock import Lock, holder
 from vitlab.storage.run import Run
-from vitlab.system.signals import Interrupt
+from vitlab.system.signals import Signals
 from vitlab.training import loop
 from vitlab.training import step as step_of_training
 from vitlab.training.loop import log
@@ -39,12 +39,12 @@ def said(monkeypatch, caplog):
     return caplog
 
 
-class Stopping(loop.Interrupt):
+class Stopping(loop.Signals):
     """A signal that comes in a step."""
 
     at = 0
     count = 0
-    asked = property(lambda self: self.reached(), lambda self, _: None)
+    received = property(lambda self: self.reached(), lambda self, _: None)
 
     def reached(self):
         self.count += 1
@@ -57,7 +57,7 @@ def stop(monkeypatch):
 
     def stop(tmp_path, step, *words, **more):
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "Interrupt", type("Soon", (Stopping,), {"at": step - 1}))
+            patch.setattr(loop, "Signals", type("Soon", (Stopping,), {"at": step - 1}))
             with pytest.raises(Interrupted):
                 fit(tmp_path, *words, **more)
         return Run(tmp_path / more.get("name", "run"))
@@ -263,10 +263,10 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
 
 
 def test_the_second_interrupt_is_one_and_a_second_sigterm_is_none():
-    with Interrupt() as interrupt:
+    with Signals() as interrupt:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupt.asked == signal.SIGTERM
+        assert interrupt.received == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -317,13 +317,13 @@ def test_a_run_folder_with_links_is_not_written_through(tmp_path):
 @pytest.fixture
 def poison(monkeypatch):
     """Some steps whose images are no numbers."""
-    real = step_of_training.backward
+    real = step_of_training.accumulate
 
     def poison(*bad):
         def backward(state, images, targets):
             return real(state, images * math.nan if state.step in bad else images, targets)
 
-        monkeypatch.setattr(step_of_training, "backward", backward)
+        monkeypatch.setattr(step_of_training, "accumulate", backward)
 
     return poison
 
@@ -375,7 +375,7 @@ def test_a_nonfinite_loss_can_be_answered_with_the_last_good_weights(tmp_path, p
     assert {row["step"]: row["train/rolled_back_to"] for row in run.rows() if "train/rolled_back_to" in row} == {
         3: 0, 7: 4
     }  # fmt: skip
-    assert "at step 6: goes on from there with the weights of step 4" in said.text
+    assert "at step 6: continues from there with the weights of step 4" in said.text
     assert [row["step"] for row in run.rows()] == list(range(1, 13))
     assert all(value.isfinite().all() for value in checkpoint.load(run.last)["model"].values())
     stop(tmp_path, 8, *words, name="cut")
@@ -433,7 +433,7 @@ def test_a_full_memory_can_be_answered_by_itself(tmp_path, memory, said):
 
 def test_where_one_image_is_too_much_other_ways_are_named(tmp_path, memory):
     memory(0, torch.OutOfMemoryError("CUDA"))
-    with pytest.raises(OutOfMemory, match="with 1 images of 17 tokens at once: take a larger patch"):
+    with pytest.raises(OutOfMemory, match="with 1 images of 17 tokens at once: use a larger patch"):
         fit(tmp_path, "fit.auto_accumulate=true")
 
 

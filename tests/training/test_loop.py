@@ -15,13 +15,15 @@ from tests.config.test_check import check, compose
 from vitlab.config.build import assemble
 from vitlab.config.errors import Interrupted, NonFinite
 from vitlab.data.examples import Pixels
+from vitlab.data.preprocess import Normalize
 from vitlab.storage import checkpoint
 from vitlab.storage.run import Run, find
 from vitlab.system.distributed import Distributed, join_processes
 from vitlab.system.precision import resolve
+from vitlab.system.signals import Signals
 from vitlab.training import loop
-from vitlab.training.batches import move_to_gpu, training_batches
-from vitlab.training.loop import Interrupt, Normalize, log
+from vitlab.training.batches import move_to_gpu, on_gpu, train_batches
+from vitlab.training.loop import log
 from vitlab.training.setup import prepare
 
 SMALL = [
@@ -109,22 +111,22 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_weights(tmp_path, monkey
     varied = ["model.drop_path=0.2", "augment.mixup=0.2", "fit.ema_decay=0.9", "fit.steps=12"]
     whole, expected = fit(tmp_path, *varied, name="whole")
 
-    class Asked(Interrupt):
+    class Asked(Signals):
         """A signal that comes in the sixth step."""
 
         count = 0
 
         @property
-        def asked(self):
+        def received(self):
             self.count += 1
             return signal.SIGTERM if self.count > 6 else 0
 
-        @asked.setter
-        def asked(self, _):
+        @received.setter
+        def received(self, _):
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "Interrupt", Asked)
+        patch.setattr(loop, "Signals", Asked)
         with pytest.raises(Interrupted, match=r"stopped at step \d+ of 12"):
             fit(tmp_path, *varied, name="cut")
     run = Run(tmp_path / "cut")
@@ -267,9 +269,9 @@ def test_images_on_the_gpu_are_augmented_as_those_in_memory(augment):
     for resident in ("true", "false"):
         node = check(compose([*SMALL, f"augment={augment}", f"system.resident={resident}"])[0])
         setup = prepare(**assemble(node), dist=Distributed(0, 1, torch.device("cuda")))
-        pixels, labels = next(iter(training_batches(setup, 3)))
-        assert pixels.is_cuda == (resident == "true")
-        seen.append((pixels.cpu(), labels.cpu()))
+        assert on_gpu(setup.splits["train"]) == (resident == "true")
+        images, labels = next(train_batches(setup, 3))
+        seen.append((images.cpu(), labels.cpu()))
     for one, two in zip(*seen, strict=True):
         assert torch.equal(one, two)
 
@@ -422,3 +424,31 @@ def test_a_training_on_cuda(tmp_path, precision):
     dist = Distributed(0, 1, torch.device("cuda"))
     _, result = fit(tmp_path, f"fit.precision={precision}", "fit.steps=30", "system.device=cuda", dist=dist)
     assert math.isfinite(result["test/loss"])
+
+
+def test_a_metric_that_an_objective_names_is_summed_logged_and_resumed(tmp_path, monkeypatch):
+    """A training metric is one line where it is computed; checkpoints from before it still resume."""
+    from vitlab.model.objective import Classify
+
+    plain = Classify.losses
+
+    def losses(self, outputs, targets, loss):
+        mean, metrics = plain(self, outputs, targets, loss)
+        return mean, metrics | {"confidence": outputs.detach().softmax(dim=-1).amax(dim=-1).double()}
+
+    words = ["system.log_every=3", "fit.evaluate_every=100", "fit.steps=9"]
+    whole, _ = fit(tmp_path, *words, name="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loop, "Signals", type("Soon", (Signals,), {"received": property(lambda self: 15, lambda self, _: None)})
+        )
+        with pytest.raises(Interrupted):
+            fit(tmp_path, *words, name="cut")
+    monkeypatch.setattr(Classify, "losses", losses)
+    cut, _ = fit(tmp_path, *words, name="cut")
+    first, *rows = cut.rows()
+    assert all(0.1 <= row["train/confidence"] <= 1 for row in rows)
+    for one, two in zip(rows, whole.rows()[1:], strict=True):
+        assert one["train/loss"] == two["train/loss"]
+        assert one["train/accuracy"] == two["train/accuracy"]
+    assert first["train/confidence"] > 0  # of the steps since the resume

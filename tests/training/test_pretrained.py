@@ -55,31 +55,31 @@ def run(tmp_path_factory):
 def test_the_same_model_starts_with_all_weights_of_a_run(run, file):
     made, _ = setup(f"init={run.folder / file}", "seed=5")
     kept = checkpoint.load(run.best)["model"]
-    assert kept.keys() == made.model.state_dict().keys()
-    for name, value in made.model.state_dict().items():
+    assert kept.keys() == made.vit.state_dict().keys()
+    for name, value in made.vit.state_dict().items():
         assert torch.equal(value, kept[name]), name
-    assert made.began.startswith(f"{len(kept)} tensors are loaded from {run.folder}")
-    assert "random" not in made.began
+    assert made.initial_weights.startswith(f"{len(kept)} tensors are loaded from {run.folder}")
+    assert "random" not in made.initial_weights
 
 
 def test_other_classes_get_a_new_head_and_that_is_said(run):
     made, _ = setup(f"init={run.folder}", "dataset=synthetic", "dataset.channels=1", "dataset.image_size=8")
-    assert not made.model.head.output.weight.any()
+    assert not made.vit.head.output.weight.any()
     assert torch.equal(
-        made.model.blocks[0].mlp.norm.weight, checkpoint.load(run.best)["model"]["blocks.0.mlp.norm.weight"]
+        made.vit.blocks[0].mlp.norm.weight, checkpoint.load(run.best)["model"]["blocks.0.mlp.norm.weight"]
     )
-    assert "left out: head.output.bias, head.output.weight; drawn at random: head.output.bias" in made.began
+    assert "left out: head.output.bias, head.output.weight; drawn at random: head.output.bias" in made.initial_weights
 
 
 def test_another_image_size_has_its_positions_interpolated(run):
     made, _ = setup(f"init={run.folder}", "dataset.image_size=16")
     before = checkpoint.load(run.best)["model"]["positions.0.table"]
-    after = made.model.positions[0].table
+    after = made.vit.positions[0].table
     assert torch.equal(after[:1], before[:1])
     image = before[1:].T.reshape(1, 16, 4, 4)
     expected = functional.interpolate(image, (8, 8), mode="bilinear", align_corners=False)
     torch.testing.assert_close(after[1:], expected.flatten(2)[0].T)
-    assert "resized: positions.0.table 17x16 to 65x16" in made.began
+    assert "resized: positions.0.table 17x16 to 65x16" in made.initial_weights
 
 
 def test_learned_rows_and_columns_are_interpolated_too(tmp_path):
@@ -87,7 +87,7 @@ def test_learned_rows_and_columns_are_interpolated_too(tmp_path):
     made, _ = setup(f"init={run.folder}", "model/position=learned_2d", "dataset.image_size=16")
     rows = checkpoint.load(run.best)["model"]["positions.0.rows"]
     expected = functional.interpolate(rows.T[None], 8, mode="linear", align_corners=False)[0].T
-    torch.testing.assert_close(made.model.positions[0].rows, expected)
+    torch.testing.assert_close(made.vit.positions[0].rows, expected)
 
 
 def test_a_grid_that_is_stretched_is_torchs_own_whatever_its_shape():
@@ -113,18 +113,18 @@ def test_another_patch_size_is_refused_or_resized_as_is_said(run):
     with pytest.raises(ValueError, match=r"stem.projection.weight: 16x4 there, 16x16 in this model.*init.patch=resize"):
         setup(f"init={run.folder}", "patch=p4", "dataset.image_size=16")
     made, _ = setup(f"init={run.folder}", "patch=p4", "dataset.image_size=16", "init.patch=resize")
-    assert "resized: stem.projection.weight 16x4 to 16x16" in made.began
+    assert "resized: stem.projection.weight 16x4 to 16x16" in made.initial_weights
 
 
 def test_a_frozen_backbone_stays_and_the_head_learns(run, tmp_path):
     made, node = setup(f"init={run.folder}", "init.freeze=true", "optimizer.lr=0.1", f"system.runs={tmp_path}")
-    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    before = {name: value.clone() for name, value in made.vit.state_dict().items()}
     folder = Run(tmp_path / "frozen")
     folder.create()
     fit(made, folder, node)
     for name, value in checkpoint.load(folder.last)["model"].items():
         assert torch.equal(value, before[name]) != name.startswith("head."), name
-    assert made.began.endswith("all but the head is frozen")
+    assert made.initial_weights.endswith("all but the head is frozen")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_frozen_backbone_stays_and_the_head_learns(run, tmp_path):
 def test_what_cannot_be_carried_over_is_refused_before_anything_is_trained(run, overrides, sentence):
     words = [word.format(run=run.folder) for word in overrides]
     if sentence is None:
-        assert "left out: positions.0.table" in setup(*words)[0].began
+        assert "left out: positions.0.table" in setup(*words)[0].initial_weights
         return
     with pytest.raises(ValueError, match=sentence):
         setup(*words)
@@ -167,16 +167,16 @@ def test_the_start_identifies_a_run(run):
 
 def test_a_new_head_is_one_even_where_the_classes_are_the_same(run):
     kept = checkpoint.load(run.best)["model"]["head.output.weight"]
-    assert torch.equal(setup(f"init={run.folder}")[0].model.head.output.weight, kept)
+    assert torch.equal(setup(f"init={run.folder}")[0].vit.head.output.weight, kept)
     made, _ = setup(f"init={run.folder}", "init.head=new")
-    assert not made.model.head.output.weight.any()
-    assert "left out: head.output.bias, head.output.weight" in made.began
+    assert not made.vit.head.output.weight.any()
+    assert "left out: head.output.bias, head.output.weight" in made.initial_weights
 
 
 def test_an_origin_is_the_cell_of_the_run_and_no_other(run):
     cell = "1a2b3c4d"
     run.write_result({"status": "finished", "cell": cell})
-    assert setup(f"init={run.folder}", f"init.origin={cell}")[0].began
+    assert setup(f"init={run.folder}", f"init.origin={cell}")[0].initial_weights
     with pytest.raises(ValueError, match=rf"init.origin=deadbeef: .* is of the cell {cell}: leave it out"):
         setup(f"init={run.folder}", "init.origin=deadbeef")
     with pytest.raises(ValueError, match="drawn at random: give their run"):

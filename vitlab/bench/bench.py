@@ -22,14 +22,12 @@ from torch.optim import Optimizer
 from vitlab.bench.libraries import LIBRARIES
 from vitlab.bench.steps import Bare, Work, infer, largest_batch, peak_bytes
 from vitlab.bench.timing import Marked, Stopwatch, machine_peak
-from vitlab.data.loader import local_indices
-from vitlab.data.preprocess import Normalize
 from vitlab.model import count
 from vitlab.model.meta import on_meta_device
 from vitlab.system.memory import out_of_memory
-from vitlab.training.batches import training_batches
+from vitlab.training.batches import train_batches
 from vitlab.training.recipe import TrainingSetup
-from vitlab.training.state import State
+from vitlab.training.state import TrainState
 from vitlab.training.step import train_step
 
 STAGES = ("data", "forward", "backward", "optimizer")
@@ -42,11 +40,11 @@ def composition(setup: TrainingSetup, *, rounds: int, warmup: int) -> dict[str, 
     `optimizer` is all of an update that is neither forward nor backward: the gradient's norm and its clipping, the
     running means, the averaged weights.
     """
-    dist, device, watch = setup.dist, setup.dist.device, Stopwatch(setup.dist.device)
+    device, watch = setup.dist.device, Stopwatch(setup.dist.device)
     net, loss = Marked(setup.net, watch, before="forward"), Marked(setup.loss, watch, after="backward")
     last = setup.steps - 1
     setup = replace(setup, net=net, loss=loss, steps=max(setup.steps, rounds + warmup))
-    state = State(setup, {"run": "bench"})
+    state = TrainState(setup, "bench")
     unscale = state.scaler.unscale_
 
     def optimizer_begins(optimizer: Optimizer) -> None:
@@ -54,21 +52,14 @@ def composition(setup: TrainingSetup, *, rounds: int, warmup: int) -> dict[str, 
         unscale(optimizer)
 
     state.scaler.unscale_ = optimizer_begins
-    normalize = Normalize(setup.dataset.mean, setup.dataset.std).to(device)
-    batchwise = setup.augment.batchwise(len(setup.dataset.classes))
-    batches = iter(training_batches(setup, 0))
-    which = local_indices(setup.fit.batch_size, dist.rank, dist.size)
+    batches = train_batches(setup, 0)
     stages: list[dict[str, float]] = []
     inference: list[float] = []
     startup = 0.0
     for step in range(warmup + rounds):
         watch.mark("data")
         setup.schedule.set(min(step, last))
-        pixels, labels = next(batches)
-        images = normalize(pixels.to(device, non_blocking=True))
-        targets = labels = labels.to(device, non_blocking=True)
-        if batchwise is not None:
-            images, targets = batchwise(images, labels, which, setup.seed, step)
+        images, targets = next(batches)
         startup = startup or time.time() - psutil.Process().create_time()
         watch.mark("optimizer")
         train_step(state, images, targets)

@@ -17,13 +17,13 @@ import torch
 from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.compose import compose
-from vitlab.storage.checkpoint import Store
+from vitlab.storage.checkpoint import Checkpoints
 from vitlab.storage.run import Run
 from vitlab.system.distributed import single_process
 from vitlab.training import batches, step
 from vitlab.training.loop import fit
 from vitlab.training.setup import prepare
-from vitlab.training.state import State
+from vitlab.training.state import TrainState
 
 
 class AnyOrder:
@@ -50,8 +50,8 @@ def seconds(words: list[str], *, checkpoints: bool, order: bool) -> float:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if not checkpoints:
-            stack.enter_context(mock.patch.object(Store, "save"))
-            stack.enter_context(mock.patch.object(State, "capture", return_value={}))
+            stack.enter_context(mock.patch.object(Checkpoints, "save"))
+            stack.enter_context(mock.patch.object(TrainState, "capture", return_value={}))
         setup = prepare(**assemble(node), dist=single_process())
         if not order:
             walk = AnyOrder(len(setup.splits["train"]), setup.fit.batch_size, setup.steps)

@@ -82,7 +82,7 @@ def bench(options: argparse.Namespace) -> None:
     rounds = {"rounds": options.rounds, "warmup": options.warmup}
     with join_processes(parts["system"]) as dist:
         setup = prepare(**parts, dist=dist)
-        if not setup.model.objective.classifies:
+        if not setup.vit.objective.classifies:
             raise ConfigError("vitlab bench measures classification: leave model/objective=masked_patch out")
         if options.peers and len(set(setup.dataset.shape)) > 1:
             raise ConfigError(f"--peers with images of {setup.dataset.shape}: torchvision takes square ones alone")
@@ -93,8 +93,8 @@ def bench(options: argparse.Namespace) -> None:
             "device": describe(dist.device),
             "torch": str(torch.__version__),
             "precision": setup.precision,
-            "parameters": count.parameters(setup.model),
-            "tokens": setup.model.grid.tokens,
+            "parameters": count.parameters(setup.vit),
+            "tokens": setup.vit.grid.tokens,
             "flops_per_image": setup.flops,
             **rounds,
             **bench.composition(setup, **rounds),

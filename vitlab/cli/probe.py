@@ -123,9 +123,7 @@ class Reading:
         from vitlab.evaluation import probe
 
         source = self.source
-        return probe.features(
-            self.model.model, source.batches(examples), source.normalize, source.dist, source.precision
-        )
+        return probe.features(self.model.model, source.batches(examples), source.dist, source.precision)
 
     def probe(
         self, shots: tuple[int, ...], draws: int, split: str, l2: float, *, linear: bool, knn: bool

@@ -1,16 +1,17 @@
 """Batches: which images a step sees is a function of (seed, step), how each looks of (seed, epoch, image)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitlab.data.augment import Transform
 from vitlab.data.examples import Examples, Pixels
 from vitlab.data.geometry import Geometry
+from vitlab.data.preprocess import Normalize
 from vitlab.data.seeding import reseed, seed_of, seeded
 
 Key = tuple[int, int]  # (round, index): an image looks different in every round; an epoch is `repeats` rounds
@@ -162,4 +163,17 @@ def loader(
         generator=torch.Generator().manual_seed(seed),  # the loader's own draw leaves the global one alone
         collate_fn=lambda batch: batch,
         multiprocessing_context="fork" if workers else None,
+    )
+
+
+def to_device(
+    batches: Iterable[Batch], normalize: Normalize, device: torch.device
+) -> Iterator[tuple[Float[Tensor, "b c y x"], Int[Tensor, " b"]]]:
+    """Batches of pixels and labels as a model takes them: on its device, the pixels normalized.
+
+    The workers of a DataLoader start at once, not at the first batch.
+    """
+    return (
+        (normalize(pixels.to(device, non_blocking=True)), labels.to(device, non_blocking=True))
+        for pixels, labels in iter(batches)
     )

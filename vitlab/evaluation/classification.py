@@ -10,8 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitlab.config.errors import ConfigError
-from vitlab.data.loader import PADDING, Batch
-from vitlab.data.preprocess import Normalize
+from vitlab.data.loader import PADDING
 from vitlab.system.distributed import Distributed
 from vitlab.system.precision import autocast
 
@@ -214,7 +213,7 @@ class PredictionRecorder(nn.Module):
 
 @torch.no_grad()
 def predictions(
-    model: nn.Module, batches: Iterable[Batch], normalize: Normalize, dist: Distributed, precision: str
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dist: Distributed, precision: str
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, " n"]]:
     """Probabilities and labels in the order of the examples, on the CPU, in every process.
 
@@ -222,18 +221,17 @@ def predictions(
 
     Args:
         model: gives logits (b classes).
-        batches: pixels 0 ... 255, and labels; each process has its part of `EvalSampler`.
-        normalise: what the pixels go through.
-        here: whose device computes.
+        batches: normalized images and labels, on the device; each process has its part of `EvalSampler`.
+        dist: the processes that evaluate together.
         precision: fp32, bf16 or fp16.
     """
-    witness, labels, training = PredictionRecorder(model), [], model.training
+    recorder, labels, training = PredictionRecorder(model), [], model.training
     model.eval()
-    for pixels, of_batch in batches:
+    for images, of_batch in batches:
         with autocast(dist.device, precision):
-            witness(normalize(pixels.to(dist.device, non_blocking=True)))
-        labels.append(of_batch)
+            recorder(images)
+        labels.append(of_batch.cpu())
     model.train(training)
-    parts = dist.all_gather((witness.probabilities(), torch.cat(labels)))
+    parts = dist.all_gather((recorder.probabilities(), torch.cat(labels)))
     probabilities, truth = (torch.stack(part, dim=1).flatten(0, 1) for part in zip(*parts, strict=True))
     return probabilities[truth != PADDING], truth[truth != PADDING]

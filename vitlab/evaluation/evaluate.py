@@ -1,13 +1,12 @@
-"""Loss and accuracy of a model over one split."""
+"""The scores of a model on one split."""
 
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitlab.config.errors import OutOfMemory
-from vitlab.data.loader import PADDING, Batch
-from vitlab.data.preprocess import Normalize
+from vitlab.data.loader import PADDING
 from vitlab.data.seeding import seeded
 from vitlab.model.objective import Classify
 from vitlab.system.distributed import Distributed
@@ -16,34 +15,42 @@ from vitlab.system.precision import autocast
 
 
 def evaluate(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    normalize: Normalize,
-    dist: Distributed,
-    precision: str,
-    objective: Classify,
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dist: Distributed, precision: str, objective: Classify
 ) -> dict[str, float]:
-    """Mean loss (`loss`: cross-entropy without smoothing) and share of right answers (`accuracy`), every image once."""
+    """The mean over the images of whatever `objective.scores` names (`loss`, `accuracy`), every image counted once.
+
+    Args:
+        model: gives the outputs that the objective takes.
+        batches: normalized images and labels, on the device; each process has its part of `EvalSampler`.
+        dist: the processes that evaluate together.
+        precision: fp32, bf16 or fp16.
+        objective: what the model was trained for.
+
+    Raises:
+        OutOfMemory: a batch is too large.
+    """
+    totals: dict[str, Tensor] = {}
+    images_seen = torch.zeros((), dtype=torch.float64, device=dist.device)
+    size = 0
     model.eval()
-    # What the objective draws is the same each time. FSDP's gathered weights cannot be used after inference_mode.
+    # The objective's random draws are the same each time. FSDP's gathered weights cannot be used after inference_mode.
     with torch.no_grad(), torch.inference_mode(dist.size == 1), seeded(0):
         if dist.device.type == "cuda":
             torch.cuda.manual_seed(0)
-        totals = torch.zeros(3, dtype=torch.float64, device=dist.device)
-        for pixels, labels in batches:
-            labels = labels.to(dist.device, non_blocking=True)
-            try:
+        try:
+            for images, labels in batches:
+                size = len(images)
                 with autocast(dist.device, precision):
-                    out = model(normalize(pixels.to(dist.device, non_blocking=True)))
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                raise OutOfMemory(
-                    f"out of memory in evaluation with {len(pixels)} images at once: use a smaller"
-                    " fit.evaluation_batch_size"
-                ) from error
-            loss, right = objective.judge(out, labels)
-            totals += torch.stack((loss.sum(), right.sum(), (labels != PADDING).sum().double()))
+                    outputs = model(images)
+                for name, values in objective.scores(outputs, labels).items():
+                    totals[name] = totals.get(name, 0) + values.sum()
+                images_seen += (labels != PADDING).sum()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"out of memory in evaluation with {size} images at once: use a smaller fit.evaluation_batch_size"
+            ) from error
     model.train()
-    loss, right, images = dist.all_reduce_sum(totals).tolist()
-    return {"loss": loss / images, "accuracy": right / images}
+    *sums, images = dist.all_reduce_sum(torch.stack((*totals.values(), images_seen))).tolist()
+    return {name: total / images for name, total in zip(totals, sums, strict=True)}

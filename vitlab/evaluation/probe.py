@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import nn
+from torch import Tensor, nn
 
 from vitlab.config.errors import ConfigError
-from vitlab.data.loader import PADDING, Batch
-from vitlab.data.preprocess import Normalize
+from vitlab.data.loader import PADDING
 from vitlab.system.distributed import Distributed
 from vitlab.system.precision import autocast
 
@@ -36,27 +35,24 @@ class Features:
 
 
 @torch.no_grad()
-def features(
-    model: nn.Module, batches: Iterable[Batch], normalize: Normalize, dist: Distributed, precision: str
-) -> Features:
+def features(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dist: Distributed, precision: str) -> Features:
     """The features of images in the order of the examples, in every process; the model is in evaluation mode meanwhile.
 
     Args:
         model: a ViT.
-        batches: pixels 0 ... 255, and labels; each process has its part of `EvalSampler`.
-        normalise: what the pixels go through.
-        here: whose device computes.
+        batches: normalized images and labels, on the device; each process has its part of `EvalSampler`.
+        dist: the processes that evaluate together.
         precision: fp32, bf16 or fp16.
     """
     training, rows, labels = model.training, [], []
     model.eval()
     with torch.inference_mode(dist.size == 1):  # which FSDP's gathered weights cannot be used after
-        for pixels, of_batch in batches:
-            for part in normalize(pixels.to(dist.device, non_blocking=True)).split(AT_ONCE):
+        for images, of_batch in batches:
+            for part in images.split(AT_ONCE):
                 with autocast(dist.device, precision):
                     _, seen = model(part, intermediates=True)
                 rows.append(seen["pre_logits"].float().cpu())
-            labels.append(of_batch)
+            labels.append(of_batch.cpu())
     model.train(training)
     parts = dist.all_gather((torch.cat(rows).numpy(), torch.cat(labels).numpy()))
     values, truth = (np.stack(part, axis=1).reshape(-1, *part[0].shape[1:]) for part in zip(*parts, strict=True))

@@ -20,12 +20,13 @@ from vitlab.config.groups import CONF
 from vitlab.data.augment import eval_transform
 from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples
-from vitlab.data.loader import Batch, EvalSampler, loader
+from vitlab.data.loader import EvalSampler, loader, to_device
 from vitlab.data.preprocess import Normalize, to_pixels, upright
 from vitlab.evaluation import evaluate as evaluation_of
 from vitlab.evaluation.classification import ClassificationReport, PredictionRecorder
 from vitlab.evaluation.load import Trained, load
 from vitlab.evaluation.untrusted import read_config, recorded, told
+from vitlab.model.objective import TrainingModel
 from vitlab.storage.run import Run
 from vitlab.system.distributed import Distributed, single_process
 from vitlab.system.precision import DTYPES
@@ -39,15 +40,13 @@ class EvalInputs:
 
     Args:
         splits: of the dataset.
-        batches: gives the images of some examples, once and in order.
-        normalise: what the pixels go through, on the model's device.
-        here: the device.
-        precision: what the run was judged in.
+        batches: normalized images and labels of some examples, once and in order, on the model's device.
+        dist: this process and its device.
+        precision: the one that the run was evaluated in.
     """
 
     splits: dict[str, Examples]
-    batches: Callable[[Examples], Iterable[Batch]]
-    normalize: Normalize
+    batches: Callable[[Examples], Iterable[tuple[Tensor, Tensor]]]
     dist: Distributed
     precision: str
 
@@ -159,13 +158,11 @@ def measure(
     source = eval_inputs(run, model, dataset, external=external, workers=workers)
     found = {}
     for split in splits:
-        examples, witness = source.splits[split], PredictionRecorder(model.model)
+        examples, recorder = source.splits[split], PredictionRecorder(TrainingModel(model.model))
         labels: list[Tensor] = []
-        named = mapped(source.batches(examples), places, labels)
-        scores = evaluation_of.evaluate(
-            witness, named, source.normalize, source.dist, source.precision, model.model.objective
-        )
-        judgement = ClassificationReport.of(witness.probabilities(), torch.cat(labels), model.classes)
+        named = mapped(source.batches(examples), places.to(source.dist.device), labels)
+        scores = evaluation_of.evaluate(recorder, named, source.dist, source.precision, model.model.objective)
+        judgement = ClassificationReport.of(recorder.probabilities(), torch.cat(labels), model.classes)
         found[split] = Measured(examples=examples, scores=scores, judgement=judgement)
     model.eval()
     return found
@@ -212,20 +209,25 @@ def eval_inputs(
             deepcopy(ready.normalize),
         )
 
-    def batches(examples: Examples) -> Iterable[Batch]:
+    normalize = normalize.to(dist.device)
+
+    def batches(examples: Examples) -> Iterable[tuple[Tensor, Tensor]]:
         once = EvalSampler(examples=len(examples), batch=int(config["fit"]["evaluation_batch_size"]))
         seen = examples.reduced(ready.resize.min_size)
-        return loader(seen, transform, once, workers=workers, pin=dist.device.type == "cuda")
+        pixels = loader(seen, transform, once, workers=workers, pin=dist.device.type == "cuda")
+        return to_device(pixels, normalize, dist.device)
 
-    normalize = normalize.to(dist.device)
-    return EvalInputs(splits=dataset.splits(), batches=batches, normalize=normalize, dist=dist, precision=precision)
+    return EvalInputs(splits=dataset.splits(), batches=batches, dist=dist, precision=precision)
 
 
-def mapped(batches: Iterable[Batch], places: Tensor, labels: list[Tensor]) -> Iterator[Batch]:
-    """The batches with the labels that a model knows, which are also put into `labels`."""
-    for pixels, of_batch in batches:
-        labels.append(places[of_batch])
-        yield pixels, labels[-1]
+def mapped(
+    batches: Iterable[tuple[Tensor, Tensor]], places: Tensor, labels: list[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches with their labels in the order of the model's classes; those are also appended to `labels`."""
+    for images, of_batch in batches:
+        mapped_labels = places[of_batch]
+        labels.append(mapped_labels.cpu())
+        yield images, mapped_labels
 
 
 def order_of(classes: Sequence[str], known: Sequence[str]) -> np.ndarray:

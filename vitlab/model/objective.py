@@ -13,17 +13,38 @@ from vitlab.config.errors import ConfigError
 from vitlab.model.grid import Grid
 
 Tokens = Float[Tensor, "b n d"]
-Encode = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]  # images, and what befalls their patches -> tokens
+PerImage = Float[Tensor, " b"]
 LEVELS = 8  # of a colour: 3 bits a channel
-SMALL = 4  # side that a patch is made small to
+SMALL = 4  # side that a patch is resized to by target=small
+
+
+class TrainingModel(nn.Module):
+    """A ViT with its objective: what is compiled, and wrapped by DDP or FSDP. The weights are all the ViT's.
+
+    Args:
+        vit: the ViT; its `objective` says what is computed from images in training and evaluation.
+    """
+
+    def __init__(self, vit: Any):
+        super().__init__()
+        self.vit = vit
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks of the ViT."""
+        return self.vit.blocks
+
+    def forward(self, images: Float[Tensor, "b c y x"], **asked: bool) -> Any:
+        """The outputs of the objective; with `intermediates` or `attention`, what the ViT gives."""
+        return self.vit(images, **asked) if asked else self.vit.objective(self.vit, images)
 
 
 class Classify(nn.Module):
-    """The class of an image; and the contract of all objectives.
+    """Image classification; and the contract of all objectives.
 
     Args:
         width: channels of a token.
-        grid: the lattice of tokens.
+        grid: the token grid.
         patch: side of a patch in pixels.
         channels: of an image.
     """
@@ -34,44 +55,54 @@ class Classify(nn.Module):
         super().__init__()
 
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Is told what pixels of 0 ... 1 were normalised with."""
+        """Sets the mean and standard deviation that pixels in 0 ... 1 were normalized with."""
 
-    def forward(self, images: Float[Tensor, "b c y x"], encode: Encode, classify: Callable[[Tensor], Tensor]) -> Any:
-        """What `losses` and `judge` look at, as `out`."""
-        return classify(encode(images, lambda patches: patches))
+    def forward(self, vit: Any, images: Float[Tensor, "b c y x"]) -> Any:
+        """The outputs that `losses` and `scores` are computed from; here the logits."""
+        return vit(images)
 
     def losses(
-        self, out: Any, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, " b"]]:
-        """The mean loss of a training batch, and of each image whether (or to what share) it is right."""
-        labels = targets if targets.ndim == 1 else targets.argmax(dim=-1)
-        return loss(out, targets), (out.detach().argmax(dim=-1) == labels).double()
+        self, outputs: Any, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Float[Tensor, ""], dict[str, PerImage]]:
+        """The loss of a training batch, a mean; and by name the training metrics of each image.
 
-    def judge(self, out: Any, labels: Int[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-        """Of each image in evaluation: cross-entropy, unsmoothed, and whether it is right; 0 where a label is -1."""
-        loss = functional.cross_entropy(out.float(), labels, reduction="none", ignore_index=-1)
-        return loss.double(), (out.argmax(dim=-1) == labels).double()
+        Args:
+            outputs: from `forward`.
+            targets: class indices (b), or class probabilities (b classes).
+            loss: of logits and targets.
+        """
+        labels = targets if targets.ndim == 1 else targets.argmax(dim=-1)
+        return loss(outputs, targets), {"accuracy": (outputs.detach().argmax(dim=-1) == labels).double()}
+
+    def scores(self, outputs: Any, labels: Int[Tensor, " b"]) -> dict[str, PerImage]:
+        """By name the evaluation metrics of each image; 0 where its label is -1 (padding).
+
+        `loss` is the cross-entropy without label smoothing.
+        """
+        loss = functional.cross_entropy(outputs.float(), labels, reduction="none", ignore_index=-1)
+        return {"loss": loss.double(), "accuracy": (outputs.argmax(dim=-1) == labels).double()}
 
 
 class MaskedPatch(Classify):
-    """Masked patch prediction (Dosovitskiy et al. 2021, B.1.2): some patches are corrupted, and to be told anyway.
+    """Masked patch prediction (Dosovitskiy et al. 2021, B.1.2): some patches are corrupted, and predicted.
 
-    Of the corrupted ones a share becomes a learned token, a share another patch of the image, the rest stay as they
-    are. The accuracy is the share of corrupted patches that are told rightly; of `pixels`, the variance explained.
+    Of the corrupted patches, some become a learned mask token, some another patch of the image, the rest stay as they
+    are. The accuracy is the fraction of corrupted patches that are predicted correctly; for `pixels`, the explained
+    variance.
 
     Args:
         width: channels of a token.
-        grid: the lattice of tokens.
+        grid: the token grid.
         patch: side of a patch in pixels.
         channels: of an image.
-        corrupt: share of the patches; the paper's 0.5, or 0.15 as in BERT.
-        mask: share of these that become the mask token.
-        swap: share of these that become another patch.
-        target: `mean`: the patch's mean colour, 3 bits a channel, as one class (512 for RGB); `small`: the same of each
-            of the 4x4 pixels that the patch is made small to; `pixels`: all of the patch, by squared error.
+        corrupt: fraction of the patches; the paper's 0.5, or 0.15 as in BERT.
+        mask: fraction of these that become the mask token.
+        swap: fraction of these that become another patch.
+        target: `mean`: the patch's mean colour, 3 bits a channel, as one class (512 for RGB); `small`: the same for
+            each pixel of the patch resized to 4x4; `pixels`: all of the patch, by squared error.
 
     Raises:
-        ConfigError: shares that cannot be, or a patch too small for the target.
+        ConfigError: fractions outside 0 ... 1, or a patch too small for the target.
     """
 
     classifies = False
@@ -117,26 +148,24 @@ class MaskedPatch(Classify):
         self.mean.copy_(torch.tensor(mean))
         self.std.copy_(torch.tensor(std))
 
-    def forward(
-        self, images: Float[Tensor, "b c y x"], encode: Encode, classify: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """What is said of the corrupted patches (b m ...), and what is true of them."""
+    def forward(self, vit: Any, images: Float[Tensor, "b c y x"]) -> tuple[Tensor, Tensor]:
+        """Predictions for the corrupted patches (b m ...), and their targets."""
         where = torch.rand(len(images), self.grid.patches, device=images.device).argsort(dim=1)[:, : self.count]
-        encoded = encode(images, lambda patches: self.corrupted(patches, where))
-        told = self.predict(taken(encoded[:, self.grid.prefix :], where))
-        return told, taken(self.targets(images), where)
+        encoded = vit.encode(self.corrupted(vit.stem(images), where))
+        predicted = self.predict(select(encoded[:, self.grid.prefix :], where))
+        return predicted, select(self.targets(images), where)
 
     def corrupted(self, patches: Tokens, where: Int[Tensor, "b m"]) -> Tokens:
         """The patches with those of `where` corrupted."""
         b, n, d = patches.shape
-        fate = torch.rand(where.shape, device=patches.device)[:, :, None]
+        draw = torch.rand(where.shape, device=patches.device)[:, :, None]
         others = (where + torch.randint(1, max(2, n), where.shape, device=patches.device)) % n
-        new = torch.where(fate < self.mask + self.swap, taken(patches, others), taken(patches, where))
-        new = torch.where(fate < self.mask, self.token.to(patches.dtype), new)
+        new = torch.where(draw < self.mask + self.swap, select(patches, others), select(patches, where))
+        new = torch.where(draw < self.mask, self.token.to(patches.dtype), new)
         return patches.scatter(1, where[:, :, None].expand(b, -1, d), new)
 
     def targets(self, images: Float[Tensor, "b c y x"]) -> Tensor:
-        """What is true of every patch: classes (b n) or (b n 16), or its normalised pixels (b n p)."""
+        """The target of every patch: classes (b n) or (b n 16), or its normalised pixels (b n p)."""
         h, w = self.grid.height, self.grid.width
         if self.target == "pixels":
             return rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", h=h, w=w)
@@ -150,27 +179,27 @@ class MaskedPatch(Classify):
         return classes[:, :, 0] if self.target == "mean" else classes
 
     def losses(
-        self, out: Any, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, " b"]]:
-        each, right = self.measured(*out)
-        return each.mean(), right.detach().double()
+        self, outputs: Any, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Float[Tensor, ""], dict[str, PerImage]]:
+        each, accuracy = self.compare(*outputs)
+        return each.mean(), {"accuracy": accuracy.detach().double()}
 
-    def judge(self, out: Any, labels: Int[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-        each, right = self.measured(*out)
+    def scores(self, outputs: Any, labels: Int[Tensor, " b"]) -> dict[str, PerImage]:
+        each, accuracy = self.compare(*outputs)
         counts = labels >= 0
-        return each.double() * counts, right.double() * counts
+        return {"loss": each.double() * counts, "accuracy": accuracy.double() * counts}
 
-    def measured(self, told: Tensor, true: Tensor) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-        """Mean loss, and share of right answers, of each image."""
+    def compare(self, predicted: Tensor, true: Tensor) -> tuple[PerImage, PerImage]:
+        """Mean loss and accuracy over the corrupted patches of each image."""
         if self.target == "pixels":
-            error = (told.float() - true).square().flatten(1).mean(dim=1)
+            error = (predicted.float() - true).square().flatten(1).mean(dim=1)
             return error, (1 - error / true.var().clamp(min=1e-12)).clamp(0, 1)
-        told = told.float().unflatten(-1, (-1, LEVELS**self.channels))
-        true = true.view(told.shape[:-1])
-        loss = functional.cross_entropy(told.flatten(0, -2), true.flatten(), reduction="none").view(true.shape)
-        return loss.flatten(1).mean(dim=1), (told.argmax(dim=-1) == true).float().flatten(1).mean(dim=1)
+        logits = predicted.float().unflatten(-1, (-1, LEVELS**self.channels))
+        true = true.view(logits.shape[:-1])
+        loss = functional.cross_entropy(logits.flatten(0, -2), true.flatten(), reduction="none").view(true.shape)
+        return loss.flatten(1).mean(dim=1), (logits.argmax(dim=-1) == true).float().flatten(1).mean(dim=1)
 
 
-def taken(values: Tensor, where: Int[Tensor, "b m"]) -> Tensor:
-    """Of each image the values at these places."""
+def select(values: Tensor, where: Int[Tensor, "b m"]) -> Tensor:
+    """The values of each image at these positions."""
     return values[torch.arange(len(values), device=values.device)[:, None], where]

@@ -134,8 +134,7 @@ class ViT(nn.Module):
     def forward(
         self, images: Float[Tensor, "b c y x"], *, intermediates: bool = False, attention: bool = False
     ) -> Float[Tensor, "b classes"] | tuple[Tensor, Tensor] | tuple[Float[Tensor, "b classes"], dict[str, Tensor]]:
-        """What the objective looks at: logits, to classify; with `intermediates` or `attention` the logits in any case,
-        and a dictionary of what stood on the way.
+        """Logits; with `intermediates` or `attention` also a dictionary of what was computed on the way.
 
         Args:
             images: normalised pixels.
@@ -148,31 +147,30 @@ class ViT(nn.Module):
         """
         if attention and not self.blocks:
             raise ConfigError("model.depth=0: without a block there is no attention to look at: ask for intermediates")
-        if not (intermediates or attention):
-            return self.objective(images, self.encode, self.classify)
         seen: dict[str, Tensor] = {}
         weights: list[Tensor] | None = [] if attention else None
-        logits = self.classify(self.encode(images, lambda patches: patches, seen, weights), seen)
+        seen["stem"] = self.stem(images)
+        logits = self.classify(self.encode(seen["stem"], seen, weights), seen)
+        if not (intermediates or attention):
+            return logits
         kept = seen if intermediates else {}
         return logits, kept | {f"attention_{layer}": w for layer, w in enumerate(weights or [])}
 
     def encode(
         self,
-        images: Float[Tensor, "b c y x"],
-        befall: Callable[[Tensor], Tensor],
+        patches: Float[Tensor, "b n d"],
         seen: dict[str, Tensor] | None = None,
         weights: list[Tensor] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """The tokens after the last block.
 
         Args:
-            images: normalised pixels.
-            befall: what happens to the patches (b n d) between the stem and everything else.
-            seen: gains what stood on the way.
+            patches: patch embeddings, from the stem.
+            seen: gains the intermediate results.
             weights: gains the attention weights of each layer.
         """
         seen = {} if seen is None else seen
-        x = seen["stem"] = befall(self.stem(images))
+        x = patches
         if self.prefix is not None:
             x = torch.cat((self.prefix.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1)
         if self.position(0).at == "stem":

@@ -77,7 +77,7 @@ def export(path: Path, weights: dict[str, Tensor], facts: dict[str, Any]) -> Non
     write_whole(path, lambda part: part.write_bytes(packed(contiguous, said)))
 
 
-class Store:
+class Checkpoints:
     """The checkpoints that continue a run: the last, the one before it, and those that are kept.
 
     Files are written from a thread, one after the other, while the training goes on.
@@ -171,7 +171,7 @@ class Store:
         if self.on:
             self.write_best()
 
-    def __enter__(self) -> "Store":
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

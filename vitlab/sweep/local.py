@@ -17,7 +17,7 @@ import psutil
 
 from vitlab.sweep.job import Child, Failure, Job, Slot
 from vitlab.sweep.progress import Board
-from vitlab.system.signals import Interrupt
+from vitlab.system.signals import Signals
 
 WATCH = 0.2  # seconds between two looks at the processes
 READ = 1.0  # seconds between two looks at their rows
@@ -151,14 +151,14 @@ class Local:
     def run(self, source: Source) -> int:
         """Trains until the source is dry; gives 0, 1 where some failed, or 128 + the signal that asked to leave."""
         looked, leaving = 0.0, False
-        with Interrupt() as interrupt, self.board:
+        with Signals() as interrupt, self.board:
             try:
                 while True:
                     ended = [child for child in self.running if child.process.poll() is not None]
                     for child in ended:
                         self.running.remove(child)
                         self.settle(child, source, leaving)
-                    if interrupt.asked and not leaving:
+                    if interrupt.received and not leaving:
                         leaving = True
                         self.send(signal.SIGTERM)
                     if ended or time.monotonic() - looked > READ:
@@ -177,7 +177,7 @@ class Local:
                 for child in self.running:
                     child.process.wait()
         if leaving:
-            return 128 + interrupt.asked
+            return 128 + interrupt.received
         return 1 if self.failures else 0
 
     def fill(self, source: Source) -> None:

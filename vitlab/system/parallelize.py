@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from vitlab.config.errors import ConfigError
+from vitlab.model.objective import TrainingModel
 from vitlab.model.vit import ViT
 from vitlab.system.distributed import Distributed
 from vitlab.system.options import System
@@ -17,7 +18,7 @@ from vitlab.system.options import System
 SHAPES = 256  # of models that a process may train compiled; torch would run a ninth one uncompiled
 
 
-def parallelize(model: ViT, dist: Distributed, system: System) -> nn.Module:
+def parallelize(model: ViT | TrainingModel, dist: Distributed, system: System) -> nn.Module:
     """The model as the processes train it together: itself where there is one, and nothing else was asked for."""
     if system.activation_checkpointing:
         if not model.blocks:

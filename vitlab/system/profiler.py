@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Trace:
+class Profiler:
     """Records `steps` steps after the first with torch's profiler and writes them to `path`; 0 does nothing."""
 
     def __init__(self, steps: int, path: Path):
@@ -17,7 +17,7 @@ class Trace:
                 on_trace_ready=lambda trace: trace.export_chrome_trace(str(path)),
             )
 
-    def __enter__(self) -> "Trace":
+    def __enter__(self) -> "Profiler":
         if self.profiler:
             self.profiler.__enter__()
         return self

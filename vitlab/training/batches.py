@@ -1,9 +1,10 @@
 """Where training and evaluation batches come from, and on which device their images lie."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from vitlab.config.errors import ConfigError
 from vitlab.data.augment import Augment, Transform, eval_transform
@@ -11,7 +12,7 @@ from vitlab.data.cache import Cached
 from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples, Files, Pixels
 from vitlab.data.geometry import Geometry
-from vitlab.data.loader import Batch, EvalSampler, TrainSampler, loader
+from vitlab.data.loader import EvalSampler, TrainSampler, loader, local_indices, to_device
 from vitlab.system.distributed import Distributed
 from vitlab.system.options import System
 from vitlab.training.recipe import TrainingSetup
@@ -87,26 +88,35 @@ def describe_input(setup: TrainingSetup) -> str:
     return said
 
 
-def training_batches(setup: TrainingSetup, start: int) -> Iterable[Batch]:
-    return batches(setup, "train", train_transform(setup.augment, setup.dataset), training_order(setup, start))
+def train_batches(setup: TrainingSetup, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalized images and targets from step `start` on, on the device; targets are soft where images are mixed."""
+    mix = setup.augment.batchwise(len(setup.dataset.classes))
+    transform = train_transform(setup.augment, setup.dataset)
+    batches = loaded(setup, "train", transform, training_order(setup, start))
+    if mix is None:
+        return batches
+    which = local_indices(setup.fit.batch_size, setup.dist.rank, setup.dist.size)
+    return (mix(images, labels, which, setup.seed, step) for step, (images, labels) in enumerate(batches, start))
 
 
-def evaluation_batches(setup: TrainingSetup, split: str) -> Iterable[Batch]:
+def eval_batches(setup: TrainingSetup, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalized images and labels of a split, once and in order, on the device."""
     order = EvalSampler(
         examples=len(setup.splits[split]),
         batch=setup.fit.evaluation_batch_size,
-        full=bool(setup.system.compile),  # which would compile the model for a smaller one again
+        full=bool(setup.system.compile),  # a smaller last batch would be compiled for again
         rank=setup.dist.rank,
         world_size=setup.dist.size,
     )
-    return batches(setup, split, eval_transform(setup.dataset), order)
+    return loaded(setup, split, eval_transform(setup.dataset), order)
 
 
-def batches(
+def loaded(
     setup: TrainingSetup, split: str, transform: Transform | Geometry | None, order: TrainSampler | EvalSampler
-) -> Iterable[Batch]:
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a split, read by a DataLoader and moved to the device."""
     examples = setup.splits[split]
-    return loader(
+    batches = loader(
         examples,
         transform,
         order,
@@ -114,6 +124,7 @@ def batches(
         workers=workers(setup, examples, transform),
         pin=setup.dist.device.type == "cuda" and not on_gpu(examples),
     )
+    return to_device(batches, setup.normalize, setup.dist.device)
 
 
 def workers(setup: TrainingSetup, examples: Examples, transform: object) -> int:

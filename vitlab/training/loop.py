@@ -1,239 +1,113 @@
-"""Training: `fit` trains what `recipe.prepare` made ready, `update` is one step of it, `evaluate` judges."""
+"""The training loop: `fit` trains what `setup.prepare` made ready."""
 
 import logging
-import math
-import time
-from importlib.metadata import version
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-import yaml
-
 from vitlab.config.errors import Interrupted
-from vitlab.config.identity import cell_identity, identity
-from vitlab.data.loader import local_indices
-from vitlab.data.preprocess import Normalize
-from vitlab.evaluation import classification, probe
+from vitlab.config.identity import identity
 from vitlab.evaluation.evaluate import evaluate
-from vitlab.model import count
-from vitlab.storage import checkpoint
-from vitlab.storage.checkpoint import Store
-from vitlab.storage.files import write_json, write_whole
-from vitlab.storage.run import Run, environment
-from vitlab.system.distributed import share_buffers
-from vitlab.system.hardware import describe, peak_memory
-from vitlab.system.parallelize import eagerly
-from vitlab.system.profiler import Trace
-from vitlab.system.signals import Interrupt
-from vitlab.tracking import curves
-from vitlab.tracking.options import ValidationMedia
+from vitlab.storage.checkpoint import Checkpoints
+from vitlab.storage.run import Run
+from vitlab.system.profiler import Profiler
+from vitlab.system.signals import Signals
 from vitlab.tracking.tracker import Tracker
-from vitlab.training.batches import describe_input, evaluation_batches, training_batches
-from vitlab.training.optimizer import learning_rate
+from vitlab.training.batches import eval_batches, train_batches
 from vitlab.training.recipe import TrainingSetup
-from vitlab.training.recovery import resume, roll_back
-from vitlab.training.setup import describe_lr, facts
-from vitlab.training.state import State
+from vitlab.training.recovery import check_finite, open_run, validate
+from vitlab.training.result import finish
+from vitlab.training.state import TrainState
 from vitlab.training.step import train_step
 
 log = logging.getLogger("vitlab")
 
 
 def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any]:
-    """Trains, keeps the best weights by validation accuracy, reads the test images once with them, says what came out.
+    """Trains, keeps the best weights by validation accuracy, and evaluates them once on the test split.
 
-    A run that was interrupted goes on from its last checkpoint as if nothing had happened: on a CPU to the last bit.
+    A run that was interrupted continues from its last checkpoint as if it had never stopped: on a CPU to the last bit.
 
     Args:
-        ready: from `prepare`.
-        run: where everything is written.
-        config: what `config.yaml` and Weights & Biases are told.
+        setup: from `prepare`.
+        run: the folder that everything is written to.
+        config: for `config.yaml` and Weights & Biases.
+
+    Returns:
+        The contents of result.json.
 
     Raises:
-        NonFinite: the loss is no number any more.
+        NonFinite: the loss is NaN or infinite.
         OutOfMemory: a batch is too large.
-        Interrupted: a signal asked to leave; everything is saved.
+        Interrupted: a signal asked to stop; everything is saved.
     """
-    options, dist, device, total = setup.fit, setup.dist, setup.dist.device, setup.steps
-    normalize = Normalize(setup.dataset.mean, setup.dataset.std).to(device)
-    batchwise = setup.augment.batchwise(len(setup.dataset.classes))
-    wrote = {"vitlab": version("vitlab"), "torch": str(torch.__version__), "run": identity(config)}
-    known = {"seed": setup.seed, "cell": cell_identity(config)}
-    state = State(setup, wrote)
-    store = Store(run, on=dist.is_rank0, minutes=setup.system.save_minutes)
+    dist, system = setup.dist, setup.system
+    state = TrainState(setup, identity(config))
+    checkpoints = Checkpoints(run, on=dist.is_rank0, minutes=system.save_minutes)
+    resumed = open_run(state, checkpoints, run, config)
+    batches = train_batches(setup, state.step)  # its workers start before any thread does
+    tracker = Tracker(run, setup.tracking, config, steps=setup.steps, start=state.step, on=dist.is_rank0)
+    profiler = Profiler(system.profile_steps if dist.is_rank0 else 0, run.folder / "trace.json")
 
-    # From the last checkpoint, if there is one.
-    if dist.is_rank0:
-        run.clean()
-    resumed = resume(state, store)
-    if resumed:
-        log.info("continues from step %d of %d", state.step, total)
-    elif setup.began:
-        log.info("%s", setup.began)
-    log.info("%s; %s", describe_lr(setup), describe_input(setup))
-    start, before, began = state.step, state.seconds, time.perf_counter()
-    if dist.is_rank0:
-        write_whole(run.config, lambda part: part.write_text(yaml.safe_dump(config, sort_keys=False)))
-        write_json(run.environment, environment(describe(device)))
-        run.rewind(start)
-        run.write_result({"status": "interrupted", **known})  # true until something better is
-    batches = iter(training_batches(setup, start))  # its workers start before any thread does
-    tracker = Tracker(run, setup.tracking, config, steps=total, start=start, on=dist.is_rank0)
-    trace = Trace(setup.system.profile_steps if dist.is_rank0 else 0, run.folder / "trace.json")
-
-    def seconds() -> float:
-        return before + time.perf_counter() - began
-
-    def best() -> dict[str, Any] | None:
-        if state.best is None:
-            return None
-        return {"step": state.best["step"], "model": state.weights, "facts": facts(setup), "wrote": wrote}
-
-    def save(*, better: bool = False) -> None:
-        state.seconds = seconds()
-        keep = setup.system.keeps(state.step, setup.steps_per_epoch)
-        store.save(state.capture(), best() if better else None, keep=keep, rows=tracker.sync)
-        state.meter.skip()
-
-    def judged() -> dict[str, float]:
-        store.wait()  # loaders fork, and no other thread may be at work then
-        share_buffers(setup.model, dist)
-        with state.judged():
-            batches = evaluation_batches(setup, "validation")
-            return evaluate(setup.model, batches, normalize, dist, setup.precision, setup.model.objective)
-
-    store.best = best()  # best.pt may be of a step that the checkpoint knows nothing of
-    reason, asked = "", 0
-    with tracker, trace, store, Interrupt() as interrupt:
-        if options.on_nonfinite == "rollback" and not resumed:
-            save()
-        for step in range(start, total):
-            if options.patience is not None and state.stale >= options.patience:
-                reason = f"no better validation for {state.stale} evaluations"
+    with tracker, profiler, checkpoints, Signals() as signals:
+        if setup.fit.on_nonfinite == "rollback" and not resumed:
+            save(state, checkpoints, tracker)
+        for images, targets in batches:  # on the device, normalized, mixed
+            if state.out_of_patience:
+                reason = f"no better validation for {state.evals_since_best} evaluations"
+                log.info("stops at step %d of %d: %s", state.step, setup.steps, reason)
                 break
-            setup.schedule.set(step)
-            pixels, labels = next(batches)
-            images = normalize(pixels.to(device, non_blocking=True))
-            targets = labels = labels.to(device, non_blocking=True)
-            if batchwise is not None:
-                which = local_indices(options.batch_size, dist.rank, dist.size)
-                images, targets = batchwise(images, labels, which, setup.seed, step)
-            gradient = train_step(state, images, targets)
-            trace.step()
+            setup.schedule.set(state.step)
+            train_step(state, images, targets)
+            profiler.step()
             tracker.step()
-
-            asked, due = dist.all_reduce_max(interrupt.asked, store.due)
-            evaluating = options.evaluates(state.step, total, setup.steps_per_epoch)
-            logging_ = evaluating or state.step % setup.system.log_every == 0
-            saving = evaluating or asked or due or setup.system.keeps(state.step, setup.steps_per_epoch)
-            if not (logging_ or saving):
+            due = what_is_due(state, signals, checkpoints)
+            if not (due.log or due.checkpoint):
                 continue
-            bad = state.meter.fault(dist)
-            rolled = None if bad is None else roll_back(state, store, bad)
-            better = False
-            if logging_:
-                row = {
-                    "step": state.step,
-                    "epoch": state.step / setup.steps_per_epoch,
-                    "images": state.step * options.batch_size,
-                    "training_flops": state.step * options.batch_size * (setup.flops + setup.backward_flops),
-                    "seconds": seconds(),
-                    "lr": learning_rate(setup.optimizer),
-                    **state.meter.read(dist),
-                }
-                row |= {"train/gradient_norm": float(gradient)} if math.isfinite(float(gradient)) else {}
-                row |= {"train/skipped": state.skipped} if options.on_nonfinite == "skip" else {}
-                row |= {} if rolled is None else {"train/rolled_back_to": rolled}
-                if evaluating:
-                    tracker.watch(setup.model)
-                    scores = judged()
-                    if not math.isfinite(scores["loss"]):
-                        row["train/rolled_back_to"] = roll_back(state, store, step)
-                        scores = judged()
-                    row |= {f"val/{key}": value for key, value in scores.items()}
-                    better = state.score(scores)
-                    state.meter.skip()
+            row = check_finite(state, checkpoints)  # the first wait for the GPU
+            if due.log:
+                row |= state.row()
+                if due.evaluation:
+                    tracker.watch(setup.vit)
+                    row |= validate(state, checkpoints)
                 tracker.row(row)
-            if saving or rolled is not None:
-                save(better=better)
-            if asked and state.step < total:
-                store.wait()
-                raise Interrupted(state.step, total, asked, store.step)
-        if reason:
-            log.info("stops at step %d of %d: %s", state.step, total, reason)
-        if asked:
-            store.wait()
-            raise Interrupted(total, total, asked, store.step)
-
-        # The test images, read once, with the weights that validation chose.
-        store.finish()
+            if due.checkpoint or "train/rolled_back_to" in row:
+                save(state, checkpoints, tracker)
+            if due.stop:
+                checkpoints.wait()
+                raise Interrupted(state.step, setup.steps, due.stop, checkpoints.step)
+        checkpoints.finish()
         state.load_model(state.weights)
-        batches = evaluation_batches(setup, "test")
-        test = evaluate(setup.model, batches, normalize, dist, setup.precision, setup.model.objective)
-    took = seconds()
-    few = few_shot(setup, normalize)
-    assert state.best is not None
-    result = {
-        "status": "finished",
-        "val/accuracy": state.best["accuracy"],
-        "val/loss": state.best["loss"],
-        "test/accuracy": test["accuracy"],
-        "test/loss": test["loss"],
-        **few,
-        "best_step": state.best["step"],
-        "steps": state.step,
-        "epochs": state.step / setup.steps_per_epoch,
-        "seconds": took,
-        "images_per_second": state.meter.pace(),
-        "parameters": count.parameters(setup.model),
-        "flops_per_image": setup.flops,
-        "training_flops": state.step * options.batch_size * (setup.flops + setup.backward_flops),
-        "peak_memory_bytes": peak_memory(device),
-        "precision": setup.precision,
-        "processes": dist.size,
-        "accumulate": state.parts,
-        "skipped": state.skipped,
-        "rollbacks": state.rollbacks,
-        "device": describe(device),
-        "test_images": len(setup.splits["test"]),
-        "classifies": setup.model.objective.classifies,
-        **known,
-    }
-    views = None
-    if dist.broadcast(tracker.wants_media) and setup.model.objective.classifies:
-        batches = evaluation_batches(setup, "validation")
-        found = classification.predictions(setup.model, batches, normalize, dist, setup.precision)
-        views = ValidationMedia(
-            classification.ClassificationReport.of(*found, setup.dataset.classes), setup.splits["validation"]
-        )
-    tracker.finish(result, views)
-    if dist.is_rank0:
-        described = {"facts": facts(setup), "wrote": wrote, "model": config["model"]}
-        try:
-            checkpoint.export(run.export, state.weights, described)
-            curves.draw(run.rows(), run.curves, run.folder.name)
-        except OSError as error:  # a full disk; all that counts is there
-            log.warning("%s: the weights are in best.pt, the curve in metrics.jsonl", error)
-        run.write_result(result)
-    dist.barrier()
-    return result
+        test = evaluate(setup.model, eval_batches(setup, "test"), dist, setup.precision, setup.vit.objective)
+    return finish(state, run, config, tracker, test)
 
 
-def few_shot(setup: TrainingSetup, normalize: Normalize) -> dict[str, float]:
-    """Few-shot accuracies of the weights that the model has, on validation and test images; none unless asked for."""
-    found: dict[str, float] = {}
-    if not setup.fit.shots:
-        return found
+@dataclass(frozen=True)
+class Due:
+    """What follows a step; `stop` is the signal that asked for it, or 0."""
 
-    def features(split: str) -> probe.Features:
-        with eagerly(bool(setup.system.compile)):
-            batches = evaluation_batches(setup, split)
-            return probe.features(setup.model, batches, normalize, setup.dist, setup.precision)
+    evaluation: bool
+    log: bool
+    checkpoint: bool
+    stop: int
 
-    shape = (probe.DRAWS, len(setup.dataset.classes), max(setup.fit.shots), -1)
-    support = features("support").values.reshape(shape)
-    for short, split in (("val", "validation"), ("test", "test")):
-        for shots, accuracies in probe.few_shot(support, features(split), setup.fit.shots).items():
-            found[f"{short}/{shots}-shot"] = sum(accuracies) / len(accuracies)
-            found[f"{short}/{shots}-shot_std"] = probe.spread(accuracies) or 0.0
-    return found
+
+def what_is_due(state: TrainState, signals: Signals, checkpoints: Checkpoints) -> Due:
+    """What follows this step, agreed by all processes; no GPU is waited for."""
+    setup = state.setup
+    stop, overdue = setup.dist.all_reduce_max(signals.received, checkpoints.due)
+    evaluation = setup.fit.evaluates(state.step, setup.steps, setup.steps_per_epoch)
+    kept = setup.system.keeps(state.step, setup.steps_per_epoch)
+    return Due(
+        evaluation=evaluation,
+        log=evaluation or state.step % setup.system.log_every == 0,
+        checkpoint=bool(evaluation or stop or overdue or kept),
+        stop=stop,
+    )
+
+
+def save(state: TrainState, checkpoints: Checkpoints, tracker: Tracker) -> None:
+    """Writes a checkpoint, and the best weights if they are of this step."""
+    keep = state.setup.system.keeps(state.step, state.setup.steps_per_epoch)
+    best = state.best_checkpoint() if state.is_best else None
+    checkpoints.save(state.capture(), best, keep=keep, rows=tracker.sync)
+    state.meter.pause()

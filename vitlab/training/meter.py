@@ -1,4 +1,4 @@
-"""What the training did since somebody last looked."""
+"""Running means of the training metrics."""
 
 import time
 from typing import Any
@@ -9,75 +9,90 @@ from torch import Tensor
 from vitlab.system.distributed import Distributed
 
 NEVER = 2**62
+FIRST_NAMES = ("loss", "accuracy")  # what checkpoints of 0.1.0, which hold no names, summed
 
 
 class Meter:
-    """Loss and accuracy of the training so far, summed on the device; reading them is the only wait for it."""
+    """Sums of the training metrics since the last reading, on the device; reading them is the only wait for it.
+
+    Which metrics there are is for `add` to say: `loss`, and those that the objective names.
+    """
 
     def __init__(self, device: torch.device):
-        self.totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss, right answers
+        self.device = device
+        self.names: tuple[str, ...] = ()
+        self.totals = torch.zeros(0, dtype=torch.float64, device=device)
         self.bad = torch.full((), NEVER, dtype=torch.int64, device=device)  # first step that was not finite
-        self.before = 0  # images in the totals from before a resume, of all processes
-        self.images = self.timed = self.clocked = 0  # of this process, since the last reading, the last look, ever
+        self.images_before = 0  # images in the totals from before a resume, of all processes
+        self.images = self.timed = self.timed_in_all = 0  # of this process: since the last reading, pause, start
         self.seconds = 0.0
         self.last = time.perf_counter()
 
-    def add(self, step: int, sums: Tensor, images: int, gradient: Tensor | None) -> None:
-        """One step.
+    def add(self, step: int, sums: dict[str, Tensor], images: int, gradient_norm: Tensor | None) -> None:
+        """Adds one step.
 
         Args:
             step: its number.
-            sums: loss and right answers, summed over the images.
-            images: how many of this process.
-            gradient: its norm, if that must be finite as well.
+            sums: of each metric over the images; `loss` among them.
+            images: images of this process.
+            gradient_norm: if that must be finite as well.
         """
-        self.totals += sums
-        finite = sums[0].isfinite() if gradient is None else sums[0].isfinite() & gradient.isfinite()
+        if self.names != tuple(sums):  # the first since the last reading, or a checkpoint that knew other metrics
+            self.names, self.totals, self.images_before = tuple(sums), self.totals.new_zeros(len(sums)), 0
+        self.totals = self.totals + torch.stack(tuple(sums.values()))
+        finite = sums["loss"].isfinite()
+        finite = finite if gradient_norm is None else finite & gradient_norm.isfinite()
         self.bad = torch.where(finite, self.bad, self.bad.clamp(max=step))
         self.images += images
         self.timed += images
 
-    def fault(self, dist: Distributed) -> int | None:
-        """The first step that was not finite in any process; None where all were."""
+    def first_nonfinite(self, dist: Distributed) -> int | None:
+        """The first step whose loss or gradient was NaN or infinite in any process; None if there was none."""
         first = -dist.all_reduce_max(-int(self.bad))[0]
         return None if first == NEVER else first
 
     def read(self, dist: Distributed) -> dict[str, float]:
-        """Means since the last reading, over all processes; none where nothing was added."""
-        images, elapsed = self.before + self.images * dist.size, time.perf_counter() - self.last
-        seen = self.timed * dist.size
+        """Means since the last reading over all processes, as `train/NAME`, and `images_per_second`."""
+        images, elapsed = self.images_before + self.images * dist.size, time.perf_counter() - self.last
+        timed = self.timed * dist.size
         self.seconds += elapsed
-        self.clocked += seen
-        loss, right = dist.all_reduce_sum(self.totals).tolist()
+        self.timed_in_all += timed
+        means = {f"train/{name}": total / images for name, total in self.sums(dist).items()} if images else {}
         self.clear()
         self.last = time.perf_counter()
-        means = {"train/loss": loss / images, "train/accuracy": right / images} if images else {}
-        return {**means, "images_per_second": seen / elapsed}
+        return {**means, "images_per_second": timed / elapsed}
+
+    def sums(self, dist: Distributed) -> dict[str, float]:
+        """The sum of each metric over all processes."""
+        totals = dist.all_reduce_sum(self.totals.clone())
+        return dict(zip(self.names, totals.tolist(), strict=True))
 
     def clear(self) -> None:
         """Forgets what was added."""
-        self.totals.zero_()
+        self.names, self.totals = (), self.totals.new_zeros(0)
         self.bad.fill_(NEVER)
-        self.before = self.images = self.timed = 0
+        self.images_before = self.images = self.timed = 0
 
-    def skip(self) -> None:
-        """Leaves the time since the last reading out of the pace: it went into something else than training."""
+    def pause(self) -> None:
+        """Leaves the time since the last reading out of the images per second: it was not spent on training."""
         self.last = time.perf_counter()
         self.timed = 0
 
-    def pace(self) -> float:
+    def images_per_second(self) -> float:
         """Training images a second, evaluation and saving left out."""
-        return self.clocked / self.seconds if self.seconds else 0.0
+        return self.timed_in_all / self.seconds if self.seconds else 0.0
 
     def state_dict(self, dist: Distributed) -> dict[str, Any]:
         """What was added since the last reading, in all processes."""
-        return {
-            "totals": dist.all_reduce_sum(self.totals.clone()).cpu(),
-            "images": self.before + self.images * dist.size,
-        }
+        return {"sums": self.sums(dist), "images": self.images_before + self.images * dist.size}
 
     def load_state_dict(self, state: dict[str, Any], dist: Distributed) -> None:
         self.clear()
-        self.before = state["images"]
-        if dist.is_rank0:
-            self.totals.copy_(state["totals"])
+        sums = state.get("sums")
+        if sums is None:
+            sums = dict(zip(FIRST_NAMES, state["totals"].tolist(), strict=True))
+        self.images_before = state["images"]
+        if self.images_before:
+            self.names = tuple(sums)
+            values = [value if dist.is_rank0 else 0.0 for value in sums.values()]
+            self.totals = torch.tensor(values, dtype=torch.float64, device=self.device)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -11,7 +11,9 @@ from vitlab.config.errors import ConfigError
 from vitlab.data.augment import Augment
 from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples
+from vitlab.data.preprocess import Normalize
 from vitlab.evaluation import probe
+from vitlab.model.objective import TrainingModel
 from vitlab.model.vit import ViT
 from vitlab.system.distributed import Distributed
 from vitlab.system.options import System
@@ -124,14 +126,28 @@ class TrainingSetup:
     dataset: Dataset
     splits: dict[str, Examples]
     augment: Augment
-    model: ViT
-    net: nn.Module  # the model as all processes train it
+    normalize: Normalize
+    vit: ViT
+    model: TrainingModel  # the ViT with its objective
+    net: nn.Module  # the model as all processes train it together
     flops: int  # of one image, forward
-    backward_flops: int  # of the same
+    backward_flops: int
     loss: Loss
     optimizer: Optimizer
     schedule: Scheduler
     steps: int
     steps_per_epoch: float
     precision: str
-    began: str  # what its weights begin as, in words; empty for chance
+    initial_weights: str  # where the weights come from, in words; empty if they are random
+
+    def model_facts(self) -> dict[str, Any]:
+        """What a trained model needs to be used: sizes, classes, and what its images go through."""
+        data = self.dataset
+        return {
+            "image_size": list(data.shape),
+            "channels": data.channels,
+            "classes": list(data.classes),
+            "crop": data.evaluation_crop if data.size is None else 1.0,
+            "mean": list(data.mean),
+            "std": list(data.std),
+        }

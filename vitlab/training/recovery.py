@@ -1,21 +1,53 @@
-"""Resuming from a checkpoint, and rolling back to one when the loss is NaN or infinite."""
+"""Starting or resuming a run, and rolling back to a checkpoint when the loss is NaN or infinite."""
 
 import logging
+import math
+from typing import Any
+
+import yaml
 
 from vitlab.config.errors import NonFinite
+from vitlab.config.identity import cell_identity
+from vitlab.evaluation.evaluate import evaluate
 from vitlab.storage import checkpoint
-from vitlab.storage.checkpoint import Store
+from vitlab.storage.checkpoint import Checkpoints
+from vitlab.storage.files import write_json, write_whole
+from vitlab.storage.run import Run, environment
+from vitlab.system.distributed import share_buffers
+from vitlab.system.hardware import describe
+from vitlab.training.batches import describe_input, eval_batches
 from vitlab.training.optimizer import learning_rate
-from vitlab.training.state import State
+from vitlab.training.setup import describe_lr
+from vitlab.training.state import TrainState
 
 log = logging.getLogger("vitlab")
-ROLLBACKS = 10  # without a good evaluation in between
+ROLLBACKS = 10  # without a good evaluation in between, after which a training ends
 
 
-def resume(state: State, store: Store) -> bool:
-    """Takes the state over from the last checkpoint that can be believed, if there is one."""
+def open_run(state: TrainState, checkpoints: Checkpoints, run: Run, config: dict[str, Any]) -> bool:
+    """Resumes from the last checkpoint if there is one, and makes the folder ready; whether it resumed."""
+    setup = state.setup
+    if setup.dist.is_rank0:
+        run.clean()
+    resumed = resume(state, checkpoints)
+    if resumed:
+        log.info("continues from step %d of %d", state.step, setup.steps)
+    elif setup.initial_weights:
+        log.info("%s", setup.initial_weights)
+    log.info("%s; %s", describe_lr(setup), describe_input(setup))
+    if setup.dist.is_rank0:
+        write_whole(run.config, lambda part: part.write_text(yaml.safe_dump(config, sort_keys=False)))
+        write_json(run.environment, environment(describe(setup.dist.device)))
+        run.rewind(state.step)
+        run.write_result({"status": "interrupted", "seed": setup.seed, "cell": cell_identity(config)})  # until it ends
+    checkpoints.best = state.best_checkpoint()  # best.pt may be of a step after the checkpoint's
+    return resumed
+
+
+def resume(state: TrainState, checkpoints: Checkpoints) -> bool:
+    """Restores the state from the newest checkpoint that can be read, if there is one."""
     dist = state.setup.dist
-    found = store.newest() if dist.is_rank0 else None
+    found = checkpoints.newest() if dist.is_rank0 else None
     path = dist.broadcast(found and found[0])
     if path is None:
         return False
@@ -23,27 +55,58 @@ def resume(state: State, store: Store) -> bool:
     return True
 
 
-def roll_back(state: State, store: Store, bad: int) -> int:
-    """Takes the weights of the last checkpoint, of whose step it tells; the training goes on with the next images.
-
-    The updates since then are lost, as in PaLM (Chowdhery et al. 2022, 5.1): with the same images they would come to
-    the same end.
+def check_finite(state: TrainState, checkpoints: Checkpoints) -> dict[str, Any]:
+    """Rolls back if a loss or gradient since the last reading was NaN or infinite; what the row says about that.
 
     Raises:
-        NonFinite: that is not asked for, or has been done too often without a good evaluation in between.
+        NonFinite: see `roll_back`.
     """
-    setup, step = state.setup, state.step
+    bad = state.meter.first_nonfinite(state.setup.dist)
+    return {} if bad is None else {"train/rolled_back_to": roll_back(state, checkpoints, bad)}
+
+
+def validate(state: TrainState, checkpoints: Checkpoints) -> dict[str, Any]:
+    """Evaluates on the validation split and records the scores; what the row says about that.
+
+    Raises:
+        NonFinite: the loss is NaN or infinite, see `roll_back`.
+    """
+    setup, row = state.setup, {}
+    checkpoints.wait()  # loaders fork, and no other thread may be at work then
+    while True:
+        share_buffers(setup.vit, setup.dist)
+        with state.eval_weights():
+            batches = eval_batches(setup, "validation")
+            scores = evaluate(setup.model, batches, setup.dist, setup.precision, setup.vit.objective)
+            if math.isfinite(scores["loss"]) or row:
+                state.record(scores)
+                break
+        row["train/rolled_back_to"] = roll_back(state, checkpoints, state.step - 1)
+    state.meter.pause()
+    return row | {f"val/{name}": value for name, value in scores.items()}
+
+
+def roll_back(state: TrainState, checkpoints: Checkpoints, bad: int) -> int:
+    """Takes the weights of the last checkpoint and gives its step; the training continues with the next images.
+
+    The updates since then are lost, as in PaLM (Chowdhery et al. 2022, 5.1): with the same images the loss would be
+    NaN or infinite again.
+
+    Raises:
+        NonFinite: fit.on_nonfinite is not rollback, or there were too many without a good evaluation in between.
+    """
+    setup, step, seconds = state.setup, state.step, state.seconds
     lr = learning_rate(setup.optimizer)
     if setup.fit.on_nonfinite != "rollback":
         setup.schedule.set(bad)
         raise NonFinite(bad, setup.steps, learning_rate(setup.optimizer))
-    rollbacks, failing = state.rollbacks + 1, state.failing + 1
-    if failing > ROLLBACKS or not resume(state, store):
+    rollbacks, in_a_row = state.rollbacks + 1, state.nonfinite_in_a_row + 1
+    if in_a_row > ROLLBACKS or not resume(state, checkpoints):
         raise NonFinite(bad, setup.steps, lr, f", after {rollbacks - 1} rollbacks")
     log.warning(
-        "the loss is NaN or infinite at step %d: goes on from there with the weights of step %d", bad, state.step
+        "the loss is NaN or infinite at step %d: continues from there with the weights of step %d", bad, state.step
     )
-    back, state.step, state.rollbacks, state.failing = state.step, step, rollbacks, failing
-    state.calm = False
+    back, state.step, state.seconds = state.step, step, seconds
+    state.rollbacks, state.nonfinite_in_a_row, state.finite_since_eval = rollbacks, in_a_row, False
     state.meter.clear()
     return back

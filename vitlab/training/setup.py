@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -11,10 +10,11 @@ from vitlab.data.augment import Augment
 from vitlab.data.cache import cache_images
 from vitlab.data.dataset import Dataset
 from vitlab.data.loader import TrainSampler
-from vitlab.data.preprocess import Resize
+from vitlab.data.preprocess import Normalize, Resize
 from vitlab.data.seeding import seed_of
 from vitlab.evaluation import probe
 from vitlab.model import count
+from vitlab.model.objective import TrainingModel
 from vitlab.model.vit import ViT
 from vitlab.system.distributed import Distributed
 from vitlab.system.options import System
@@ -94,11 +94,12 @@ def prepare(
     torch.manual_seed(seed_of(seed))
     vit = model(**shape)
     vit.objective.set_normalization(dataset.mean, dataset.std)
-    began = init.apply(source, vit, dataset.classes) if source else ""
+    initial_weights = init.apply(source, vit, dataset.classes) if source else ""
     vit = vit.to(dist.device)
     loss.start(vit.head.output)
-    flops, backward = count.passes(vit, (dataset.channels, *dataset.shape))
-    net = parallelize(vit, dist, system)
+    model_with_objective = TrainingModel(vit)
+    flops, backward = count.passes(model_with_objective, (dataset.channels, *dataset.shape))
+    net = parallelize(model_with_objective, dist, system)
     updates = build_optimizer(optimizer, vit, layer_decay=fit.layer_decay, scale=fit.lr_factor())
     return TrainingSetup(
         seed=seed,
@@ -109,7 +110,9 @@ def prepare(
         dataset=dataset,
         splits=splits,
         augment=augment,
-        model=vit,
+        normalize=Normalize(dataset.mean, dataset.std).to(dist.device),
+        vit=vit,
+        model=model_with_objective,
         net=net,
         flops=flops,
         backward_flops=backward,
@@ -119,7 +122,7 @@ def prepare(
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         precision=precision,
-        began=began,
+        initial_weights=initial_weights,
     )
 
 
@@ -137,16 +140,3 @@ def describe_lr(setup: TrainingSetup) -> str:
         least = min(group["initial_lr"] * group["lr_scale"] for group in groups)
         said += f"; {least:.3g} in the first layer (fit.layer_decay={options.layer_decay})"
     return said
-
-
-def facts(setup: TrainingSetup) -> dict[str, Any]:
-    """What a trained model needs to be used: sizes, classes, and what its images go through."""
-    data = setup.dataset
-    return {
-        "image_size": list(data.shape),
-        "channels": data.channels,
-        "classes": list(data.classes),
-        "crop": data.evaluation_crop if data.size is None else 1.0,
-        "mean": list(data.mean),
-        "std": list(data.std),
-    }

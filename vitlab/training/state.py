@@ -1,10 +1,14 @@
-"""What a training is between two steps: all that it needs to go on as if nothing had happened.
+"""The state of a training between two steps: all that it needs to continue as if it had never stopped.
 
 The states of random generators are no part of it: they are set from (seed, step) in each step and from (seed, epoch,
-image) for each image, so the number of a step says what all of them will give, and which images come next.
+image) for each image, so the number of a step determines every draw, and which images come next.
 """
 
-from contextlib import AbstractContextManager, ExitStack
+import math
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -14,66 +18,131 @@ from vitlab.config.errors import CheckpointError
 from vitlab.system.distributed import gather_state, shard_like
 from vitlab.training.ema import Ema
 from vitlab.training.meter import Meter
-from vitlab.training.optimizer import evaluating
+from vitlab.training.optimizer import evaluating, learning_rate
 from vitlab.training.recipe import TrainingSetup
 
-PLAIN = ("step", "best", "stale", "seconds", "parts", "skipped", "rollbacks", "failing", "calm")
+SAVED = {  # attributes that are saved as they are, and their names in checkpoints of 0.1.0
+    "step": "step",
+    "best": "best",
+    "evals_since_best": "stale",
+    "seconds": "seconds",
+    "accumulation_steps": "parts",
+    "skipped": "skipped",
+    "rollbacks": "rollbacks",
+    "nonfinite_in_a_row": "failing",
+    "finite_since_eval": "calm",
+}
 
 
-class State:
-    """A training at a step.
+class TrainState:
+    """A training after `step` updates.
 
-    `step` updates are done; `best` are the scores of the best evaluation, with its `step`, and `weights` the model's
-    then; `stale` evaluations have passed since; `seconds` were spent; a batch is computed in `parts`; `skipped` updates
-    were left out for not being finite and `rollbacks` made, the last `failing` of them in a row.
+    Attributes:
+        step: updates done.
+        best: the scores of the best evaluation, and its `step`.
+        weights: the model's weights at that step.
+        evals_since_best: evaluations since then.
+        accumulation_steps: parts that a batch is computed in.
+        skipped: updates left out because the loss or the gradient was NaN or infinite.
+        rollbacks: times that the weights of an earlier checkpoint were taken.
+        nonfinite_in_a_row: skips or rollbacks since the last good step or evaluation.
+        finite_since_eval: whether nothing was rolled back since the last evaluation.
+        gradient_norm: of the last update, before clipping.
 
     Args:
-        ready: what is trained.
-        wrote: what the checkpoints say about who wrote them; `run` is the run's identity.
+        setup: what is trained.
+        run_id: the run's identity, which its checkpoints carry.
     """
 
-    def __init__(self, setup: TrainingSetup, wrote: dict[str, str]):
+    def __init__(self, setup: TrainingSetup, run_id: str):
         self.setup = setup
-        self.wrote = wrote
-        self.model = setup.model
-        self.ema = Ema(setup.model, setup.fit.ema_decay)
+        self.wrote = {"vitlab": version("vitlab"), "torch": str(torch.__version__), "run": run_id}
+        self.vit = setup.vit
+        self.ema = Ema(setup.vit, setup.fit.ema_decay)
         self.scaler = torch.amp.GradScaler(setup.dist.device.type, enabled=setup.precision == "fp16")
         self.meter = Meter(setup.dist.device)
-        self.step = self.stale = self.skipped = self.rollbacks = self.failing = 0
-        self.calm = True  # whether nothing was rolled back since the last evaluation
-        self.seconds = 0.0
-        self.parts = setup.fit.accumulate
+        self.step = self.evals_since_best = self.skipped = self.rollbacks = self.nonfinite_in_a_row = 0
+        self.finite_since_eval = True
+        self.accumulation_steps = setup.fit.accumulate
         self.best: dict[str, Any] | None = None
         self.weights: dict[str, Tensor] = {}
+        self.gradient_norm = torch.zeros(())
+        self.seconds_before, self.started = 0.0, time.perf_counter()
 
-    def judged(self) -> AbstractContextManager:
-        """The model with the weights that are evaluated and kept: the averaged ones, where there is an average."""
-        stack = ExitStack()
-        stack.enter_context(evaluating(self.setup.optimizer))
-        stack.enter_context(self.ema.in_place())
-        return stack
+    @property
+    def seconds(self) -> float:
+        """Seconds spent, those before a resume included."""
+        return self.seconds_before + time.perf_counter() - self.started
 
-    def score(self, scores: dict[str, float]) -> bool:
-        """Takes the scores of an evaluation in; whether they are the best so far."""
+    @seconds.setter
+    def seconds(self, value: float) -> None:
+        self.seconds_before, self.started = value, time.perf_counter()
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations so far, forward and backward."""
+        return self.step * self.setup.fit.batch_size * (self.setup.flops + self.setup.backward_flops)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether early stopping ends the training."""
+        patience = self.setup.fit.patience
+        return patience is not None and self.evals_since_best >= patience
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the evaluation at this step was the best so far."""
+        return self.best is not None and self.best["step"] == self.step
+
+    def row(self) -> dict[str, Any]:
+        """The row of metrics.jsonl for the steps since the last one."""
+        setup, gradient_norm = self.setup, float(self.gradient_norm)
+        row = {
+            "step": self.step,
+            "epoch": self.step / setup.steps_per_epoch,
+            "images": self.step * setup.fit.batch_size,
+            "training_flops": self.flops,
+            "seconds": self.seconds,
+            "lr": learning_rate(setup.optimizer),
+            **self.meter.read(setup.dist),
+        }
+        row |= {"train/gradient_norm": gradient_norm} if math.isfinite(gradient_norm) else {}
+        row |= {"train/skipped": self.skipped} if setup.fit.on_nonfinite == "skip" else {}
+        return row
+
+    @contextmanager
+    def eval_weights(self) -> Generator[None]:
+        """While entered, the model has the weights that are evaluated and kept: the averaged ones, if there are any."""
+        with evaluating(self.setup.optimizer), self.ema.in_place():
+            yield
+
+    def record(self, scores: dict[str, float]) -> None:
+        """Takes the scores of an evaluation, and keeps the weights if they are the best; within `eval_weights`."""
         best = self.best
-        better = best is None or (-scores["accuracy"], scores["loss"]) < (-best["accuracy"], best["loss"])
-        self.stale = 0 if better else self.stale + 1
-        if better:
+        if best is None or (-scores["accuracy"], scores["loss"]) < (-best["accuracy"], best["loss"]):
             self.best = {"step": self.step, **scores}
-            with self.judged():
-                self.weights = gather_state(self.model.state_dict())
+            self.weights = gather_state(self.vit.state_dict())
+            self.evals_since_best = 0
+        else:
+            self.evals_since_best += 1
         if self.setup.fit.on_nonfinite == "rollback":
-            self.failing = 0 if self.calm else self.failing
-            self.calm = True
-        return better
+            self.nonfinite_in_a_row = 0 if self.finite_since_eval else self.nonfinite_in_a_row
+            self.finite_since_eval = True
+
+    def best_checkpoint(self) -> dict[str, Any] | None:
+        """The contents of best.pt."""
+        if self.best is None:
+            return None
+        facts = self.setup.model_facts()
+        return {"step": self.best["step"], "model": self.weights, "facts": facts, "wrote": self.wrote}
 
     def capture(self) -> dict[str, Any]:
-        """A copy of everything, complete and on the CPU; every process must call it, and the first one gets it."""
+        """A copy of everything, complete and on the CPU; every process must call it, and rank 0 gets it."""
         keep = self.setup.dist.is_rank0
         return {
-            **{key: getattr(self, key) for key in PLAIN},
+            **{name: getattr(self, name) for name in SAVED},
             "wrote": self.wrote,
-            "model": gather_state(self.model.state_dict(), keep),
+            "model": gather_state(self.vit.state_dict(), keep),
             "weights": self.weights,
             "optimizer": gather_state(self.setup.optimizer.state_dict(), keep),
             "ema": gather_state(self.ema.state_dict(), keep),
@@ -82,10 +151,10 @@ class State:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Takes over what `capture` gave, in however many processes it did so.
+        """Takes over what `capture` gave, whatever the number of processes that it was captured in.
 
         Raises:
-            CheckpointError: it is of another run, or of a vitlab that kept other things.
+            CheckpointError: it is of another run, or of a vitlab that saved other things.
         """
         wrote = saved.get("wrote")
         wrote = wrote if isinstance(wrote, dict) else {}
@@ -94,33 +163,33 @@ class State:
                 f"the checkpoint in this folder is of another run ({wrote.get('run')}, not {self.wrote['run']}): move"
                 " the folder away"
             )
-        optimizer, dist = self.setup.optimizer, self.setup.dist
+        optimizer = self.setup.optimizer
         try:
             self.load_model(saved["model"])
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            of_each = {
-                i: {key: shard_like(v, parameters[i]) if same(v, parameters[i]) else v for key, v in kept.items()}
-                for i, kept in saved["optimizer"]["state"].items()
+            states = {
+                i: {key: shard_like(v, parameters[i]) if like(v, parameters[i]) else v for key, v in state.items()}
+                for i, state in saved["optimizer"]["state"].items()
             }
-            optimizer.load_state_dict({**saved["optimizer"], "state": of_each})
+            optimizer.load_state_dict({**saved["optimizer"], "state": states})
             self.ema.load_state_dict(saved["ema"])
             self.scaler.load_state_dict(saved["scaler"])
-            self.meter.load_state_dict(saved["meter"], dist)
+            self.meter.load_state_dict(saved["meter"], self.setup.dist)
             self.weights = saved["weights"]
-            for key in PLAIN:
-                setattr(self, key, saved[key])
+            for name, first_name in SAVED.items():
+                setattr(self, name, saved[name] if name in saved else saved[first_name])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint in this folder, written by vitlab {wrote.get('vitlab')}, does not fit this one"
-                f" ({str(error).splitlines()[0]}): move the folder away, or take that version"
+                f" ({str(error).splitlines()[0]}): move the folder away, or use that version"
             ) from error
 
     def load_model(self, weights: dict[str, Tensor]) -> None:
-        """Gives the model complete weights, of which each process takes its part."""
-        now = self.model.state_dict()
-        self.model.load_state_dict({key: shard_like(value, now[key]) for key, value in weights.items()})
+        """Gives the model complete weights; with FSDP each process takes its part."""
+        now = self.vit.state_dict()
+        self.vit.load_state_dict({key: shard_like(value, now[key]) for key, value in weights.items()})
 
 
-def same(value: Any, parameter: Tensor) -> bool:
-    """Whether a value of an optimizer's state is a tensor that goes with its parameter's numbers."""
+def like(value: Any, parameter: Tensor) -> bool:
+    """Whether a value of an optimizer's state is a tensor of its parameter's shape."""
     return isinstance(value, Tensor) and value.ndim > 0 and value.shape == parameter.shape
