@@ -238,7 +238,7 @@ def test_images_lie_on_the_gpu_where_they_fit_and_are_used_there(monkeypatch):
     gpu = Distributed(0, 1, torch.device("cuda"))
     free = {"bytes": 1000}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free["bytes"], 0))
-    monkeypatch.setattr(Pixels, "on", lambda self, device: device.type)
+    monkeypatch.setattr(Pixels, "to", lambda self, device: device.type)
 
     def moved(*overrides, dist=gpu):
         parts = assemble(check(compose([*SMALL, *overrides])[0]))
