@@ -20,9 +20,8 @@ from vitlab.evaluation import probe
 from vitlab.evaluation.load import load
 from vitlab.evaluation.reevaluate import eval_inputs, training_dataset
 from vitlab.report.comparison import compare
-from vitlab.report.figures import named
 from vitlab.storage import runs_table
-from vitlab.storage.metrics import counterpart, higher_is_better, is_share
+from vitlab.storage.metrics import metric
 from vitlab.sweep import plan as planning
 from vitlab.sweep import reader
 
@@ -364,7 +363,7 @@ def test_a_sweep_may_ask_for_few_shots(tmp_path, capsys):
     assert "test 2-shot (%)" in capsys.readouterr().out
     table = runs_table.runs(tmp_path / "runs")
     found = compare(table, metric="test/2-shot")
-    assert found.higher_is_better
+    assert found.metric.higher_is_better
     for row in found.rows:
         assert row.score.mean == pytest.approx(row.runs["test/2-shot"].mean())
         assert row.validation.mean == pytest.approx(row.runs["val/2-shot"].mean())
@@ -382,10 +381,10 @@ def test_a_sweep_whose_runs_would_not_report_its_metric_is_refused(tmp_path):
 
 
 def test_few_shot_accuracies_are_accuracies():
-    assert higher_is_better("test/5-shot")
-    assert counterpart("test/5-shot") == "val/5-shot"
-    assert is_share("test/5-shot")
-    assert named("val/10-shot") == "validation 10-shot (%)"
+    assert metric("test/5-shot").higher_is_better
+    assert metric("test/5-shot").validation.name == "val/5-shot"
+    assert metric("test/5-shot").share
+    assert metric("val/10-shot").heading == "validation 10-shot (%)"
 
 
 def test_the_spread_of_one_draw_is_not_known():

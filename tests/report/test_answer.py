@@ -9,7 +9,7 @@ from tests.report.test_figures import arm, comparison
 from vitlab.report import answer
 from vitlab.report.statistics import Estimate
 from vitlab.report.table import Comparison
-from vitlab.storage.metrics import NONE
+from vitlab.storage.metrics import NONE, metric
 
 FACTS = {"hardware": "2 CPU cores", "cost": "12 min\nand more", "command": "vitlab sweep `x` <!-- finding -->"}
 
@@ -63,14 +63,14 @@ def test_an_arm_without_a_finished_run_is_a_row_of_dashes_with_its_state():
 
 def test_losses_are_no_shares():
     row = arm("a", (0.5, 0.7))
-    of = Comparison(**{**vars(comparison()), "metric": "test/loss", "higher_is_better": False, "rows": (row,)})
+    of = Comparison(**{**vars(comparison()), "metric": metric("test/loss"), "rows": (row,)})
     text = answer.table_text(of)
     assert "test loss " in text
     assert "0.6 ± 0.1414" in text
 
 
 def test_what_validation_chose_by_its_own_score_is_said_to_flatter():
-    of = Comparison(**{**vars(comparison()), "metric": "val/accuracy"})
+    of = Comparison(**{**vars(comparison()), "metric": metric("val/accuracy")})
     assert "flatters" in answer.table_text(of)
 
 
@@ -167,7 +167,7 @@ def test_the_committed_answer_is_one_page_and_one_figure(tmp_path):
 
 
 def test_a_difference_of_one_pair_has_no_half_width():
-    assert answer.change(Estimate(n=1, mean=-0.01, sd=None, low=None, high=None), "test/accuracy") == "-1.00"
+    assert answer.change(Estimate(n=1, mean=-0.01, sd=None, low=None, high=None), metric("test/accuracy")) == "-1.00"
 
 
 @pytest.mark.parametrize(

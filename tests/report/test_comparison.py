@@ -166,7 +166,7 @@ def test_of_losses_and_times_less_is_better(metric):
     lines = [line("a", s, **{metric: 2.0 + s}) for s in range(3)]
     lines += [line("b", s, **{metric: 1.5 + s + s / 50}) for s in range(3)]
     found = compared(lines, metric=metric)
-    assert not found.higher_is_better
+    assert not found.metric.higher_is_better
     assert found.rows[1].verdict == "better by 0.48 ± 0.05"
 
 

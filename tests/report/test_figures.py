@@ -6,9 +6,10 @@ import pytest
 
 from vitlab.plotting import save_one
 from vitlab.report import figures
+from vitlab.report.figure_data import Curve, pareto_front
 from vitlab.report.statistics import Estimate
 from vitlab.report.table import Agreement, Comparison, Pair, Row
-from vitlab.storage.metrics import NONE, duration, si
+from vitlab.storage.metrics import NONE, duration, metric, si
 
 
 def estimate(values, mean=None):
@@ -76,7 +77,7 @@ def comparison(root=None, *, numeric=True, agreement=True):
     )  # fmt: skip
     return Comparison(
         title="What does a smaller patch buy, on <digits>?", source="Dosovitskiy et al. 2021, Figure 5",
-        metric="test/accuracy", higher_is_better=True, x="model.patch" if numeric else "patch", rows=rows,
+        metric=metric("test/accuracy"), x="model.patch" if numeric else "patch", rows=rows,
         agreement=told if agreement else None, notes=("patch 8 has no finished run.",),
     )  # fmt: skip
 
@@ -106,7 +107,7 @@ def test_words_on_the_axis_put_the_arms_below_one_another():
 
 
 def test_a_comparison_without_any_finished_run_still_has_a_figure():
-    bare = Comparison(title="?", source="", metric="test/accuracy", higher_is_better=True, x="model.patch",
+    bare = Comparison(title="?", source="", metric=metric("test/accuracy"), x="model.patch",
                       rows=(arm("a", x=1), arm("b", x=2, state="1 pruned")), agreement=None)  # fmt: skip
     assert "1 pruned" in words(figures.against(bare))
     assert figures.compute(bare) is None
@@ -122,8 +123,8 @@ def test_learning_curves_are_means_in_a_band_up_to_where_all_seeds_came(tmp_path
     assert len(figure.axes[0].collections) == 4  # bands
     assert any("without a curve: patch 8" in text for text in words(figure))
     assert any("did not finish" in text for text in words(figure))
-    short = figures.Curve(0, "a", True, [1.0, 2.0, 3.0], [0.1, 0.2, 0.3])
-    long = figures.Curve(1, "b", True, [2.0, 4.0], [0.4, 0.6])
+    short = Curve(0, "a", True, [1.0, 2.0, 3.0], [0.1, 0.2, 0.3])
+    long = Curve(1, "b", True, [2.0, 4.0], [0.4, 0.6])
     grid, mean, low, high = figures.banded([short, long])
     assert grid.tolist() == [2, 3]
     assert mean.tolist() == pytest.approx([0.3, 0.4])
@@ -133,8 +134,8 @@ def test_learning_curves_are_means_in_a_band_up_to_where_all_seeds_came(tmp_path
 
 def test_pareto_front_leaves_out_what_costs_more_and_is_no_better():
     points = [(1, 0.5), (2, 0.4), (3, 0.7), (3, 0.6), (5, 0.7)]
-    assert figures.front(points) == [0, 2]
-    assert figures.front(points, higher_is_better=False) == [0, 1]
+    assert pareto_front(points) == [0, 2]
+    assert pareto_front(points, higher_is_better=False) == [0, 1]
 
 
 def test_compute_falls_back_to_the_flops_of_an_image():
@@ -156,7 +157,7 @@ def test_reported_differences_stand_beside_those_found():
 
 def test_a_difference_found_the_other_way_round_changes_its_sign():
     told = comparison().agreement
-    turned = figures.found_difference(told, "patch 2", "patch 1")
+    turned = told.difference("patch 2", "patch 1")
     assert (turned.mean, turned.low, turned.high) == (-0.012, -0.0195, -0.0045)
 
 

@@ -10,9 +10,10 @@ import time
 import pytest
 
 from tests.report.test_figures import arm, comparison
-from vitlab.report import figures
+from vitlab.report.figure_data import Curve
 from vitlab.report.page import embedded, page, thinned
 from vitlab.report.table import Comparison
+from vitlab.storage.metrics import metric
 
 FACTS = {"hardware": "2 CPU cores", "cost": "12 min", "command": "vitlab sweep </script><i>x</i>"}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -258,7 +259,7 @@ def test_words_on_the_axis_and_a_comparison_without_runs_are_shown(browser, tmp_
     (tmp_path / "words.html").write_text(page(comparison(numeric=False), {}), encoding="utf-8")
     browser.open(tmp_path / "words.html")
     assert browser.run("document.querySelectorAll('#against-svg .mark').length") == 4
-    bare = Comparison(title="?", source="", metric="test/loss", higher_is_better=False, x=None,
+    bare = Comparison(title="?", source="", metric=metric("test/loss"), x=None,
                       rows=(arm("a", state="1 pruned"),), agreement=None)  # fmt: skip
     (tmp_path / "bare.html").write_text(page(bare, {}), encoding="utf-8")
     browser.open(tmp_path / "bare.html")
@@ -310,7 +311,7 @@ def test_data_that_looks_like_the_template_stays_data():
 @pytest.mark.parametrize("points", [1, 2, 199, 200, 201, 1000, 12345])
 def test_long_curves_are_thinned_and_keep_both_ends(points):
     epochs = [float(e) for e in range(points)]
-    kept, values = thinned(figures.Curve(0, "run", True, epochs, epochs))
+    kept, values = thinned(Curve(0, "run", True, epochs, epochs))
     assert len(kept) == len(values) <= 200
     assert kept[0] == 0
     assert kept[-1] == points - 1

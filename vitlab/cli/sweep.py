@@ -13,7 +13,6 @@ from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import complete
 from vitlab.report.conclude import MEASURED, conclude, held
-from vitlab.storage import metrics
 from vitlab.storage.files import write_json
 from vitlab.sweep import question
 from vitlab.sweep.reader import find, read
@@ -105,14 +104,14 @@ def ask(options: argparse.Namespace) -> int:
     print(
         f"{asked.question}{at(asked, ' (', ')')}\n{count(len(jobs), 'run')} of {count(len(plan.cells), 'cell')};"
         f" {len(jobs) - len(todo)} finished already"
-        if asked.metric not in metrics.MEASURED
+        if asked.trains
         else f"{asked.question}{at(asked, ' (', ')')}\n{count(len(plan.cells), 'cell')} in {len(asked.seeds)} rounds"
     )
     page = None
     if options.publish:  # the answer at the first scale has the question's own name
         first = read(asked.file).scale == asked.scale
         page = asked.file.with_name(asked.name + ("" if first else f"-{asked.scale}") + ".md")
-    if asked.metric in metrics.MEASURED:
+    if not asked.trains:
         from vitlab.bench.cells import measure
 
         write_json(plan.folder / MEASURED, {"lines": measure(plan, lambda words: print(words, flush=True))})
@@ -215,7 +214,7 @@ def show(plan: "Plan", slots: int) -> None:
     from vitlab.sweep.duration import estimate
     from vitlab.sweep.progress import span
 
-    if plan.question.metric in metrics.MEASURED:
+    if not plan.question.trains:
         print("\n".join((plan.question.question, plan.question.source, at(plan.question))))
         for cell in plan.cells:
             cost = f"{si(cell.parameters)} parameters, {si(cell.flops_per_image)} FLOPs an image"

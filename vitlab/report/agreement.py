@@ -1,4 +1,4 @@
-"""Whether a measured table agrees with the one a paper reported."""
+"""Agreement of the measured differences with those that a paper reported."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,41 +7,39 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.report.statistics import Estimate, paired, side
+from vitlab.report.statistics import Estimate, paired
 from vitlab.report.table import Agreement, Pair
-from vitlab.storage.metrics import higher_is_better, is_accuracy
+from vitlab.storage.metrics import Metric
 
 MOST_SEEDS = 1000  # that anybody would train
 
 
-def agree(expect: Any, scores: Mapping[str, pd.Series], metric: str, owners: Mapping[str, str]) -> Agreement:
-    """What is found beside what is reported.
+def agree(expect: Any, scores: Mapping[str, pd.Series], metric: Metric, owners: Mapping[str, str]) -> Agreement:
+    """Compares what was measured with what is reported.
 
     Args:
-        expect: has says, of, numbers.
+        expect: has says, of and numbers, as attributes or as keys.
         scores: one a seed, by arm.
-        metric: that the scores are of; accuracies are reported, and a loss goes the other way.
-        owners: the arm that is shown, of every arm.
+        metric: of the scores; the reported numbers are accuracies, and where lower is better the signs are turned.
+        owners: the arm that is shown, by name of every arm.
     """
-    reported = {str(name): float(number) for name, number in (part(expect, "numbers") or {}).items()}
-    comparable = is_accuracy(metric) or "loss" in metric
-    arms = [n for n in owners if comparable and n in reported and not scores[owners[n]].empty]
-    sign = 1 if higher_is_better(metric) else -1
+    reported = {str(name): float(value) for name, value in (part(expect, "numbers") or {}).items()}
+    comparable = metric.source in ("validation", "test")
+    arms = [name for name in owners if comparable and name in reported and not scores[owners[name]].empty]
     pairs = []
     for first, second in combinations(arms, 2):
         gap = reported[second] - reported[first]
         if gap and owners[first] != owners[second]:
             found = paired(scores[owners[second]], scores[owners[first]])
-            told = side(found) * sign * (1 if gap > 0 else -1)
-            word = {1: "agrees", -1: "disagrees", 0: "cannot tell"}[told]
-            seeds = None if told else needed(found)
-            pair = Pair(first=first, second=second, reported=gap, found=found, verdict=word, seeds=seeds)
-            pairs.append(pair)
+            agrees = (found.sign if found else 0) * metric.sign * (1 if gap > 0 else -1)
+            verdict = {1: "agrees", -1: "disagrees", 0: "cannot tell"}[agrees]
+            seeds = None if agrees else seeds_needed(found)
+            pairs.append(Pair(first=first, second=second, reported=gap, found=found, verdict=verdict, seeds=seeds))
     order = None
     if len(arms) > 1:
         from scipy.stats import kendalltau
 
-        means = [sign * float(scores[owners[name]].mean()) for name in arms]
+        means = [metric.sign * float(scores[owners[name]].mean()) for name in arms]
         tau = float(kendalltau([reported[name] for name in arms], means).statistic)
         order = None if math.isnan(tau) else tau
     return Agreement(
@@ -50,7 +48,7 @@ def agree(expect: Any, scores: Mapping[str, pd.Series], metric: str, owners: Map
         numbers=reported,
         pairs=tuple(pairs),
         order=order,
-        words=sentence(pairs, order) if reported else "",
+        words=in_words(pairs, order) if reported else "",
     )
 
 
@@ -58,36 +56,38 @@ def part(expect: Any, key: str) -> Any:
     return expect.get(key) if isinstance(expect, Mapping) else getattr(expect, key, None)
 
 
-def needed(found: Estimate | None) -> int | None:
-    """Seeds after which the interval would about leave out zero; None where there would be no end of them."""
+def seeds_needed(found: Estimate | None) -> int | None:
+    """Seeds after which the interval would about exclude zero; None where that is more than anybody would train."""
     if found is None or not found.sd or not found.mean:
         return None
     seeds = max(math.floor((1.96 * found.sd / found.mean) ** 2), found.n) + 1
     return seeds if seeds <= MOST_SEEDS else None
 
 
-def sentence(pairs: Sequence[Pair], order: float | None) -> str:
-    """The agreement in words."""
+def in_words(pairs: Sequence[Pair], order: float | None) -> str:
+    """The agreement in a sentence or two."""
     if not pairs:
         return "There are no two arms yet of which a difference is reported."
-    counts = {word: sum(pair.verdict == word for pair in pairs) for word in ("agrees", "disagrees", "cannot tell")}
-    open_ = [pair for pair in pairs if pair.verdict == "cannot tell"]
-    with_ = sorted({pair.found.n if pair.found else 0 for pair in open_})
-    seeds = " to ".join(dict.fromkeys(str(n) for n in (with_[:1] + with_[-1:])))
-    said = f"Of {len(pairs)} difference{'s' * (len(pairs) > 1)} that the source reports, {counts['agrees']}"
-    said += f" {'is' if counts['agrees'] == 1 else 'are'} found here with the same sign, {counts['disagrees']} with the"
-    said += f" other, and {len(open_)} cannot be told"
-    said += f" with {seeds} seed{'s' * (seeds != '1')}." if open_ else "."
-    said += " Each is judged by a 95 % interval of its own, without correction."
-    enough = sorted(pair.seeds for pair in open_ if pair.seeds)
-    if enough:
-        about = " to ".join(dict.fromkeys(str(n) for n in (enough[0], enough[-1])))
-        said += f" To tell {'it' if len(open_) == 1 else 'them'}, about {about} seeds would be needed"
-        none = len(open_) - len(enough)
-        said += f"; for {none} no number of seeds can be named." if none else "."
+    agree, disagree = (sum(pair.verdict == verdict for pair in pairs) for verdict in ("agrees", "disagrees"))
+    unclear = [pair for pair in pairs if pair.verdict == "cannot tell"]
+    text = (
+        f"Of {len(pairs)} difference{'s' * (len(pairs) > 1)} that the source reports, {agree}"
+        f" {'is' if agree == 1 else 'are'} found here with the same sign, {disagree} with the other, and {len(unclear)}"
+        " cannot be told"
+    )
+    seeds = span([pair.found.n if pair.found else 0 for pair in unclear])
+    text += f" with {seeds} seed{'s' * (seeds != '1')}." if unclear else "."
+    text += " Each is judged by a 95 % interval of its own, without correction."
+    if enough := [pair.seeds for pair in unclear if pair.seeds]:
+        which, without = "it" if len(unclear) == 1 else "them", len(unclear) - len(enough)
+        text += f" To tell {which}, about {span(enough)} seeds would be needed"
+        text += f"; for {without} no number of seeds can be named." if without else "."
     if order is not None:
-        how = {1: "the same", -1: "reversed"}.get(round(order, 9), "not the same")
-        said += (
-            f" The order is {how} (tau {order:.2g})." if abs(order) < 1 else f" The order is {how} (tau {order:.1f})."
-        )
-    return said
+        same = {1: "the same", -1: "reversed"}.get(round(order, 9), "not the same")
+        text += f" The order is {same} (tau {order:{'.2g' if abs(order) < 1 else '.1f'}})."
+    return text
+
+
+def span(numbers: Sequence[int]) -> str:
+    """'3', or '3 to 5'."""
+    return " to ".join(dict.fromkeys(str(n) for n in (min(numbers), max(numbers)))) if numbers else ""

@@ -1,4 +1,7 @@
-"""The answer to a question, written: a table for the terminal, Markdown, LaTeX and CSV, figures, and a page."""
+"""The answer to a question: a table for the terminal, Markdown, LaTeX and CSV, figures, and a page.
+
+The tables are written here: pandas would need tabulate for Markdown, and knows neither bold rows nor ± as mathematics.
+"""
 
 import csv
 import io
@@ -14,7 +17,7 @@ from vitlab.report.page import page as page_of
 from vitlab.report.statistics import Estimate
 from vitlab.report.table import Agreement, Comparison, Row
 from vitlab.storage.files import read_text, write_whole
-from vitlab.storage.metrics import NONE, counterpart, duration, is_share, si
+from vitlab.storage.metrics import COSTS, METRICS, NONE, Metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,8 +45,8 @@ def table_text(comparison: Comparison, style: Literal["plain", "markdown"] = "pl
     """The table, one line an arm, and what it means below; for a terminal, or as Markdown."""
     marked = style == "markdown"
     table, rows = columns(comparison), comparison.rows
-    names, *others = ([row_name(row) for row in rows], *(column.cells for column in table))
-    body = [list(line) for line in zip(names, *others, strict=True)]
+    names = [one_line(row.label) for row in rows]
+    body = [list(line) for line in zip(names, *(column.cells for column in table), strict=True)]
     heads = ["arm", *(column.head for column in table)]
     if marked:
         body = [[escaped(cell) for cell in line] for line in body]
@@ -54,63 +57,50 @@ def table_text(comparison: Comparison, style: Literal["plain", "markdown"] = "pl
         for row, line in zip(rows, body, strict=True):
             line[0] = f"{'*' if row.best else ' '} {line[0]}"
         heads[0] = f"  {heads[0]}"
-    right = [False, *(column.number for column in table)]
+    numeric = [False, *(column.number for column in table)]
     widths = [max(3, *map(len, cells)) for cells in zip(heads, *body, strict=True)]
 
-    def lined(cells: Sequence[str]) -> str:
-        padded = [
-            cell.rjust(width) if end else cell.ljust(width)
-            for cell, width, end in zip(cells, widths, right, strict=True)
-        ]
+    def line_of(cells: Sequence[str]) -> str:
+        sized = zip(cells, widths, numeric, strict=True)
+        padded = [cell.rjust(width) if right else cell.ljust(width) for cell, width, right in sized]
         return f"| {' | '.join(padded)} |" if marked else "  ".join(padded).rstrip()
 
-    rule = ["-" * (width - 1) + ":" if end else "-" * width for width, end in zip(widths, right, strict=True)]
-    bar = lined(rule) if marked else "─" * (sum(widths) + 2 * len(widths) - 2)
+    rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
+    bar = line_of(rule) if marked else "─" * (sum(widths) + 2 * len(widths) - 2)
     below = legend(comparison, "bold" if marked else "*")
-    return "\n".join([lined(heads), bar, *map(lined, body), "", *(line + "  " * marked for line in below), ""])
+    return "\n".join([line_of(heads), bar, *map(line_of, body), "", *(line + "  " * marked for line in below), ""])
 
 
 def columns(comparison: Comparison) -> list[Column]:
     """All columns but the names; those that no arm fills are left out."""
     metric, rows = comparison.metric, comparison.rows
-    costs = {
-        "parameters": si,
-        "flops_per_image": si,
-        "images_per_second": si,
-        "seconds": duration,
-        "peak_memory_bytes": lambda value: si(value, "B"),
-        "largest_batch": lambda value: NONE if value is None else f"{value:,.0f}",
-    }
-    if metric.startswith("inference/"):
-        del costs["seconds"]  # of measuring
-    found = [
-        Column(figures.named(metric), True, [spread(row.score, metric) for row in rows]),
+    shown = [METRICS[key] for key in COSTS if key not in ("training_flops", "images")]
+    if metric.source == "bench":
+        shown.remove(METRICS["seconds"])  # of measuring
+    all_columns = [
+        Column(metric.heading, True, [mean_sd(row.score, metric) for row in rows]),
         Column("n", True, [count(row) for row in rows]),
         Column("95 % interval", True, [interval(row.score, metric) for row in rows]),
         Column("difference", True, ["baseline" if r.baseline else change(r.difference, metric) for r in rows]),
         Column("verdict", False, [one_line(row.verdict) or NONE for row in rows]),
         *reported(comparison),
-        *(Column(figures.WORDS[key], True, [show(row.cost.get(key)) for row in rows]) for key, show in costs.items()),
+        *(Column(cost.words, True, [cost.format(row.cost.get(cost.name)) for row in rows]) for cost in shown),
         Column("state", False, [one_line(row.state) or ("" if row.score else "no finished run") for row in rows]),
     ]
-    return [column for column in found if {*column.cells} - {NONE, ""}]
+    return [column for column in all_columns if {*column.cells} - {NONE, ""}]
 
 
 def reported(comparison: Comparison) -> list[Column]:
     """What the source reports of each arm, with its difference to the baseline's; and whether that is found here."""
-    told = comparison.agreement
-    base = figures.reference(comparison, told) if told else None
-    if told is None or base is None:
+    agreement, base = comparison.agreement, comparison.reference
+    if agreement is None or base is None:
         return []
-    said = {
-        pair.first if pair.second == base else pair.second: pair
-        for pair in told.pairs
-        if base in (pair.first, pair.second)
-    }
+    pairs = {pair.first if pair.second == base else pair.second: pair
+             for pair in agreement.pairs if base in (pair.first, pair.second)}  # fmt: skip
     numbers, verdicts = [], []
     for row in comparison.rows:
-        value, pair = told.numbers.get(row.name), said.get(row.name)
-        gap = f" ({value - told.numbers[base]:+.2f})" if value is not None and row.name != base else ""
+        value, pair = agreement.numbers.get(row.name), pairs.get(row.name)
+        gap = f" ({value - agreement.numbers[base]:+.2f})" if value is not None and row.name != base else ""
         numbers.append(NONE if value is None else f"{value:.2f}{gap}")
         seeds = f" (about {pair.seeds} seeds would)" if pair and pair.seeds else ""
         verdicts.append(pair.verdict + seeds if pair else NONE)
@@ -119,24 +109,25 @@ def reported(comparison: Comparison) -> list[Column]:
 
 def legend(comparison: Comparison, mark: str) -> list[str]:
     """What the table's marks and numbers mean."""
-    lines = []
+    lines, metric = [], comparison.metric
     if any(row.best for row in comparison.rows):
-        part = comparison.metric.partition("/")[0]
-        own = {"test": "; the test images chose nothing", "val": ", whose own score is shown: it flatters the chosen"}
-        lines.append(f"{mark}: chosen by validation{own.get(part, '')}")
-    of = "rounds" if comparison.metric.startswith("inference/") else "seeds"
+        own = {
+            "test": "; the test images chose nothing",
+            "validation": ", whose own score is shown: it flatters the chosen",
+        }
+        lines.append(f"{mark}: chosen by validation{own.get(metric.source, '')}")
+    of = "rounds" if metric.source == "bench" else "seeds"
     lines.append(f"mean ± standard deviation over n {of}; interval of the mean: 95 %, Student's t, n {of}")
     if any(row.difference for row in comparison.rows):
-        unit = ", in percentage points" if is_share(comparison.metric) else ""
+        unit = ", in percentage points" if metric.share else ""
         lines.append(
             f"difference to the baseline: mean ± half of its 95 % interval, paired by seed{unit};"
             " verdicts after Holm's correction"
         )
-    told = comparison.agreement
-    if told and (base := figures.reference(comparison, told)):
+    if comparison.agreement and (base := comparison.reference):
         lines.append(
-            f"reported: {one_line(told.of) or 'by the source'}, and its difference to {base}; here: whether the 95 %"
-            " interval of ours lies on the same side of zero"
+            f"reported: {one_line(comparison.agreement.of) or 'by the source'}, and its difference to {base}; here:"
+            " whether the 95 % interval of ours lies on the same side of zero"
         )
     return lines
 
@@ -153,12 +144,11 @@ def table_csv(comparison: Comparison) -> str:
 
 def table_tex(comparison: Comparison) -> str:
     """The table for a paper that uses the package booktabs."""
-    table, tell = columns(comparison), {"verdict"}
-    table = [column for column in table if column.head not in tell]
+    table = [column for column in columns(comparison) if column.head != "verdict"]
     lines = ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{''.join('lr'[c.number] for c in table)}}}"]
     lines += ["\\toprule", " & ".join(["arm", *(tex(column.head) for column in table)]) + " \\\\", "\\midrule"]
     for i, row in enumerate(comparison.rows):
-        cells = [tex(row_name(row)), *(tex_number(column.cells[i]) for column in table)]
+        cells = [tex(one_line(row.label)), *(tex_number(column.cells[i]) for column in table)]
         if row.best:
             cells[:2] = [f"\\textbf{{{cells[0]}}}", cells[1].replace("$", "$\\mathbf{", 1)[:-1] + "}$"]
         lines.append(" & ".join(cells) + " \\\\")
@@ -179,7 +169,7 @@ def markdown(comparison: Comparison, facts: Mapping[str, str], links: Mapping[st
     parts += [f"Source: {escaped(comparison.source)}"] if comparison.source else []
     parts += [f"{FINDING[0]}{finding}{FINDING[1]}", table_text(comparison, "markdown").rstrip()]
     parts += [f"![{escaped(words)}]({link})" for words, link in links.items()]
-    parts += agreed(comparison.agreement) if comparison.agreement else []
+    parts += agreement_text(comparison.agreement) if comparison.agreement else []
     parts += ["## What was tried", tried_text(comparison.tried)] if comparison.tried else []
     if comparison.notes:
         parts += ["## What to know", "\n".join(f"- {escaped(note)}" for note in comparison.notes)]
@@ -188,21 +178,21 @@ def markdown(comparison: Comparison, facts: Mapping[str, str], links: Mapping[st
     return "\n\n".join(parts) + "\n"
 
 
-def agreed(told: Agreement) -> list[str]:
-    """The source's expectation and how far it was met."""
-    parts = ["## What the source expects", escaped(told.says)]
-    if told.numbers:
-        numbers = ", ".join(f"{escaped(name)} {value:g}" for name, value in told.numbers.items())
-        parts.append(f"Reported{f' ({escaped(told.of)})' if told.of else ''}: {numbers}.")
-    return [part for part in (*parts, escaped(told.words)) if part]
+def agreement_text(agreement: Agreement) -> list[str]:
+    """What the source expects, and how far it was met; paragraphs of Markdown."""
+    parts = ["## What the source expects", escaped(agreement.says)]
+    if agreement.numbers:
+        numbers = ", ".join(f"{escaped(name)} {value:g}" for name, value in agreement.numbers.items())
+        parts.append(f"Reported{f' ({escaped(agreement.of)})' if agreement.of else ''}: {numbers}.")
+    return [part for part in (*parts, escaped(agreement.words)) if part]
 
 
 def tried_text(tried: Comparison) -> str:
-    """Every cell with what validation said of it, in Markdown."""
-    metric, other = tried.metric, counterpart(tried.metric)
-    lines = [f"| cell | {figures.named(other)} | {figures.named(metric)} | n |", "| --- | ---: | ---: | ---: |"]
+    """Every cell with its validation score, in Markdown."""
+    metric, other = tried.metric, tried.metric.validation
+    lines = [f"| cell | {other.heading} | {metric.heading} | n |", "| --- | ---: | ---: | ---: |"]
     for row in tried.rows:
-        cells = [escaped(row.name), spread(row.validation, other), spread(row.score, metric), count(row)]
+        cells = [escaped(row.name), mean_sd(row.validation, other), mean_sd(row.score, metric), count(row)]
         lines.append(f"| {' | '.join([f'**{cell}**' if row.best else cell for cell in cells])} |")
     return "\n".join([*lines, "", "bold: chosen by validation for its arm"])
 
@@ -223,10 +213,10 @@ def finding_of(path: Path) -> str:
     if not path.exists():
         return UNWRITTEN
     _, first, rest = read_text(path, MOST).partition(FINDING[0])
-    found, last, _ = rest.partition(FINDING[1])
+    finding, last, _ = rest.partition(FINDING[1])
     if not (first and last):
         raise ConfigError(f"{path} has no {FINDING[0]} ... {FINDING[1]}: put both marks back, or move the file away")
-    return found
+    return finding
 
 
 def write(comparison: Comparison, folder: Path, *, facts: Mapping[str, str], pictures: bool = True) -> list[Path]:
@@ -239,19 +229,19 @@ def write(comparison: Comparison, folder: Path, *, facts: Mapping[str, str], pic
     """
     folder.mkdir(parents=True, exist_ok=True)
     finding = finding_of(folder / "answer.md")
-    drawn: dict[str, Figure | None] = {}
+    plots: dict[str, Figure | None] = {}
     if pictures:
-        drawn = {
+        plots = {
             "metric": figures.against(comparison),
             "curves": figures.curves(comparison),
             "compute": figures.compute(comparison),
             "beside": figures.beside(comparison),
         }
     paths, links = [], {}
-    for name, figure in drawn.items():
+    for name, figure in plots.items():
         if figure:
             paths += figures.save(figure, folder, name)
-            links[CAPTIONS[name].format(metric=figures.named(comparison.metric, unit=False))] = f"{name}.png"
+            links[CAPTIONS[name].format(metric=comparison.metric.words)] = f"{name}.png"
         else:  # one of an earlier answer would mislead
             for kind in ("png", "svg", "pdf"):
                 (folder / f"{name}.{kind}").unlink(missing_ok=True)
@@ -268,7 +258,7 @@ def publish(comparison: Comparison, path: Path, facts: Mapping[str, str]) -> lis
     """Writes the answer beside its question: NAME.md, whose finding is kept, and one figure, NAME.png."""
     finding = finding_of(path)
     picture = save_one(figures.combined(comparison), path.with_suffix(".png"))
-    words = f"{figures.named(comparison.metric, unit=False)} of each arm: means with 95 % intervals, and every seed"
+    words = f"{comparison.metric.words} of each arm: means with 95 % intervals, and every seed"
     return [picture, write_text(path, markdown(comparison, facts, {words: picture.name}, finding))]
 
 
@@ -277,31 +267,22 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def row_name(row: Row) -> str:
-    return one_line(row.name) + figures.beside_name(row)
-
-
-def scaled(value: float, metric: str, sign: str = "") -> str:
-    return f"{100 * value:{sign}.2f}" if is_share(metric) else f"{value:{sign}.4g}"
-
-
-def spread(of: Estimate | None, metric: str) -> str:
+def mean_sd(of: Estimate | None, metric: Metric) -> str:
     if of is None:
         return NONE
-    return scaled(of.mean, metric) + ("" if of.sd is None else f" ± {scaled(of.sd, metric)}")
+    return metric.cell(of.mean) + ("" if of.sd is None else f" ± {metric.cell(of.sd)}")
 
 
-def interval(of: Estimate | None, metric: str) -> str:
-    if of is None or not of.sd or of.low is None or of.high is None:  # without a spread nothing can be said
+def interval(of: Estimate | None, metric: Metric) -> str:
+    if of is None or of.half is None or of.low is None or of.high is None:
         return NONE
-    return f"{scaled(of.low, metric)} … {scaled(of.high, metric)}"
+    return f"{metric.cell(of.low)} … {metric.cell(of.high)}"
 
 
-def change(of: Estimate | None, metric: str) -> str:
+def change(of: Estimate | None, metric: Metric) -> str:
     if of is None:
         return NONE
-    half = "" if not of.sd or of.low is None or of.high is None else f" ± {scaled((of.high - of.low) / 2, metric)}"
-    return scaled(of.mean, metric, "+") + half
+    return metric.cell(of.mean, "+") + ("" if of.half is None else f" ± {metric.cell(of.half)}")
 
 
 def count(row: Row) -> str:
@@ -328,7 +309,7 @@ def tex(words: str) -> str:
 
 
 def tex_number(cell: str) -> str:
-    """A cell of the table; what is a number with its spread becomes mathematics."""
+    """A cell of the table; a number with its spread in math mode."""
     if re.fullmatch(r"[+-]?[\d.e+-]+( [±…] [+-]?[\d.e+-]+)?", cell):
         return f"${cell.replace('±', chr(92) + 'pm').replace('…', chr(92) + 'ldots')}$"
     return tex(cell)

@@ -123,7 +123,7 @@ def facts(record: dict[str, Any], found: "Comparison", store: "pd.DataFrame") ->
         values = [value for value in table.get(column, []) if isinstance(value, str)]
         return ", ".join(f"{value} ({n} run{'s' * (n > 1)})" for value, n in sorted(Counter(values).items()))
 
-    what = "measuring" if found.metric.startswith("inference/") else "training"
+    what = "measuring" if found.metric.source == "bench" else "training"
     seconds = pd.to_numeric(spent.get("seconds", pd.Series(dtype=float)), errors="coerce").sum()
     from vitlab.config.groups import SWEEPS
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from vitlab.storage.metrics import COSTS
 
-LARGEST = 1e100  # a number above is somebody's joke, and its square is infinite
+LARGEST = 1e100  # the square of a number above may be infinite
 
 
 def newest(table: pd.DataFrame) -> pd.DataFrame:
@@ -21,11 +21,8 @@ def newest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def differing(table: pd.DataFrame, keys: list[str]) -> dict[str, dict[str, Any]]:
-    """The values of the configuration keys that vary, by cell.
-
-    What varies within a cell is no part of it: where the files of a dataset lie.
-    """
-    cells, found = table["cell"].tolist(), {cell: {} for cell in table["cell"]}
+    """The values of the configuration keys that vary, by cell; not of those that vary within a cell (paths)."""
+    cells, differs = table["cell"].tolist(), {cell: {} for cell in table["cell"]}
     for key in keys:
         values: dict[str, Any] = {}
         for cell, value in zip(cells, table[key].tolist(), strict=True):
@@ -34,8 +31,8 @@ def differing(table: pd.DataFrame, keys: list[str]) -> dict[str, dict[str, Any]]
         else:
             if len({(type(value) is bool, value) for value in values.values()}) > 1:
                 for cell, value in values.items():
-                    found[cell][key] = value
-    return found
+                    differs[cell][key] = value
+    return differs
 
 
 def named(table: pd.DataFrame, differs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -62,12 +59,12 @@ def absent(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A number as it was typed, whether or not a missing neighbour made its column one of floats."""
+    """A whole number as an int again, where pandas made its column one of floats."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value
 
 
 def rank(value: Any) -> tuple[int, float, str]:
-    """null, then numbers, then words, then what is absent."""
+    """Sort key: null, then numbers, then strings, then missing values."""
     if value is None or absent(value):
         return (0 if value is None else 3, 0.0, "")
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
@@ -83,7 +80,7 @@ def listed(names: list[str], most: int = 20) -> str:
 
 
 def numbers(table: pd.DataFrame, key: str) -> pd.Series:
-    """A column of what may be anything: finite numbers, NaN for the rest."""
+    """A column as floats; NaN for whatever is no finite number."""
 
     def number(value: Any) -> float:
         counts = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
@@ -99,8 +96,8 @@ def finished(table: pd.DataFrame, key: str) -> pd.Series:
     return values[(table["status"] == "finished") & values.notna()]
 
 
-def place(x: str | None, group: pd.DataFrame, cost: Mapping[str, float]) -> float | str | None:
-    """Where an arm stands on the axis."""
+def position(x: str | None, group: pd.DataFrame, cost: Mapping[str, float]) -> float | str | None:
+    """The arm's place on the figure's axis."""
     if x is None or x in COSTS:
         return cost.get(x or "")
     values = [value for value in group[x].tolist() if not absent(value)] if x in group else []

@@ -11,15 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.report import figures
+from vitlab.report.figure_data import Curve, compute_of, learning_curves, pareto_front
 from vitlab.report.table import Agreement, Comparison, Row
 from vitlab.storage.files import read_json
-from vitlab.storage.metrics import is_share, number
+from vitlab.storage.metrics import COSTS, METRICS, SELECTED_BY, duration, find, metric, number
 from vitlab.storage.run import Run
 
 POINTS = 200  # of a learning curve; of more, every second, third, ... is left out
 TITLE, DATA = "{{title}}", "{{data}}"  # in page.html
-CURVE = "val/accuracy"
 
 
 def page(comparison: Comparison, facts: Mapping[str, str], finding: str = "") -> str:
@@ -45,7 +44,7 @@ def embedded(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The same in what JSON has; null for what is no finite number."""
+    """The same as JSON has it; null for what is no finite number."""
     if isinstance(value, Mapping):
         return {str(key): plain(of) for key, of in value.items()}
     if isinstance(value, list | tuple):
@@ -60,62 +59,62 @@ def plain(value: Any) -> Any:
 
 
 def data(comparison: Comparison, facts: Mapping[str, str], finding: str) -> dict[str, Any]:
-    key, told = figures.costs(comparison), comparison.agreement
+    key, curve = compute_of(comparison), metric(SELECTED_BY)
     points = [
         (place, row.cost[key], row.score.mean)
         for place, row in enumerate(comparison.rows)
         if key and row.score and number(row.cost.get(key))
     ]
-    best = figures.front([point[1:] for point in points], comparison.higher_is_better)
+    front = pareto_front([point[1:] for point in points], comparison.metric.higher_is_better)
+    x = find(comparison.x or "")
     return {
         "title": comparison.title,
         "source": comparison.source,
         "finding": finding.strip(),
-        "metric": figures.named(comparison.metric, unit=False),
-        "test": comparison.metric.startswith("test/"),
-        "share": is_share(comparison.metric),
-        "x": comparison.x and figures.WORDS.get(comparison.x, comparison.x),
-        "numeric": figures.numeric(comparison),
+        "metric": comparison.metric.words,
+        "heading": comparison.metric.heading,
+        "test": comparison.metric.source == "test",
+        "share": comparison.metric.share,
+        "x": x.words if x else comparison.x,
+        "numeric": comparison.numeric,
         "compute": key,
-        "words": figures.WORDS,
-        "front": [points[i][0] for i in best],
+        "curve": {"words": curve.words, "heading": curve.heading, "scale": curve.scale},
+        "costs": {name: METRICS[name].words for name in COSTS},
+        "front": [points[i][0] for i in front],
         "keys": [*dict.fromkeys(key for row in comparison.rows for key in row.differs)],
-        "rows": [told_row(row, comparison.metric) for row in comparison.rows],
-        "agreement": told and {**asdict(told), "beside": beside(comparison, told)},
+        "rows": [row_data(row, comparison) for row in comparison.rows],
+        "agreement": comparison.agreement and {
+            **asdict(comparison.agreement), "beside": beside(comparison.agreement, comparison.reference)
+        },
         "notes": comparison.notes,
         "facts": [*facts.items()],
-    }
+    }  # fmt: skip
 
 
-def told_row(row: Row, metric: str) -> dict[str, Any]:
-    estimates = {
-        name: of and asdict(of)
-        for name, of in (("score", row.score), ("validation", row.validation), ("difference", row.difference))
-    }
-    told = {"name": row.name, "x": row.x, "baseline": row.baseline, "best": row.best, "state": row.state, "p": row.p}
+def row_data(row: Row, comparison: Comparison) -> dict[str, Any]:
+    same = ("name", "x", "baseline", "best", "state", "p", "verdict", "cost", "differs")
+    estimates = {"score": row.score, "validation": row.validation, "difference": row.difference}
     return {
-        **told,
-        **estimates,
-        "verdict": row.verdict,
-        "cost": row.cost,
+        **{key: getattr(row, key) for key in same},
+        **{key: of and asdict(of) for key, of in estimates.items()},
+        "shown": {key: METRICS[key].format(value) for key, value in row.cost.items()},
         "asked": len(row.seeds),
-        "differs": row.differs,
-        "runs": runs(row, metric),
+        "runs": runs(row, comparison),
     }
 
 
-def runs(row: Row, metric: str) -> list[dict[str, Any]]:
-    """What is told of each run of an arm."""
-    curves = {curve.folder: curve for curve in figures.learning(row, CURVE)}
-    other = metric.replace("test/", "val/")
+def runs(row: Row, comparison: Comparison) -> list[dict[str, Any]]:
+    """The runs of an arm, with their commands and learning curves."""
+    curves = {curve.folder: curve for curve in learning_curves(row)}
+    own, other = comparison.metric.name, comparison.metric.validation.name
     return [
         {
             "seed": seed,
             "run": str(line.get("run", "")),
             "status": line.get("status", "finished"),
-            "value": line.get(metric),
-            "validation": line.get(other) if other != metric else None,
-            "seconds": line.get("seconds"),
+            "value": line.get(own),
+            "validation": line.get(other) if other != own else None,
+            "time": duration(line.get("seconds")),
             "command": command(line),
             "curve": thinned(curves[line["run"]]) if line.get("run") in curves else None,
         }
@@ -134,7 +133,7 @@ def command(line: Mapping[Any, Any]) -> str:
     return shlex.join(map(str, words)) if isinstance(words, list) else ""
 
 
-def thinned(curve: figures.Curve) -> list[list[float]]:
+def thinned(curve: Curve) -> list[list[float]]:
     """Epochs and values, at most `POINTS` of them, the last one always."""
     step = math.ceil(len(curve.epochs) / (POINTS - 1))
     keep = [*range(0, len(curve.epochs), step)]
@@ -142,15 +141,13 @@ def thinned(curve: figures.Curve) -> list[list[float]]:
     return [[float(f"{of[i]:.5g}") for i in keep] for of in (curve.epochs, curve.values)]
 
 
-def beside(comparison: Comparison, told: Agreement) -> dict[str, Any] | None:
-    """The differences of the figure that shows what was reported beside what was found."""
-    base = figures.reference(comparison, told)
-    if base is None or len(told.numbers) < 2:
+def beside(agreement: Agreement, base: str | None) -> dict[str, Any] | None:
+    """The differences of the figure that shows what was reported beside what was measured."""
+    if base is None or len(agreement.numbers) < 2:
         return None
-    arms = [
-        {"name": arm, "reported": value - told.numbers[base], "found": found and asdict(found)}
-        for arm, value in told.numbers.items()
-        if arm != base
-        for found in [figures.found_difference(told, base, arm)]
-    ]
+    arms = []
+    for arm, value in agreement.numbers.items():
+        if arm != base:
+            found = agreement.difference(base, arm)
+            arms.append({"name": arm, "reported": value - agreement.numbers[base], "found": found and asdict(found)})
     return {"base": base, "arms": arms}

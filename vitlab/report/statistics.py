@@ -1,4 +1,7 @@
-"""A mean over seeds, how far it can be believed, and whether two of them differ."""
+"""Means over seeds with Student's intervals, paired differences, and Holm's correction.
+
+Holm's correction is written here: scipy has none, and statsmodels would be a new dependency for six lines.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,17 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import special  # scipy.stats would take two seconds more
+from scipy import special  # scipy.stats takes half a second to import
 
-from vitlab.storage.metrics import is_accuracy
+from vitlab.storage.metrics import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A mean over seeds, or of differences paired by seed.
 
-    `low` and `high` hold the mean with 95 % confidence (Student's t over the seeds: small samples); they are None where
-    there is one seed alone. Shares of right answers are in 0 ... 1.
+    `low` and `high` are the 95 % confidence interval of the mean (Student's t over the seeds); None with one seed.
     """
 
     n: int
@@ -25,30 +27,46 @@ class Estimate:
     low: float | None
     high: float | None
 
+    @property
+    def half(self) -> float | None:
+        """Half the width of the interval; None where there is no spread to make one of."""
+        return None if not self.sd or self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval lies on one side of zero; 0 where it does not, or there is none."""
+        if self.half is None or self.low is None or self.high is None:
+            return 0
+        return 1 if self.low > 0 else -1 if self.high < 0 else 0
+
+    def negated(self) -> "Estimate":
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return replace(self, mean=-self.mean, low=low, high=high)
+
 
 def estimate(values: pd.Series, scale: float | None = None) -> Estimate | None:
-    """Mean and Student's interval; None of nothing.
+    """Mean and Student's interval; None without values.
 
     Args:
         values: one a seed.
-        scale: of the numbers that they are differences of: a spread that is rounding beside it is none.
+        scale: size of the numbers whose differences they are: a spread that is rounding error beside it counts as none.
     """
-    kept = values.to_numpy(dtype="float64")
-    n = len(kept)
+    numbers = values.to_numpy(dtype="float64")
+    n = len(numbers)
     if n < 2:
-        return Estimate(n=1, mean=float(kept[0]), sd=None, low=None, high=None) if n else None
-    mean, sd = float(kept.mean()), float(kept.std(ddof=1))
-    if sd <= 1e-12 * (np.abs(kept).max() if scale is None else scale):
-        mean, sd = float(kept[0]), 0.0
+        return Estimate(n=1, mean=float(numbers[0]), sd=None, low=None, high=None) if n else None
+    mean, sd = float(numbers.mean()), float(numbers.std(ddof=1))
+    if sd <= 1e-12 * (np.abs(numbers).max() if scale is None else scale):
+        mean, sd = float(numbers[0]), 0.0
     half = float(special.stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
     return Estimate(n=n, mean=mean, sd=sd, low=mean - half, high=mean + half)
 
 
-def bounded(found: Estimate | None, metric: str) -> Estimate | None:
-    """An accuracy's interval cut at 0 and 1, of which Student's t knows nothing."""
-    if found is None or found.low is None or found.high is None or not is_accuracy(metric):
-        return found
-    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+def clipped(mean: Estimate | None, metric: Metric) -> Estimate | None:
+    """The interval of a share cut at 0 and 1, which Student's t does not know."""
+    if mean is None or mean.low is None or mean.high is None or not metric.share:
+        return mean
+    return replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high))
 
 
 def paired(one: pd.Series, other: pd.Series) -> Estimate | None:
@@ -61,24 +79,18 @@ def paired(one: pd.Series, other: pd.Series) -> Estimate | None:
     return estimate(difference.where(difference.abs() > 1e-12 * scale, 0.0), scale)
 
 
-def probability(found: Estimate) -> float | None:
-    """Of a difference at least as large were there none; None where there is no spread to hold it against."""
-    if not found.sd:
+def p_value(difference: Estimate) -> float | None:
+    """Of the two-sided t test of no difference; None where there is no spread."""
+    if not difference.sd:
         return None
-    return 2 * float(special.stdtr(found.n - 1, -abs(found.mean) / (found.sd / math.sqrt(found.n))))
+    t = abs(difference.mean) / (difference.sd / math.sqrt(difference.n))
+    return 2 * float(special.stdtr(difference.n - 1, -t))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm 1979: with several tests at once, the chance of any false alarm stays below the level."""
-    adjusted, most = [0.0] * len(p), 0.0
-    for place, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
-        most = max(most, min(1.0, (len(p) - place) * p[index]))
-        adjusted[index] = most
+    """Adjusted p values (Holm 1979): the chance of any false positive among the tests stays below the level."""
+    adjusted, largest = [0.0] * len(p), 0.0
+    for place, index in enumerate(np.argsort(p, kind="stable")):
+        largest = max(largest, min(1.0, (len(p) - place) * p[index]))
+        adjusted[index] = largest
     return adjusted
-
-
-def side(found: Estimate | None) -> int:
-    """1 or -1 where the interval lies on one side of zero; 0 where it does not, or there is none."""
-    if found is None or not found.sd or found.low is None or found.high is None:
-        return 0
-    return 1 if found.low > 0 else -1 if found.high < 0 else 0

@@ -1,4 +1,4 @@
-"""The rows of a comparison: one arm each, with its scores, costs and difference from the baseline."""
+"""A comparison as data: one row an arm, with its scores, costs and difference from the baseline."""
 
 import math
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from vitlab.report.statistics import Estimate
+from vitlab.storage.metrics import COSTS, Metric, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,16 +22,15 @@ class Row:
         baseline: whether the others are compared with this one.
         best: whether validation would choose it.
         seeds: those that were asked for.
-        runs: one line of the store a run of this arm, finished or not; indexed by seed.
-        state: what to say of runs that are missing: '1 failed', '2 missing, 1 pruned'; empty where all are there.
-        score: of the metric.
-        validation: of the metric's validation counterpart.
+        runs: one line of the store for each run of this arm, finished or not; indexed by seed.
+        state: which runs are missing: '1 failed', '2 missing, 1 pruned'; empty where all are there.
+        score: the metric's mean over the seeds.
+        validation: the same of the metric that chooses (`Metric.validation`).
         difference: to the baseline, over the seeds that both have finished.
-        p: of the paired t test of no difference, after Holm's correction for all rows; None where it cannot be told:
-            fewer than two pairs, or the very same difference in each.
-        verdict: the difference in plain words.
-        cost: medians over the finished runs: parameters, flops_per_image, training_flops, images, images_per_second,
-            seconds, peak_memory_bytes, largest_batch; those that are known.
+        p: of the paired t test of no difference, after Holm's correction over all rows; None with fewer than two pairs,
+            or the same difference in each.
+        verdict: the difference in words.
+        cost: medians over the finished runs of those of `COSTS` that are known.
     """
 
     name: str
@@ -48,16 +48,28 @@ class Row:
     verdict: str
     cost: Mapping[str, float]
 
+    @property
+    def label(self) -> str:
+        return self.name + (" (baseline)" if self.baseline and self.name != "baseline" else "")
+
+    def values(self, metric: str) -> list[tuple[Any, float]]:
+        """Seed and value of each finished run that has the metric."""
+        if metric not in self.runs:
+            return []
+        runs = self.runs[self.runs["status"] == "finished"] if "status" in self.runs else self.runs
+        values = pd.to_numeric(runs[metric], errors="coerce")
+        return [(seed, float(value)) for seed, value in zip(values.index, values, strict=True) if number(value)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two arms, what the source reports of their difference (second minus first), and what was found.
+    """The difference of two arms (second minus first) as the source reports it, and as measured.
 
     Args:
-        reported: in points of accuracy.
+        reported: in percentage points.
         found: of the metric, over the seeds that both have finished.
-        verdict: agrees, disagrees (the 95 % interval of `found` lies on one side of zero), or cannot tell.
-        seeds: where it cannot be told, about how many would tell, were the difference and the spread what they seem;
+        verdict: agrees or disagrees, where the 95 % interval of `found` lies on one side of zero; else cannot tell.
+        seeds: where it cannot be told, about how many would be needed if the difference and the spread stayed the same;
             None where the difference is about zero.
     """
 
@@ -71,13 +83,13 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What was found beside what the source of the question reports.
+    """What was measured beside what the source of the question reports.
 
     Args:
         says: what the source reports, in words.
         of: what its numbers are of: "ImageNet top-1 accuracy after pre-training on JFT".
         numbers: reported, by name of the arm; accuracies in percent, as papers print them.
-        pairs: every two arms that both have, but for those that the source reports as equal.
+        pairs: every two arms with both a reported and a measured number, unless the source reports them as equal.
         order: Kendall's tau of the two orders, from -1 to 1; None with fewer than two arms.
         words: the agreement in a sentence or two; empty where there are no numbers.
     """
@@ -89,6 +101,15 @@ class Agreement:
     order: float | None
     words: str
 
+    def difference(self, base: str, arm: str) -> Estimate | None:
+        """Arm minus base, as measured."""
+        for pair in self.pairs:
+            if pair.found and (pair.first, pair.second) == (base, arm):
+                return pair.found
+            if pair.found and (pair.first, pair.second) == (arm, base):
+                return pair.found.negated()
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -97,30 +118,41 @@ class Comparison:
     Args:
         title: the question, or what was compared.
         source: where the question comes from; empty where it is one's own.
-        metric: column of the store that is reported, such as test/accuracy.
-        higher_is_better: of the metric.
-        x: what the figure's axis is: a configuration key, parameters, flops_per_image, training_flops, images, seconds;
-            None for the arms' names.
+        metric: what is reported.
+        x: the figure's axis: a configuration key, or one of `COSTS`; None for the arms' names.
         rows: in the order of the question.
         agreement: with the source, where it says what to expect.
         notes: what the reader must know: mixed versions of the code, mixed hardware, few seeds.
-        tried: every cell, where validation chose those of `rows` among several of their arm; there `best` is one that
-            was chosen. None where each arm is one cell.
+        tried: every cell, where validation chose those of `rows` among several of their arm; there `best` marks the
+            chosen ones. None where each arm is one cell.
     """
 
     title: str
     source: str
-    metric: str
-    higher_is_better: bool
+    metric: Metric
     x: str | None
     rows: tuple[Row, ...]
     agreement: Agreement | None
     notes: tuple[str, ...] = field(default=())
     tried: "Comparison | None" = None
 
+    @property
+    def numeric(self) -> bool:
+        """Whether the axis is one of numbers."""
+        scored = [row.x for row in self.rows if row.score and row.x is not None]
+        return self.x is not None and bool(scored) and all(map(number, scored))
+
+    @property
+    def reference(self) -> str | None:
+        """The arm that reported differences are taken to: the baseline, or else the first that the source reports."""
+        if self.agreement is None:
+            return None
+        base = next((row.name for row in self.rows if row.baseline), None)
+        return base if base in self.agreement.numbers else next(iter(self.agreement.numbers), None)
+
     def frame(self) -> pd.DataFrame:
         """A line a row: the same bytes for the same runs. Numbers in the units of the store (accuracies in 0 ... 1)."""
-        rows, costs = self.rows, ("parameters", "flops_per_image", "images_per_second", "seconds", "peak_memory_bytes")
+        rows = self.rows
 
         def numbers(estimates: list[Estimate | None], what: str) -> pd.Series:
             return pd.Series([getattr(e, what, None) for e in estimates], dtype="float64")
@@ -136,7 +168,7 @@ class Comparison:
         columns |= {f"difference_{what}": numbers(differences, what) for what in ("low", "high")}
         columns["p"] = pd.Series([r.p for r in rows], dtype="float64")
         columns["verdict"] = words([r.verdict for r in rows])
-        columns |= {cost: pd.Series([r.cost.get(cost) for r in rows], dtype="float64") for cost in costs}
+        columns |= {cost: pd.Series([r.cost.get(cost) for r in rows], dtype="float64") for cost in COSTS}
         columns["state"] = words([r.state for r in rows])
         columns |= {what: pd.Series([getattr(r, what) for r in rows], dtype=bool) for what in ("baseline", "best")}
         keys = dict.fromkeys(key for r in rows for key in r.differs)

@@ -185,27 +185,3 @@ def metric(name: str) -> Metric:
         known = [each.name.replace("/K-", "/5-") for each in TABLE if each.source != "row"]
         raise ConfigError(f"{name}: there is no such metric{nearest(name, known)} (there are {', '.join(known)})")
     return found
-
-
-# What stood here before; to be removed with its last user.
-MEASURED = ("inference/images_per_second",)
-SHOTS = re.compile(r"(?:test|val)/([1-9]\d{0,5})-shot")
-
-
-def is_accuracy(name: str) -> bool:
-    return metric(name).share and metric(name).higher_is_better
-
-
-def is_share(name: str) -> bool:
-    return metric(name).share
-
-
-def counterpart(name: str) -> str:
-    return metric(name).validation.name
-
-
-def higher_is_better(name: str) -> bool:
-    return metric(name).higher_is_better
-
-
-STATES = ("failed", "pruned", "interrupted", "running", "damaged")

@@ -20,7 +20,7 @@ from vitlab.config.overrides import key_of, merged, quoted
 from vitlab.evaluation import probe
 from vitlab.model import count
 from vitlab.model.meta import on_meta_device, zeroed
-from vitlab.storage.metrics import SHOTS
+from vitlab.storage.metrics import metric
 from vitlab.storage.run import find
 from vitlab.sweep.job import Job
 from vitlab.sweep.question import BASELINE, FIRST, Cell, Question, source_of
@@ -199,12 +199,13 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
         line = question.lines.get(f"first.{name}", 1)
         first[name] = checked(Cell(name=FIRST + name, overrides=before, line=line, arm=name), first)
     arms: dict[str, list[Checked]] = {}
+    shots = metric(question.metric).count
     for cell in cells:
         one = checked(cell, first)
-        if (of := SHOTS.fullmatch(question.metric)) and int(of[1]) not in one.config["fit"]["shots"]:
+        if shots and shots not in one.config["fit"]["shots"]:
             raise ConfigError(
                 f"{question.file}, line {question.lines['metric']}: metric: {question.metric}: {cell.name} has"
-                f' fit.shots={one.config["fit"]["shots"]}, and will not report it: add "fit.shots=[{of[1]}]" to'
+                f' fit.shots={one.config["fit"]["shots"]}, and will not report it: add "fit.shots=[{shots}]" to'
                 " the baseline"
             )
         arms.setdefault(cell.arm, []).append(one)

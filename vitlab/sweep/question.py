@@ -9,6 +9,7 @@ from typing import Literal
 
 from vitlab.config.errors import SweepFileError
 from vitlab.config.overrides import key_of, merged, several
+from vitlab.storage.metrics import metric
 
 FIRST = "first/"  # before the name of what is trained before the arms
 BASELINE = "baseline"  # the cell's name where no arm is the same
@@ -109,6 +110,11 @@ class Question:
     @property
     def name(self) -> str:
         return self.file.stem
+
+    @property
+    def trains(self) -> bool:
+        """Whether its cells are trained; else a benchmark measures them."""
+        return metric(self.metric).source != "bench"
 
     def cells(self, words: Iterable[str] = ()) -> list[Cell]:
         """The baseline; and every arm, the baseline's own values among them, at every point of the axes.

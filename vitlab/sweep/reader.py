@@ -12,7 +12,7 @@ from vitlab.config.groups import SWEEPS, is_known, known_keys, nearest
 from vitlab.config.moved import current_key
 from vitlab.config.overrides import key_of, merged
 from vitlab.storage.files import read_text
-from vitlab.storage.metrics import COSTS, MEASURED, metric
+from vitlab.storage.metrics import COSTS, metric
 from vitlab.sweep.question import BASELINE, FIRST, Cell, Dimension, Expect, Question, Search, slugs, source_of
 
 
@@ -117,7 +117,7 @@ def read(file: Path, scale: str | None = None) -> Question:
             raise reader.wrong(at["expect"], f"expect.numbers: there is no arm {name!r}{nearest(name, names)}")
     if found.search and (found.first or len(names) < len(found.cells())):
         raise reader.wrong(at["search"], "search: it goes with neither first nor overrides of several values")
-    if found.metric in MEASURED and (found.search or found.first or len(names) < len(found.cells())):
+    if not found.trains and (found.search or found.first or len(names) < len(found.cells())):
         raise reader.wrong(at["metric"], f"metric: {found.metric}: nothing is trained for it, so nothing can be chosen")
     for cell in found.cells():
         if (name := source_of(cell.overrides)) is not None and name not in found.first:
