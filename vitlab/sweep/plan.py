@@ -5,7 +5,6 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from vitlab.training import pretrained
 from vitlab.training.checks import examine
 from vitlab.training.optimizer import build_optimizer
 from vitlab.training.pretrained import Source, to_come
+from vitlab.training.recipe import Recipe
 
 FOLDER = "sweeps"  # of the answers, in the folder of all runs
 
@@ -265,24 +265,21 @@ def check_cell(
         data, many = found
         images[key] = many, many // len(data.classes)  # as if they were even
     parts = assemble({k: v for k, v in config.items() if k != "dataset"}) | {"dataset": data}
-    fit, make = parts["fit"], parts["model"]
-    kinds = ("model", "init", "dataset", "augment", "optimizer", "fit", "system", "tracking")
-    taken = {kind: parts[kind] for kind in kinds}
-    dist = single_process("cuda" if torch.cuda.is_available() and parts["system"].device != "cpu" else "cpu")
+    recipe = Recipe(**parts)
+    dist = single_process("cuda" if torch.cuda.is_available() and recipe.system.device != "cpu" else "cpu")
     train, smallest = images[key]
-    shape = {"image_size": data.shape, "channels": data.channels, "classes": len(data.classes)}
-    source = first.weights() if first else None if elsewhere else parts["init"].read()
+    shape, frozen = recipe.image_shape, recipe.init.freeze
+    source = first.weights() if first else None if elsewhere else recipe.init.read()
     steps, steps_per_epoch = examine(
-        **taken, source=source, dist=dist, train=train, smallest=smallest, on_this_machine=not elsewhere
+        recipe, dist, source=source, train=train, smallest=smallest, on_this_machine=not elsewhere
     )
-    model = on_meta_device(make, **shape)
-    updates = build_optimizer(parts["optimizer"], model, layer_decay=fit.layer_decay, scale=fit.lr_factor())
-    parts["schedule"].start(updates, steps, steps_per_epoch)
-    frozen = parts["init"].freeze
+    model, scale = on_meta_device(recipe.model, **shape), recipe.fit.lr_factor()
+    updates = build_optimizer(recipe.optimizer, model, layer_decay=recipe.fit.layer_decay, scale=scale)
+    recipe.schedule.start(updates, steps, steps_per_epoch)
     if (of := json.dumps([config["model"], str(shape), frozen], sort_keys=True)) not in costs:
-        costs[of] = (count.parameters(model), *flops(make, shape, frozen))
+        costs[of] = (count.parameters(model), *flops(recipe.model, shape, frozen))
     parameters, forward, backward = costs[of]
-    images_seen = steps * fit.batch_size
+    images_seen = steps * recipe.fit.batch_size
     return Checked(
         name=cell.name,
         overrides=cell.overrides,
@@ -302,7 +299,7 @@ def check_cell(
     )
 
 
-def flops(make: partial, shape: Mapping[str, Any], frozen: bool = False) -> tuple[int, int]:
+def flops(make: Any, shape: Mapping[str, Any], frozen: bool = False) -> tuple[int, int]:
     """FLOPs of an image, forward and backward, in a model of any depth from its first blocks.
 
     On a square image all are alike, else every other.

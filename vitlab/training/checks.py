@@ -1,51 +1,38 @@
 """Values that do not go together, refused before a training begins."""
 
-from collections.abc import Callable
-
-from torch.optim import Optimizer
-
 from vitlab.config.errors import ConfigError
-from vitlab.data.augment import Augment
-from vitlab.data.dataset import Dataset
 from vitlab.evaluation import probe
 from vitlab.model.meta import on_meta_device
-from vitlab.model.vit import ViT
 from vitlab.system.distributed import Distributed
 from vitlab.system.footprint import check_memory
-from vitlab.system.options import System
 from vitlab.system.precision import resolve
-from vitlab.tracking.options import Tracking
-from vitlab.training.pretrained import Source, Start
-from vitlab.training.recipe import Fit
+from vitlab.training.pretrained import Source
+from vitlab.training.recipe import Recipe
 
 
 def examine(
-    *,
-    model: Callable[..., ViT],
-    init: Start,
-    source: Source | None,
-    dataset: Dataset,
-    augment: Augment,
-    optimizer: Callable[..., Optimizer],
-    fit: Fit,
-    system: System,
-    tracking: Tracking,
+    recipe: Recipe,
     dist: Distributed,
+    *,
+    source: Source | None,
     train: int,
     smallest: int,
     on_this_machine: bool = True,
 ) -> tuple[int, float]:
-    """Refuses values that do not go together; gives the training in steps, and the steps of an epoch.
+    """Refuses values that do not go together; gives the steps of the training, and the steps of an epoch.
 
     Args:
-        source: what `init` starts from, be it without memory; None for chance.
-        train: number of training images; the rest as `prepare` takes it.
-        smallest: those of the smallest class.
+        recipe: what is to be trained.
+        dist: the processes that train it.
+        source: the weights that `init` starts from, on the meta device or not; None for random ones.
+        train: number of training images.
+        smallest: training images of the smallest class.
         on_this_machine: whether it is to be trained on this machine, whose memory must hold it.
 
     Raises:
-        ConfigError: each with a way out.
+        ConfigError: with value, reason and remedy.
     """
+    fit, system, dataset, augment = recipe.fit, recipe.system, recipe.dataset, recipe.augment
     precision = resolve(fit.precision, dist.device)
     if fit.batch_size > train:
         raise ConfigError(f"fit.batch_size={fit.batch_size}: there are {train} training images: use at most that")
@@ -58,7 +45,7 @@ def examine(
     sharded = system.parallel == "fsdp" and dist.size > 1
     if sharded and precision == "fp16":
         raise ConfigError("fit.precision=fp16 with system.parallel=fsdp: fp16 needs ddp; or use fit.precision=bf16")
-    if sharded and tracking.histograms:
+    if sharded and recipe.tracking.histograms:
         raise ConfigError(
             "tracking.histograms=true with system.parallel=fsdp: each process has a part of each weight: use ddp"
         )
@@ -82,12 +69,11 @@ def examine(
     steps_per_epoch = train / fit.batch_size
     augment.transform(dataset)
     augment.geometry(dataset)
-    shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
-    momentum = getattr(optimizer, "keywords", {}).get("momentum")  # SGD's may be 0: nothing is kept for it then
+    momentum = getattr(recipe.optimizer, "keywords", {}).get("momentum")  # with SGD's of 0 nothing is kept
     if on_this_machine:
         check_memory(
-            model,
-            **shape,
+            recipe.model,
+            **recipe.image_shape,
             device=dist.device,
             copies=1 if sharded else 2 + (momentum != 0) + bool(fit.ema_decay),
             batch=1 if fit.auto_accumulate else fit.batch_size // (dist.size * fit.accumulate),
@@ -95,5 +81,5 @@ def examine(
             recomputed=system.activation_checkpointing,
         )
     if source is not None:
-        init.apply(source, on_meta_device(model, **shape), dataset.classes)
+        recipe.init.apply(source, on_meta_device(recipe.model, **recipe.image_shape), dataset.classes)
     return steps, steps_per_epoch

@@ -1,6 +1,7 @@
 """The recipe: what a training is made of, checked before anything is written, and the batches it sees."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from vitlab.system.options import System
 from vitlab.system.precision import Precision
 from vitlab.tracking.options import Tracking
 from vitlab.training.loss import Loss
-from vitlab.training.schedule import Scheduler
+from vitlab.training.pretrained import Start
+from vitlab.training.schedule import Schedule, Scheduler
 
 
 @dataclass(kw_only=True)
@@ -112,6 +114,29 @@ class Fit:
         gap = max(1.0, self.evaluate_every * steps_per_epoch)
         turn = round(done / gap)
         return done == steps or (0 < turn < math.floor(steps / gap + 0.5) and round(gap * turn) == done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The parts that a training is made of, as `assemble` builds them from a configuration."""
+
+    seed: int
+    model: Callable[..., ViT]
+    init: Start
+    dataset: Dataset
+    augment: Augment
+    loss: Loss
+    optimizer: Callable[..., Optimizer]
+    schedule: Schedule
+    fit: Fit
+    system: System
+    tracking: Tracking
+
+    @property
+    def image_shape(self) -> dict[str, Any]:
+        """What the model is told about the images."""
+        data = self.dataset
+        return {"image_size": data.shape, "channels": data.channels, "classes": len(data.classes)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,57 +1,40 @@
 """Everything a training needs, read, built and checked before anything is written."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
-from vitlab.data.augment import Augment
 from vitlab.data.cache import cache_images
-from vitlab.data.dataset import Dataset
 from vitlab.data.loader import TrainSampler
 from vitlab.data.preprocess import Normalize, Resize
 from vitlab.data.seeding import seed_of
 from vitlab.evaluation import probe
 from vitlab.model import count
 from vitlab.model.objective import TrainingModel
-from vitlab.model.vit import ViT
 from vitlab.system.distributed import Distributed
-from vitlab.system.options import System
 from vitlab.system.parallelize import parallelize
 from vitlab.system.precision import resolve
-from vitlab.tracking.options import Tracking
 from vitlab.training.batches import cores, move_to_gpu
 from vitlab.training.checks import examine
-from vitlab.training.loss import Loss
 from vitlab.training.optimizer import build_optimizer
-from vitlab.training.pretrained import Start
-from vitlab.training.recipe import Fit, TrainingSetup
-from vitlab.training.schedule import Schedule
+from vitlab.training.recipe import Recipe, TrainingSetup
 
 
-def prepare(
-    *,
-    model: Callable[..., ViT],
-    init: Start,
-    dataset: Dataset,
-    augment: Augment,
-    loss: Loss,
-    optimizer: Callable[..., Optimizer],
-    schedule: Schedule,
-    fit: Fit,
-    system: System,
-    tracking: Tracking,
-    dist: Distributed,
-    seed: int,
-) -> TrainingSetup:
+def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
     """Reads the images, builds the model, and refuses what cannot be trained, before anything is written.
 
+    Args:
+        dist: the processes that train together.
+        parts: of a `Recipe`.
+
     Raises:
-        ValueError: values that do not go together, each named with a way out.
-        DatasetMissing: no images where they were looked for.
-        OSError: system.cache cannot be written.
+        ConfigError: values that do not go together.
+        DataError: images that are missing or damaged.
+        StorageError: system.cache cannot be written.
     """
+    recipe = Recipe(**parts)
+    seed, fit, system, dataset, augment = recipe.seed, recipe.fit, recipe.system, recipe.dataset, recipe.augment
     precision = resolve(fit.precision, dist.device)
     fetches = getattr(dataset, "download", False)
     if fetches and not dist.is_rank0:
@@ -59,21 +42,9 @@ def prepare(
     splits = dataset.splits()
     if fetches and dist.is_rank0:
         dist.barrier()
-    source = init.read()
-    steps, steps_per_epoch = examine(
-        model=model,
-        init=init,
-        source=source,
-        dataset=dataset,
-        augment=augment,
-        optimizer=optimizer,
-        fit=fit,
-        system=system,
-        tracking=tracking,
-        dist=dist,
-        train=len(splits["train"]),
-        smallest=probe.fewest(splits["train"].labels, dataset.classes)[0],
-    )
+    source = recipe.init.read()
+    smallest, _ = probe.fewest(splits["train"].labels, dataset.classes)
+    steps, steps_per_epoch = examine(recipe, dist, source=source, train=len(splits["train"]), smallest=smallest)
     if fit.shots:  # in the order of the draws; they are read as for an evaluation
         drawn = probe.draw(splits["train"].labels, len(dataset.classes), max(fit.shots), probe.DRAWS)
         splits["support"] = splits["train"].take(drawn.ravel())
@@ -90,23 +61,22 @@ def prepare(
             splits, Path(system.cache).expanduser(), cores() if system.workers == "auto" else system.workers
         )
     splits = move_to_gpu(splits, dataset, augment, system, dist)
-    shape = {"image_size": dataset.shape, "channels": dataset.channels, "classes": len(dataset.classes)}
     torch.manual_seed(seed_of(seed))
-    vit = model(**shape)
+    vit = recipe.model(**recipe.image_shape)
     vit.objective.set_normalization(dataset.mean, dataset.std)
-    initial_weights = init.apply(source, vit, dataset.classes) if source else ""
+    initial_weights = recipe.init.apply(source, vit, dataset.classes) if source else ""
     vit = vit.to(dist.device)
-    loss.start(vit.head.output)
+    recipe.loss.start(vit.head.output)
     model_with_objective = TrainingModel(vit)
     flops, backward = count.passes(model_with_objective, (dataset.channels, *dataset.shape))
     net = parallelize(model_with_objective, dist, system)
-    updates = build_optimizer(optimizer, vit, layer_decay=fit.layer_decay, scale=fit.lr_factor())
+    updates = build_optimizer(recipe.optimizer, vit, layer_decay=fit.layer_decay, scale=fit.lr_factor())
     return TrainingSetup(
         seed=seed,
         fit=fit,
         system=system,
         dist=dist,
-        tracking=tracking,
+        tracking=recipe.tracking,
         dataset=dataset,
         splits=splits,
         augment=augment,
@@ -116,9 +86,9 @@ def prepare(
         net=net,
         flops=flops,
         backward_flops=backward,
-        loss=loss.to(dist.device),
+        loss=recipe.loss.to(dist.device),
         optimizer=updates,
-        schedule=schedule.start(updates, steps, steps_per_epoch),
+        schedule=recipe.schedule.start(updates, steps, steps_per_epoch),
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         precision=precision,
