@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vitlab.config.errors import CheckpointError
+from vitlab.storage.metrics import METRICS, SELECTED_BY
 from vitlab.system.distributed import gather_state, shard_like
 from vitlab.training.ema import Ema
 from vitlab.training.meter import Meter
@@ -118,8 +119,7 @@ class TrainState:
 
     def record(self, scores: dict[str, float]) -> None:
         """Takes the scores of an evaluation, and keeps the weights if they are the best; within `eval_weights`."""
-        best = self.best
-        if best is None or (-scores["accuracy"], scores["loss"]) < (-best["accuracy"], best["loss"]):
+        if self.best is None or rank(scores) > rank(self.best):
             self.best = {"step": self.step, **scores}
             self.weights = gather_state(self.vit.state_dict())
             self.evals_since_best = 0
@@ -188,6 +188,11 @@ class TrainState:
         """Gives the model complete weights; with FSDP each process takes its part."""
         now = self.vit.state_dict()
         self.vit.load_state_dict({key: shard_like(value, now[key]) for key, value in weights.items()})
+
+
+def rank(scores: dict[str, float]) -> tuple[float, ...]:
+    """The scores of an evaluation as a tuple that is greater where they are better."""
+    return tuple(METRICS[name].sign * scores[name.partition("/")[2]] for name in (SELECTED_BY, "val/loss"))
 
 
 def like(value: Any, parameter: Tensor) -> bool:
