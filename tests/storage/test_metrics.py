@@ -1,12 +1,18 @@
 """The table of metrics: whole, its directions, how it prints, and what it refuses."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+import vitlab
 from tests.storage.test_stored_runs import FINISHED, STORED
 from tests.training.test_loop import fit
 from vitlab.config.errors import ConfigError
 from vitlab.storage.metrics import COSTS, METRICS, NONE, metric, number
 from vitlab.storage.run import Run
+
+ROOT = Path(vitlab.__file__).parent
 
 
 def numbers(rows):
@@ -67,3 +73,21 @@ def test_an_unknown_metric_is_refused_with_the_known_ones(name):
     if name == "test/acuracy":
         with pytest.raises(ConfigError, match="did you mean test/accuracy"):
             metric(name)
+
+
+PIECE = r"[\"'][^\"']*(accuracy|loss|-shot|per_second|inference/|ece)[^\"']*[\"']"
+CALL = r"(startswith|endswith|find|count|index|match|search|compile)\("
+GUESS = re.compile(rf"{CALL}[^\n]*{PIECE}|{PIECE} (not )?in \w*(metric|name|key)")
+
+
+def test_no_module_guesses_a_metric_by_the_letters_of_its_name():
+    for line in (
+        '"loss" not in key',
+        "'accuracy' in metric",
+        'x.endswith(("-shot", "y"))',
+        'x.startswith("inference/")',
+    ):
+        assert GUESS.search(line)
+    assert not GUESS.search('metric("test/accuracy").share and "loss" in sums')
+    for path in (*ROOT.rglob("*.py"), *ROOT.rglob("*.html")):
+        assert not [line for line in path.read_text().split("\n") if GUESS.search(line)], path

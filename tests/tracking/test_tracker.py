@@ -86,6 +86,11 @@ def test_the_mirror_has_every_row_and_several_runs_stay_several(tmp_path):
             if record.WhichOneof("record_type") == "summary":
                 summary |= {u.key or "/".join(u.nested_key): json.loads(u.value_json) for u in record.summary.update}
         assert summary["test/accuracy"] == result["test/accuracy"]
+        assert summary["val/accuracy"] == result["val/accuracy"]
+        best = {r.metric.name: r.metric.summary for r in records if r.WhichOneof("record_type") == "metric"}
+        assert best["val/accuracy"].max
+        assert not best["val/accuracy"].min
+        assert best["val/loss"].min
     assert len(names) == 2
 
 

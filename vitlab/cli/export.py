@@ -12,6 +12,7 @@ from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import key_of
 from vitlab.storage.files import write_whole
+from vitlab.storage.metrics import SELECTED_BY
 from vitlab.sweep import question
 from vitlab.sweep.question import Dimension, Question
 from vitlab.sweep.reader import find, read
@@ -89,7 +90,7 @@ def sweep(asked: Question, words: list[str]) -> dict[str, Any]:
         "name": asked.name,
         "description": asked.question,
         "method": METHODS[asked.search.method] if asked.search else "grid",
-        "metric": {"name": "val/accuracy", "goal": "maximize"},
+        "metric": {"name": SELECTED_BY.name, "goal": SELECTED_BY.goal},
         "command": ["${env}", "vitlab", "train", *fixed, "${args_no_hyphens}"],
         "parameters": {**parameters, "seed": {"values": list(asked.seeds)}},
         **({"run_cap": asked.search.trials} if asked.search else {}),

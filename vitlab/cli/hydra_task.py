@@ -20,6 +20,7 @@ from vitlab.config.compose import plain
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import CONF
 from vitlab.storage.files import read_json, write_json
+from vitlab.storage.metrics import SELECTED_BY
 
 if TYPE_CHECKING:
     from vitlab.storage.run import Run
@@ -64,7 +65,7 @@ class Task:
         accuracy = math.nan
         if folder is not None:
             with suppress(ValueError, TypeError):
-                accuracy = float(folder.result().get("val/accuracy", math.nan)) if code == DONE else math.nan
+                accuracy = float(folder.result().get(SELECTED_BY.name, math.nan)) if code == DONE else math.nan
         where = str(folder.folder.absolute()) if folder is not None else None
         self.note(given, {"status": code, "words": words, "run": where})
         if code >= 128 and self.many:

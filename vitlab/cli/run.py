@@ -154,8 +154,11 @@ def called(tracking: Any, slug: str, config: Node, choices: dict[str, str]) -> A
 
 def few_shots(result: dict[str, Any]) -> str:
     """Its few-shot accuracies on test images, in words; empty where none were asked for."""
-    found = {key: value for key, value in result.items() if key.startswith("test/") and key.endswith("-shot")}
-    return ", ".join(f"{key.removeprefix('test/')} {value:.2%}" for key, value in found.items())
+    from vitlab.storage.metrics import find
+
+    known = [each for each in map(find, result) if each and each.count and each.higher_is_better]
+    shown = [each for each in known if each.source == "test"]
+    return ", ".join(f"{each.words.removeprefix('test ')} {each.form(result[each.name])}" for each in shown)
 
 
 def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -> str:

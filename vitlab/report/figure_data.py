@@ -22,7 +22,7 @@ class Curve(NamedTuple):
     values: list[float]
 
 
-def learning_curves(row: Row, key: str = SELECTED_BY) -> list[Curve]:
+def learning_curves(row: Row, key: str = SELECTED_BY.name) -> list[Curve]:
     """The learning curves of an arm's runs, in their order, of those runs that have one."""
     curves = []
     finished = row.runs["status"] == "finished" if "status" in row.runs else pd.Series(True, index=row.runs.index)

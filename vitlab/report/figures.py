@@ -85,7 +85,7 @@ def against(comparison: Comparison) -> "Figure":
     return drawn(WIDTH, height, lambda axes: draw_against(axes, comparison))
 
 
-def curves(comparison: Comparison, key: str = SELECTED_BY) -> "Figure | None":
+def curves(comparison: Comparison, key: str = SELECTED_BY.name) -> "Figure | None":
     """Mean learning curve of each arm in a band from its lowest to its highest seed; None where no run has one."""
     runs = [learning_curves(row, key) for row in comparison.rows]
     return drawn(WIDTH, 3.4, lambda axes: draw_curves(axes, comparison, runs, key)) if any(runs) else None
@@ -122,7 +122,7 @@ def combined(comparison: Comparison) -> "Figure":
         if key:
             draw_compute(right, comparison, key)
         else:
-            draw_curves(right, comparison, runs, SELECTED_BY)
+            draw_curves(right, comparison, runs, SELECTED_BY.name)
         return settled(figure)
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from vitlab.config.overrides import typed
 from vitlab.storage.files import write_whole
+from vitlab.storage.metrics import SELECTED_BY
 
 
 def ranked(record: dict[str, Any]) -> list[dict[str, Any]]:
     """The finished trials, the best first."""
     finished = [trial for trial in record["trials"] if trial["state"] == "finished" and trial["value"] is not None]
-    return sorted(finished, key=lambda trial: (-trial["value"], trial["number"]))
+    return sorted(finished, key=lambda trial: (-SELECTED_BY.sign * trial["value"], trial["number"]))
 
 
 def short(value: Any) -> str:
@@ -23,10 +24,11 @@ def top5_table(record: dict[str, Any]) -> list[list[str]]:
     """The five best trials as a table, its head first."""
     keys = [each["key"] for each in record["space"]]
     head = ["trial", "validation", *keys]
-    return [head] + [
-        [str(trial["number"]), f"{trial['value']:.2%}", *(short(trial["params"].get(key, "")) for key in keys)]
-        for trial in ranked(record)[:5]
-    ]
+    rows = []
+    for trial in ranked(record)[:5]:
+        values = [short(trial["params"].get(key, "")) for key in keys]
+        rows.append([str(trial["number"]), SELECTED_BY.format(trial["value"]), *values])
+    return [head, *rows]
 
 
 def counted(record: dict[str, Any]) -> str:
@@ -76,7 +78,7 @@ def write_trials(record: dict[str, Any], path: Path) -> None:
     keys = [each["key"] for each in record["space"]]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["number", "state", "val/accuracy", "run", *keys])
+        writer.writerow(["number", "state", SELECTED_BY.name, "run", *keys])
         for trial in record["trials"]:
             params = [trial["params"].get(key, "") for key in keys]
             writer.writerow([trial["number"], trial["state"], trial["value"], trial["run"], *params])

@@ -6,6 +6,7 @@ import numpy as np
 
 from vitlab.plotting import COLOURS, INK, SOFT, STYLE, WIDTH, blank, caption, dress, shorten
 from vitlab.report.figures import drawn
+from vitlab.storage.metrics import SELECTED_BY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +45,7 @@ def slices(record: dict[str, Any]) -> "Figure | None":
             else:
                 axes.set_visible(False)
         for axes in grid[:, 0]:
-            axes.set_ylabel("validation accuracy (%)")
+            axes.set_ylabel(SELECTED_BY.heading)
     return figure
 
 
@@ -53,19 +54,20 @@ def draw_history(axes: "Axes", trials: list[dict[str, Any]]) -> None:
 
     for state, mark, colour in (("finished", "o", COLOURS[0]), ("pruned", "x", COLOURS[1])):
         of = [trial for trial in trials if trial["state"] == state and trial["value"] is not None]
-        points = [trial["number"] for trial in of], [100 * trial["value"] for trial in of]
+        points = [trial["number"] for trial in of], [SELECTED_BY.scale * trial["value"] for trial in of]
         if of:
             axes.plot(*points, mark, ms=4.5, color=colour, alpha=0.8, label=state)
-    best = [(trial["number"], 100 * trial["value"]) for trial in trials if trial["state"] == "finished"]
+    best = [(trial["number"], SELECTED_BY.scale * trial["value"]) for trial in trials if trial["state"] == "finished"]
     if best:
         numbers, values = zip(*best, strict=True)
-        axes.step(numbers, np.maximum.accumulate(values), where="post", color=INK, lw=1.2, label="best so far")
+        running = np.maximum if SELECTED_BY.higher_is_better else np.minimum
+        axes.step(numbers, running.accumulate(values), where="post", color=INK, lw=1.2, label="best so far")
     lost = [trial["number"] for trial in trials if trial["state"] in ("failed", "refused")]
     if lost:
         ends = axes.get_xaxis_transform()
         axes.plot(lost, [0.02] * len(lost), "|", ms=7, color=SOFT, transform=ends, label="failed or refused")
     axes.set_xlabel("trial")
-    axes.set_ylabel("validation accuracy (%)")
+    axes.set_ylabel(SELECTED_BY.heading)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     dress(axes)
     if axes.get_legend_handles_labels()[0]:
@@ -78,12 +80,12 @@ def draw_importance(axes: "Axes", found: dict[str, float]) -> None:
     axes.barh(places, [100 * value for value in found.values()], height=0.6, color=COLOURS[0])
     axes.set_yticks(places, [shorten(key, 34) for key in found], parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel("share of the variance of validation accuracy (%)")
+    axes.set_xlabel(f"share of the variance of {SELECTED_BY.words} (%)")
     dress(axes, "x")
 
 
 def draw_slice(axes: "Axes", dimension: dict[str, Any], finished: list[dict[str, Any]]) -> None:
-    key, values = dimension["key"], [100 * trial["value"] for trial in finished]
+    key, values = dimension["key"], [SELECTED_BY.scale * trial["value"] for trial in finished]
     said = [trial["params"][key] for trial in finished]
     if dimension["kind"] == "choice":
         names = list(dimension["values"])

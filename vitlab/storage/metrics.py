@@ -5,7 +5,7 @@ A new metric is one line of `METRICS` and the code that computes it.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
@@ -15,7 +15,6 @@ from vitlab.config.errors import ConfigError
 from vitlab.config.groups import nearest
 
 NONE = "\N{EN DASH}"  # where nothing is known
-SELECTED_BY = "val/accuracy"  # what weights, trials and arms are chosen by, where nothing else is asked for
 FAMILY = re.compile(r"(?<=/)[1-9]\d{0,5}(?=-)")  # the 5 of test/5-shot, which stands in the table as test/K-shot
 
 
@@ -77,9 +76,19 @@ class Metric:
     count: int | None = None
 
     @property
+    def family(self) -> bool:
+        """Whether its name in the table stands for many: K-shot."""
+        return "K" in self.name
+
+    @property
     def sign(self) -> int:
         """1 where higher is better, else -1."""
         return 1 if self.higher_is_better else -1
+
+    @property
+    def goal(self) -> Literal["maximize", "minimize"]:
+        """The direction as Optuna and W&B call it."""
+        return "maximize" if self.higher_is_better else "minimize"
 
     @property
     def scale(self) -> int:
@@ -98,7 +107,7 @@ class Metric:
         if self.source == "test":
             name, words = f"val/{self.name.partition('/')[2]}", f"validation {self.words.partition(' ')[2]}"
             return replace(self, name=name, words=words, source="validation")
-        return self if self.source == "validation" else METRICS[SELECTED_BY]
+        return self if self.source == "validation" else SELECTED_BY
 
     def format(self, value: float | None) -> str:
         """With its unit, or in percent: 99.31%, 13.7 k, 1 min 13 s; a dash where it is not known."""
@@ -161,6 +170,8 @@ TABLE = (
     RESULT(name="test_images", words="test images", **COUNT),
 )
 METRICS = {each.name: each for each in TABLE}
+SELECTED_BY = METRICS["val/accuracy"]  # what weights, trials and arms are chosen by, unless something else is asked
+TIES_BY = METRICS["val/loss"]  # which of two evaluations with the same accuracy is the better one
 COSTS = tuple(each.name for each in TABLE if each.cost)
 
 
@@ -168,7 +179,7 @@ def find(name: str) -> Metric | None:
     """What is known of a metric; None where nothing is."""
     family = FAMILY.search(name)
     found = METRICS.get(FAMILY.sub("K", name))
-    if found is None or ("K" in found.name) != bool(family):
+    if found is None or found.family != bool(family):
         return None
     if family is None:
         return found
@@ -185,3 +196,8 @@ def metric(name: str) -> Metric:
         known = [each.name.replace("/K-", "/5-") for each in TABLE if each.source != "row"]
         raise ConfigError(f"{name}: there is no such metric{nearest(name, known)} (there are {', '.join(known)})")
     return found
+
+
+def rank(scores: Mapping[str, float]) -> tuple[float, ...]:
+    """Sort key of an evaluation's scores, which are named without their split: the largest one is the best."""
+    return tuple(each.sign * scores[each.name.removeprefix("val/")] for each in (SELECTED_BY, TIES_BY))

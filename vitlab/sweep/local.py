@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import psutil
 
+from vitlab.storage.metrics import SELECTED_BY
 from vitlab.sweep.job import Child, Failure, Job, Slot
 from vitlab.sweep.progress import Board
 from vitlab.system.signals import Signals
@@ -252,7 +253,7 @@ class Local:
         """Reads the new rows of the trainings at work."""
         for child in self.running:
             for row in fresh(child):
-                if "val/accuracy" in row:
+                if SELECTED_BY.name in row:
                     child.row = {key: value for key, value in row.items() if key.startswith("val/")}
                     if not child.pruned and source.stops(child.job, row):
                         child.pruned = True

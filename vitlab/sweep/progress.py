@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from vitlab.storage.metrics import SELECTED_BY
+
 if TYPE_CHECKING:
     from vitlab.sweep.job import Child, Job
 
@@ -52,7 +54,7 @@ class Board:
         if status == "finished":
             with contextlib.suppress(ValueError, KeyError):
                 result = job.run.result()
-                said = f"  validation {result['val/accuracy']:.2%}, {result['seconds']:.0f} s"
+                said = f"  validation {SELECTED_BY.format(result[SELECTED_BY.name])}, {result['seconds']:.0f} s"
         self.say(f"{status:<8}  {job}{said}")
 
     def show(self, running: "Sequence[Child]", total: int) -> None:
@@ -80,7 +82,7 @@ class Board:
             table.add_column(name)
         for child in running:
             left = child.left()
-            accuracy = f"{child.row['val/accuracy']:.2%}" if child.row else ""
+            accuracy = SELECTED_BY.format(child.row[SELECTED_BY.name]) if child.row else ""
             table.add_row(
                 Text(child.job.name),
                 str(child.job.seed),

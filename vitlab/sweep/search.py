@@ -16,6 +16,7 @@ from vitlab.config.errors import DatasetMissing, SweepError, SweepFileError
 from vitlab.config.overrides import merged, typed
 from vitlab.report.search import ranked, report
 from vitlab.storage.lock import Lock
+from vitlab.storage.metrics import SELECTED_BY
 from vitlab.sweep import plan as planning
 from vitlab.sweep.job import Failure, Job, Slot
 from vitlab.sweep.local import Listed, Local
@@ -313,7 +314,7 @@ class Trials:
 
     def note(self, work: Work, row: dict[str, Any]) -> None:
         """Keeps what an evaluation said, under its number; who goes on from a checkpoint says some of it again."""
-        if not isinstance(value := row.get("val/accuracy"), int | float):
+        if not isinstance(value := row.get(SELECTED_BY.name), int | float):
             return
         step = int(row.get("step", 0))
         if step not in work.steps:
@@ -335,7 +336,7 @@ class Trials:
         for row in job.run.rows() if status in ("finished", "pruned") else ():
             self.note(work, row)
         result = job.run.result() if status in ("finished", "pruned") else {}
-        value = result.get("val/accuracy")
+        value = result.get(SELECTED_BY.name)
         for number, trial in enumerate(work.trials):
             if status == "finished" and isinstance(value, int | float):
                 self.study.tell(trial, float(value))
@@ -357,7 +358,7 @@ class Trials:
         finished = [trial for trial in self.kept().values() if trial.state == TrialState.COMPLETE]
         if not finished:
             return None
-        return self.check(FOUND, max(finished, key=lambda trial: trial.value or 0.0).params)
+        return self.check(FOUND, max(finished, key=lambda trial: SELECTED_BY.sign * (trial.value or 0.0)).params)
 
     def record(self, found: Checked | None) -> dict[str, Any]:
         """What is kept of the search beside its answer."""

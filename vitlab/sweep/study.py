@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitlab.config.errors import SweepError
+from vitlab.storage.metrics import SELECTED_BY
 from vitlab.sweep.plan import Plan
 from vitlab.sweep.question import Dimension, Search
 
@@ -156,7 +157,7 @@ def load(plan: Plan) -> "optuna.Study":
         study = optuna.create_study(
             study_name="search",
             storage=storage,
-            direction="maximize",
+            direction=SELECTED_BY.goal,
             pruner=pruner(search.prune),
             load_if_exists=True,
         )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.storage.files import write_whole
+from vitlab.storage.metrics import METRICS
 
 
 def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -14,13 +15,14 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for axes, name, factor, unit in ((left, "loss", 1, "cross-entropy"), (right, "accuracy", 100, "%")):
-        for part, label in (("train", "training"), ("val", "validation")):
-            points = [(row["epoch"], row[f"{part}/{name}"] * factor) for row in rows if f"{part}/{name}" in row]
+    for axes, name in ((left, "loss"), (right, "accuracy")):
+        for split, width in (("train", 1), ("val", 2)):
+            of = METRICS[f"{split}/{name}"]
+            points = [(row["epoch"], row[of.name] * of.scale) for row in rows if of.name in row]
             if points:
-                axes.plot(*zip(*points, strict=True), label=label, linewidth=1 if part == "train" else 2)
+                axes.plot(*zip(*points, strict=True), label=of.words.removesuffix(f" {name}"), linewidth=width)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(f"{name} ({unit})")
+        axes.set_ylabel(f"{name} (%)" if of.share else name)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False)

@@ -12,11 +12,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vitlab.storage.jsonl import Journal
+from vitlab.storage.metrics import METRICS, SELECTED_BY
 from vitlab.storage.run import Run
 from vitlab.tracking.options import Tracking, ValidationMedia
 from vitlab.tracking.wandb_mirror import LEAVING, Mirror
 
 log = logging.getLogger("vitlab")
+SHOWN = {  # metrics of the progress line
+    "images_per_second": "{} images/s",
+    "train/loss": "loss {}",
+    "train/accuracy": "accuracy {}",
+    SELECTED_BY.name: "validation {}",
+}
 QUIET = 30.0  # seconds without a line, at most, where no progress bar can be drawn
 
 
@@ -99,11 +106,9 @@ class Tracker:
         self.written(partial(self.journal.add, row))
         self.mirror.row(row | self.histograms)
         self.histograms = {}
-        faces = {"images_per_second": ("{:,.0f} images/s", 1), "train/loss": ("loss {:.3f}", 1)}
-        faces |= {"train/accuracy": ("accuracy {:.1f} %", 100), "val/accuracy": ("validation {:.1f} %", 100)}
-        self.shown |= {key: form.format(row[key] * by) for key, (form, by) in faces.items() if key in row}
+        self.shown |= {key: label.format(METRICS[key].format(row[key])) for key, label in SHOWN.items() if key in row}
         self.bar.set_postfix_str("  ".join(self.shown.values()), refresh=False)
-        if self.bar.disable and ("val/accuracy" in row or time.monotonic() - self.spoke > QUIET):
+        if self.bar.disable and (SELECTED_BY.name in row or time.monotonic() - self.spoke > QUIET):
             self.spoke = time.monotonic()
             log.info("step %d/%d  %s", row["step"], self.steps, "  ".join(self.shown.values()))
 

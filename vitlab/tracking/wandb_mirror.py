@@ -8,6 +8,7 @@ from typing import Any
 
 from vitlab.evaluation import pictures
 from vitlab.storage.files import write_whole
+from vitlab.storage.metrics import TABLE
 from vitlab.storage.run import Run
 from vitlab.tracking.options import Tracking, ValidationMedia, logged_in
 
@@ -45,6 +46,9 @@ class Mirror:
     def work(self) -> None:
         try:
             with self.start() as remote:
+                for each in TABLE:
+                    if each.source == "validation" and not each.family:
+                        remote.define_metric(each.name, summary="max" if each.higher_is_better else "min")
                 while (row := self.rows.get()) is not None:
                     remote.log({key: drawn(value) for key, value in row.items()}, step=row["step"])
                 if self.views is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitlab.config.errors import CheckpointError
-from vitlab.storage.metrics import METRICS, SELECTED_BY
+from vitlab.storage.metrics import rank
 from vitlab.system.distributed import gather_state, shard_like
 from vitlab.training.ema import Ema
 from vitlab.training.meter import Meter
@@ -188,11 +188,6 @@ class TrainState:
         """Gives the model complete weights; with FSDP each process takes its part."""
         now = self.vit.state_dict()
         self.vit.load_state_dict({key: shard_like(value, now[key]) for key, value in weights.items()})
-
-
-def rank(scores: dict[str, float]) -> tuple[float, ...]:
-    """The scores of an evaluation as a tuple that is greater where they are better."""
-    return tuple(METRICS[name].sign * scores[name.partition("/")[2]] for name in (SELECTED_BY, "val/loss"))
 
 
 def like(value: Any, parameter: Tensor) -> bool:
