@@ -1,7 +1,7 @@
 """A comparison: runs grouped by everything but the seed, with intervals and tests; offline, from the store of runs."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from vitlab.config.check import PARTS
 from vitlab.config.errors import ConfigError
 from vitlab.config.moved import current_key
 from vitlab.report.agreement import agree, part
-from vitlab.report.grouping import differing, finished, listed, named, newest, position
+from vitlab.report.grouping import absent, differing, finished, listed, named, newest, position
 from vitlab.report.statistics import Estimate, clipped, estimate, holm, p_value, paired
 from vitlab.report.table import Comparison, Row
 from vitlab.report.verdict import notes, verdict
@@ -78,34 +78,41 @@ def compare(
         raise ConfigError(f"baseline={baseline}: there is no such arm; there are {listed(list(cells))}")
     base = owners[cells.get(baseline, baseline) if baseline is not None else next(iter(cells.values()))]
 
-    groups, seeds, stray = {}, {}, 0
-    runs = newest(table).sort_values(["cell", "seed"]).set_index("seed").copy()  # in one piece, grouping is faster
-    grouped = dict(list(runs.groupby("cell", sort=False)))
+    runs = newest(table).sort_values(["cell", "seed"])
+    twice, there = len(table) - len(runs), runs.groupby("cell")["seed"].agg(tuple).to_dict()
+    seeds = {}
     for cell, name in owners.items():
-        group = grouped.get(cell, runs.iloc[:0])
         asked = planned.get(name) if isinstance(planned, Mapping) else planned
-        seeds[name] = tuple(group.index if asked is None else dict.fromkeys(asked))
-        wanted = group.index.isin(seeds[name])
-        stray += int((~wanted).sum())
-        groups[name] = group if wanted.all() else group[wanted]
-    scores = {name: finished(group, metric) for name, group in groups.items()}
-    validation = {name: estimate(finished(group, measured.validation.name)) for name, group in groups.items()}
-    differences = {name: paired(scores[name], scores[base]) for name in groups if name != base}
+        seeds[name] = there.get(cell, ()) if asked is None else tuple(dict.fromkeys(asked))
+    wanted = [seed in seeds[owners[cell]] for cell, seed in zip(runs["cell"], runs["seed"], strict=True)]
+    runs = runs[pd.Series(wanted, runs.index, dtype=bool)].set_index("seed").copy()  # in one piece, grouping is faster
+    groups = dict(list(runs.groupby("cell", sort=False)))
+    keys = dict.fromkeys((*COSTS, metric, measured.validation.name))
+    values = pd.DataFrame({key: finished(runs, key) for key in keys})
+    grouped = values.groupby(runs["cell"].to_numpy(), sort=False)
+    parts, costs = dict(list(grouped)), grouped.median().to_dict("index")
+    parts = {name: parts.get(cell, values.iloc[:0]) for cell, name in owners.items()}
+    scores = {name: part[metric].dropna() for name, part in parts.items()}
+    validation = {name: estimate(part[measured.validation.name].dropna()) for name, part in parts.items()}
+    differences = {name: paired(scores[name], scores[base]) for name in parts if name != base}
     p = {name: p_value(difference) for name, difference in differences.items() if difference is not None}
     p = {name: value for name, value in p.items() if value is not None}
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
-    states = {name: state(group, seeds[name], metric) for name, group in groups.items()}
+    states = {
+        name: state(groups[cell]["status"] if cell in groups else (), len(seeds[name]), len(scores[name]), metric)
+        for cell, name in owners.items()
+    }
     chosen = best(validation, states, measured.validation)
     rows = []
-    for name, group in groups.items():
-        costs = {key: finished(group, key) for key in COSTS}
-        medians = {key: float(values.median()) for key, values in costs.items() if len(values)}
+    for cell, name in owners.items():
+        group = groups.get(cell, runs.iloc[:0])
+        medians = {key: value for key, value in costs.get(cell, {}).items() if key in COSTS and not absent(value)}
         words = "the baseline"
         if name != base:
             words = verdict(measured, scores[name], scores[base], differences[name], p.get(name), corrected.get(name))
         row = Row(
             name=name,
-            differs=differs.get(cells[name], {}),
+            differs=differs.get(cell, {}),
             x=position(x, group, medians),
             baseline=name == base,
             best=name == chosen,
@@ -120,9 +127,8 @@ def compare(
             cost=medians,
         )
         rows.append(row)
-    counting = {(cells[name], seed) for name, values in scores.items() for seed in values.index}
-    used = runs[[pair in counting for pair in zip(runs["cell"], runs.index, strict=True)]]
-    lines = notes(measured, used, rows, len(p), unreadable, len(table) - len(runs), stray)
+    used = runs[values[metric].notna().to_numpy()]
+    lines = notes(measured, used, rows, len(p), unreadable, twice, len(wanted) - sum(wanted))
     agreement = None
     if expect is not None:
         agreement = agree(expect, scores, measured, {name: owners[cell] for name, cell in cells.items()})
@@ -180,8 +186,8 @@ def check(table: pd.DataFrame, name: str, x: str | None, keys: list[str], asked:
         metric = metrics.metric(name)
     except ConfigError as error:
         raise ConfigError(f"metric={error}") from None
-    if not asked and (table["status"] == "finished").any() and finished(table, name).empty:
-        there = [key for key in table.columns if metrics.find(key) and not finished(table, key).empty]
+    if not asked and (table["status"] == "finished").any() and finished(table, name).isna().all():
+        there = [key for key in table.columns if metrics.find(key) and finished(table, key).notna().any()]
         raise ConfigError(f"metric={name}: no run reports such a number; there are {listed(there)}")
     if x is not None and x not in {*COSTS, *keys} and not (asked and x.partition(".")[0] in ROOTS):
         raise ConfigError(f"x={x}: there is no such key; there are {listed([*COSTS, *keys])}")
@@ -195,11 +201,15 @@ def best(validation: Mapping[str, Estimate | None], states: Mapping[str, str], m
     return max(complete, key=lambda name: metric.sign * complete[name], default=None)
 
 
-def state(group: pd.DataFrame, seeds: Sequence[int], metric: str) -> str:
-    """Which runs do not count, in words."""
-    counts = Counter(group["status"])
+def state(statuses: Iterable[str], planned: int, counting: int, metric: str) -> str:
+    """Which runs do not count, in words.
+
+    Args:
+        planned: how many seeds were asked for.
+        counting: how many finished runs have the metric.
+    """
+    counts = Counter(statuses)
     other = sorted(str(status) for status in counts if status not in {*STATES, "finished"})
     parts = [(counts[status], status) for status in (*STATES, *other)]
-    parts += [(counts["finished"] - len(finished(group, metric)), f"without {metric}")]
-    parts += [(len(seeds) - len(group), "missing")]
+    parts += [(counts["finished"] - counting, f"without {metric}"), (planned - counts.total(), "missing")]
     return ", ".join(f"{n} {words}" for n, words in parts if n > 0)

@@ -91,9 +91,8 @@ def numbers(table: pd.DataFrame, key: str) -> pd.Series:
 
 
 def finished(table: pd.DataFrame, key: str) -> pd.Series:
-    """The numbers of the finished runs that have one."""
-    values = numbers(table, key)
-    return values[(table["status"] == "finished") & values.notna()]
+    """The numbers of the finished runs; NaN for the rest."""
+    return numbers(table, key).where(table["status"] == "finished")
 
 
 def position(x: str | None, group: pd.DataFrame, cost: Mapping[str, float]) -> float | str | None:
