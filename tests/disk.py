@@ -30,7 +30,7 @@ def md5(path):
 
 
 def torchvision_class(kind):
-    module, _, name = kind.reader.partition(".")
+    module, _, name = kind.torchvision_name.partition(".")
     return getattr(modules(f"torchvision.datasets.{module}")[0], name)
 
 

@@ -1,4 +1,4 @@
-"""Dataset: facts about a set of labelled images, and its train, validation and test splits."""
+"""Dataset: the description of a set of labelled images, and its train, validation and test splits."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -6,51 +6,60 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from vitlab.config.errors import ConfigError
+from vitlab.config.errors import ConfigError, DataError
 from vitlab.data.examples import Examples, Pixels
 from vitlab.data.split import stratified_split
 from vitlab.system.memory import check_fits
 
 Size = int | tuple[int, int]
-KEPT: ContextVar[dict[str, dict[str, Examples]] | None] = ContextVar("KEPT", default=None)
+SPLITS_CACHE: ContextVar[dict[str, dict[str, Examples]] | None] = ContextVar("SPLITS_CACHE", default=None)
 
 
 @dataclass(kw_only=True)
 class Dataset:
-    """The contract. A kind states its facts and says in `read` where its images are; the splits are made here.
+    """Base class of the datasets.
 
-    Validation is a stratified slice of the training images, drawn by `split_seed`: never by the training seed, so that
-    two seeds of one experiment are judged on the same images.
+    To add one, write two files. `vitlab/data/datasets/NAME.py` has a subclass, decorated with
+    `@dataclass(kw_only=True)`, that
+
+    - sets `classes`, `channels`, `size`, `mean`, `std`, `flip` and `citation`: as class attributes where they are
+      known, else in `__post_init__`, which ends or begins with `super().__post_init__()`;
+    - declares its own options as fields without a default;
+    - overrides `read`, which returns the images of each split as `Pixels` (an array of images of one size), `Files`
+      (paths of image files) or an `Examples` of its own. `train` is required. Where `validation` is missing, it is cut
+      from the training images; where `test` is missing, the dataset needs the option `test_fraction`.
+
+    `conf/dataset/NAME.yaml` begins with a comment of one line, then has `_target_`, the six options below, and the
+    dataset's own, each with its default. `digits.py` and `digits.yaml` are a short example. Training, evaluation and
+    all commands then know `dataset=NAME`. Raise `DatasetMissing` where the files are not found, `DataError` where they
+    are damaged.
+
+    Validation images depend on `split_seed` and not on the training seed, so that all seeds of an experiment are
+    evaluated on the same images.
 
     Args:
-        image_size: side, or height and width, that the model sees, in pixels; None is the native size.
-        validation_fraction: share of the training images held out to choose hyper-parameters and checkpoints.
-        train_fraction: share of what remains that is trained on, for studies of data size.
+        image_size: side, or height and width, of the model's input in pixels; None is the native size.
+        validation_fraction: fraction of the training images held out to choose hyper-parameters and checkpoints.
+        train_fraction: fraction of the remaining images to train on, for studies of data size.
         train_examples: the same as a number of images; None is all.
         split_seed: seed of every split.
-        evaluation_crop: share of each side kept by the centre crop of evaluation; 1 keeps all.
+        evaluation_crop: fraction of each side kept by the center crop of evaluation; 1 keeps all.
 
     Raises:
-        ConfigError: a share or a number that no split can have.
-        DatasetMissing: no files where they were looked for.
+        ConfigError: a fraction or number of images that no split can have.
+        DatasetMissing: the files were not found.
     """
 
-    classes: tuple[str, ...] = field(init=False)
-    channels: int = field(init=False)
-    size: tuple[int, int] | None = field(init=False)  # native height and width, if they are all alike
+    classes: tuple[str, ...] = field(init=False)  # names, by label
+    channels: int = field(init=False)  # 3 for colour, 1 for grey
+    size: tuple[int, int] | None = field(init=False)  # height and width of images in memory; None: they vary
     mean: tuple[float, ...] = field(init=False)  # of the training pixels, each channel in 0 ... 1
     std: tuple[float, ...] = field(init=False)
-    flip: bool = field(init=False)  # whether a mirrored image keeps its class
+    flip: bool = field(init=False)  # whether a horizontal flip keeps the class
     citation: str = field(init=False)
 
-    path_options: ClassVar[tuple[str, ...]] = (
-        "root",
-        "download",
-    )  # options of where the files are
-
-    published: ClassVar[tuple[int, int] | None] = (
-        None  # training images, with validation's, and classes of a whole copy
-    )
+    path_options: ClassVar[tuple[str, ...]] = ("root", "download")  # options that do not change the images
+    published: ClassVar[tuple[int, int] | None] = None  # training images (with validation's) and classes
 
     image_size: Size | None
     validation_fraction: float
@@ -80,24 +89,26 @@ class Dataset:
             raise ConfigError("dataset.image_size=null: these images have no size of their own: give one, such as 224")
         if min(self.shape) < 1:
             raise ConfigError(f"dataset.image_size={self.image_size}: must be at least 1 pixel")
+        if not 0 < (fraction := getattr(self, "test_fraction", 0.2)) < 1:
+            raise ConfigError(f"dataset.test_fraction={fraction}: must lie between 0 and 1; 0.2 is usual")
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width that the model sees."""
+        """Height and width of the model's input."""
         size = self.image_size if self.image_size is not None else self.size
         assert size is not None
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     def read(self) -> dict[str, Examples]:
-        """The splits that the dataset comes with: `train`, and `validation` and `test` where it has them."""
+        """The images of `train`, and of `validation` and `test` where the dataset has such splits."""
         raise NotImplementedError(f"{type(self).__name__} has no read")
 
     @classmethod
     def planned(cls, **options: Any) -> "tuple[Dataset, int] | None":
-        """A published dataset whose files are not there, to plan with and never to read, and its training images.
+        """A published dataset without its files, to plan a sweep with, and its number of training images.
 
         Args:
-            options: of the constructor.
+            options: arguments of the constructor.
         """
         if cls.published is None:
             return None
@@ -108,21 +119,23 @@ class Dataset:
         return data, data.train_examples or round(rest * data.train_fraction)
 
     def splits(self) -> dict[str, Examples]:
-        """`train`, `validation` and `test`, resized where they are held in memory; see `read_once`."""
-        kept, key = KEPT.get(), repr(self)
-        if kept is None:
-            return self.divided()
-        if key not in kept:
-            kept.clear()
-            kept[key] = self.divided()
-        return dict(kept[key])
+        """`train`, `validation` and `test`; images in memory are resized to `image_size`. See `read_once`."""
+        cache, key = SPLITS_CACHE.get(), repr(self)
+        if cache is None:
+            return self.make_splits()
+        if key not in cache:
+            cache.clear()
+            cache[key] = self.make_splits()
+        return dict(cache[key])
 
-    def divided(self) -> dict[str, Examples]:
+    def make_splits(self) -> dict[str, Examples]:
         splits = self.read()
         train = splits["train"]
-        if "validation" not in splits:
-            count = round(len(train) * self.validation_fraction)
-            splits["validation"], train = split_off(train, count, self.split_seed, "dataset.validation_fraction")
+        for name, seed in (("test", self.split_seed + 2), ("validation", self.split_seed)):
+            if name not in splits:
+                option = f"{name}_fraction"
+                count = round(len(train) * getattr(self, option))
+                splits[name], train = split_off(train, count, seed, f"dataset.{option}")
         wanted = self.train_examples if self.train_examples is not None else round(len(train) * self.train_fraction)
         if not 1 <= wanted <= len(train):
             raise ConfigError(
@@ -138,17 +151,56 @@ class Dataset:
 
 @contextmanager
 def read_once() -> Generator[None]:
-    """While entered, the splits of a dataset that is asked for again and again are read once: trainings in a row."""
-    before = KEPT.set({})
+    """Context in which equal datasets, one after the other, are read from disk once: for trainings in a row."""
+    before = SPLITS_CACHE.set({})
     try:
         yield
     finally:
-        KEPT.reset(before)
+        SPLITS_CACHE.reset(before)
 
 
-def split_off(examples: Examples, count: int, seed: int, key: str) -> tuple[Examples, Examples]:
-    """A stratified slice of `count` examples, and the rest; `key` is the option to blame."""
+def split_off(examples: Examples, count: int, seed: int, option: str) -> tuple[Examples, Examples]:
+    """A stratified split of `count` examples, and the rest; `option` is named in the error."""
     if not 1 <= count < len(examples):
-        raise ConfigError(f"{key} would take {count} of {len(examples)} images: take at least 1 and leave at least 1")
+        raise ConfigError(
+            f"{option} would take {count} of {len(examples)} images: take at least 1 and leave at least 1"
+        )
     chosen, rest = stratified_split(examples.labels, count, seed)
     return examples.take(chosen), examples.take(rest)
+
+
+@dataclass(kw_only=True)
+class CustomDataset(Dataset):
+    """Base class of the datasets of a user's own images.
+
+    Args:
+        test_fraction: fraction of the training images kept for the test where there is no test split.
+        channels: 3 decodes to colour, 1 to grey.
+        mean: mean of each channel of the training pixels, in 0 ... 1.
+        std: standard deviation of each channel.
+        flip: whether a horizontal flip keeps the class.
+    """
+
+    size = None
+    citation = "your own images"
+
+    test_fraction: float
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise DataError(f"dataset.channels={self.channels}: use 3 (colour) or 1 (grey)")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise DataError(
+                    f"dataset.{name} has {len(values)} values for {self.channels} channels: give one a channel"
+                )
+        super().__post_init__()
+
+    @property
+    def mode(self) -> str:
+        """PIL's mode of the decoded images."""
+        return "RGB" if self.channels == 3 else "L"

@@ -1,4 +1,4 @@
-"""Examples: labelled images, in memory or in files. What a dataset gives for each of its splits."""
+"""Examples: labelled images, in memory or in files. What a dataset returns for each split."""
 
 import os
 import warnings
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from copy import copy
 from io import BytesIO
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +20,9 @@ from vitlab.data.preprocess import to_pixels, upright
 
 
 class Examples:
-    """The contract: labels, and the image of each as a PIL image."""
+    """Base class of labelled images. A subclass overrides `image`, and lists in `arrays` what has a row per image."""
+
+    arrays: ClassVar[tuple[str, ...]] = ("labels",)
 
     labels: np.ndarray
     min_size: int | None = None  # see `reduced`
@@ -35,32 +38,42 @@ class Examples:
         return self.image(index), int(self.labels[index])
 
     def shuffle(self, draw: np.random.Generator, batch: int) -> np.ndarray:
-        """The order of one epoch: every index once; to override where some orders are read faster than others.
+        """A permutation of the indices for one epoch; to override where some orders are read faster than others.
 
         Args:
-            draw: where all randomness comes from.
-            batch: images of a step, over all processes.
+            draw: the source of all randomness.
+            batch: global batch size.
         """
         return draw.permutation(len(self))
 
     def take(self, indices: np.ndarray) -> "Examples":
         """The examples at these indices."""
-        raise NotImplementedError(f"{type(self).__name__} has no take")
+        taken = copy(self)
+        for name in self.arrays:
+            setattr(taken, name, getattr(self, name)[indices])
+        return taken
 
     def reduced(self, min_size: int | None) -> "Examples":
-        """The same examples, for one who has no use for more than `min_size` pixels on an image's shorter side."""
-        same = copy(self)
-        same.min_size = min_size
-        return same
+        """The same examples, with JPEGs decoded at a reduced size.
+
+        Args:
+            min_size: smallest size that the shorter side may have then, in pixels (see `exif_transposed`); None
+                decodes at full size.
+        """
+        examples = copy(self)
+        examples.min_size = min_size
+        return examples
 
 
 class Pixels(Examples):
-    """Images of one size, held in memory.
+    """Images of one size in memory.
 
     Args:
         pixels: 0 to 255, on any device.
         labels: class of each (n,).
     """
+
+    arrays = ("pixels", "labels")
 
     def __init__(self, pixels: UInt8[Tensor, "n c y x"], labels: np.ndarray):
         self.pixels = pixels
@@ -70,15 +83,11 @@ class Pixels(Examples):
         pixels = self.pixels[index].cpu().numpy()
         return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
-    def take(self, indices: np.ndarray) -> "Pixels":
-        return Pixels(self.pixels[torch.from_numpy(indices)], self.labels[indices])
-
     def to(self, device: torch.device) -> "Pixels":
-        """The same images in a device's memory."""
         return Pixels(self.pixels.to(device), self.labels)
 
     def resized(self, size: tuple[int, int]) -> "Pixels":
-        """The same images at another (height, width), bicubic."""
+        """The images resized to (height, width), bicubic."""
         if tuple(self.pixels.shape[2:]) == size:
             return self
         pixels = torch.empty((*self.pixels.shape[:2], *size), dtype=torch.uint8)
@@ -88,29 +97,22 @@ class Pixels(Examples):
 
 
 class Files(Examples):
-    """Images in files, of any size, decoded when asked for.
+    """Image files of any size, decoded on access.
 
     Args:
-        paths: one file an image; names in an array, which worker processes share, are kept as they are.
+        paths: path of each image; an array of encoded paths, which worker processes share, is kept as it is.
         labels: class of each (n,).
-        mode: PIL's name of the mode each is converted to: "RGB" or "L".
-        remedy: what to do about a file that cannot be read.
-        min_size: see `Examples.reduced`.
+        mode: PIL mode to convert to: "RGB" or "L".
+        remedy: what to do about an unreadable file, for the error.
     """
 
-    def __init__(
-        self,
-        paths: list[Path] | np.ndarray,
-        labels: np.ndarray,
-        mode: str,
-        remedy: str = "fetch it again",
-        min_size: int | None = None,
-    ):
+    arrays = ("names", "labels")
+
+    def __init__(self, paths: list[Path] | np.ndarray, labels: np.ndarray, mode: str, remedy: str = "fetch it again"):
         self.names = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(p) for p in paths], dtype=bytes)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.mode = mode
         self.remedy = remedy
-        self.min_size = min_size
 
     @property
     def paths(self) -> list[Path]:
@@ -123,20 +125,17 @@ class Files(Examples):
         except (OSError, SyntaxError, ValueError) as error:
             raise unreadable(path, error, self.remedy) from error
 
-    def take(self, indices: np.ndarray) -> "Files":
-        return Files(self.names[indices], self.labels[indices], self.mode, self.remedy, self.min_size)
-
 
 def decode_image(file: Path | BytesIO, mode: str, min_size: int | None = None) -> Image.Image:
-    """The image in a file, upright, in one of PIL's modes.
+    """The image in a file, rotated by its EXIF orientation and converted to a PIL mode.
 
     Args:
         file: a path, or the file's bytes.
         mode: PIL's name of the mode.
-        min_size: pixels that the shorter side of a JPEG must have left; see `exif_transposed`.
+        min_size: see `exif_transposed`.
 
     Raises:
-        OSError, SyntaxError, ValueError: it cannot be read, whatever its decoder raised.
+        OSError, SyntaxError, ValueError: it cannot be decoded, whatever its decoder raised.
     """
     try:
         with ignore_pillow_warnings(), Image.open(file) as image:
@@ -149,23 +148,28 @@ def decode_image(file: Path | BytesIO, mode: str, min_size: int | None = None) -
 
 @contextmanager
 def ignore_pillow_warnings() -> Generator[None]:
-    """What Pillow finds odd in a file, it reads all the same. Not for several threads at once."""
+    """Context without Pillow's warnings about odd files, which it reads all the same. Not thread-safe."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield
 
 
 def decode_error(error: Exception) -> str:
-    """Why an image cannot be read, in one line."""
+    """Why an image cannot be decoded, in one line."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no image, or of a kind that Pillow does not read"
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         return f"it has more than {limit:,} pixels, which may be an attack on the memory: make it smaller"
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-    return f"it cannot be read ({' '.join(said.split())})"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+    return f"it cannot be read ({text})"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def unreadable(name: Path | str, error: Exception, remedy: str) -> DataError:
-    """The error for an image file that cannot be decoded."""
+    """The error for an image that cannot be decoded."""
     return DataError(f"{name} is not a readable image ({error}): {remedy}")

@@ -19,7 +19,7 @@ from webdataset import ShardWriter
 from tests.data.test_augment import STRONG, augment
 from tests.data.test_dataset import COMMON
 from vitlab.config.errors import DataError, DatasetMissing
-from vitlab.data.datasets.download import Store, bytes_of, check_address
+from vitlab.data.datasets.download import ShardCache, check_address, file_stat
 from vitlab.data.datasets.webdataset import WebDataset
 from vitlab.data.loader import TrainSampler, loader, local_indices
 
@@ -222,7 +222,7 @@ def test_remote_shards_are_the_same_as_those_on_a_disk_and_fetched_once(tmp_path
 def test_the_least_recently_used_shards_go_where_the_cache_is_full(tmp_path, far):
     write_shards(far.folder, 4)
     size = (far.folder / "train-000.tar").stat().st_size
-    store = Store(tmp_path / "cache", 2 * size + 100)
+    store = ShardCache(tmp_path / "cache", 2 * size + 100)
     names = [f"{far.address}/train-{i:03d}.tar" for i in range(4)]
     for when, shard in enumerate((0, 1, 0, 2, 0, 3, 0)):
         os.close(store.open(names[shard], size))
@@ -230,7 +230,7 @@ def test_the_least_recently_used_shards_go_where_the_cache_is_full(tmp_path, far
         assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= 2 * size + 100
     assert [int(name[-5]) for name in far.asked()] == [0, 1, 2, 3]
     with pytest.raises(DataError, match=rf"dataset.cache_bytes={size - 1}: .*train-000.tar alone has {size} bytes"):
-        Store(tmp_path / "small", size - 1).open(names[0], size)
+        ShardCache(tmp_path / "small", size - 1).open(names[0], size)
 
 
 def test_a_cache_too_small_for_what_is_read_at_a_time_is_remarked_on(tmp_path, far, caplog):
@@ -246,7 +246,7 @@ def test_a_cache_too_small_for_what_is_read_at_a_time_is_remarked_on(tmp_path, f
 def test_what_a_dead_process_left_takes_no_room(tmp_path, far):
     write_shards(far.folder, 2)
     size = (far.folder / "train-000.tar").stat().st_size
-    store = Store(tmp_path / "cache", size)
+    store = ShardCache(tmp_path / "cache", size)
     left = store.path(f"{far.address}/train-001.tar")
     left = left.with_name(f".{left.name}.part")
     left.parent.mkdir()
@@ -261,7 +261,7 @@ def read_all(store, names, data, seed):
         file = store.open(names[i], len(data[i]))
         assert os.pread(file, 10**6, 0) == data[i]
         os.close(file)
-        assert store.limit is None or sum(map(bytes_of, store.folder.glob("*.tar"))) <= store.limit
+        assert store.limit is None or sum(file_stat(path)[0] for path in store.folder.glob("*.tar")) <= store.limit
 
 
 @pytest.mark.parametrize("fitting", [None, 2])
@@ -269,7 +269,7 @@ def test_several_processes_fetch_at_once_and_keep_the_limit(tmp_path, far, fitti
     write_shards(far.folder, 6)
     data = [path.read_bytes() for path in sorted(far.folder.iterdir())]
     names = [f"{far.address}/train-{i:03d}.tar" for i in range(6)]
-    store = Store(tmp_path / "cache", fitting and fitting * len(data[0]))
+    store = ShardCache(tmp_path / "cache", fitting and fitting * len(data[0]))
     fork = multiprocessing.get_context("fork")
     several = [fork.Process(target=read_all, args=(store, names, data, seed)) for seed in range(4)]
     for one in several:

@@ -1,4 +1,4 @@
-"""Handwritten digits that ship inside scikit-learn: real images with no download."""
+"""The handwritten digits in scikit-learn: real images without a download."""
 
 import gzip
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vitlab.config.errors import DataError, DatasetMissing
-from vitlab.data.dataset import Dataset, split_off
+from vitlab.config.errors import DatasetMissing
+from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples, Pixels
 
 
@@ -17,11 +17,10 @@ from vitlab.data.examples import Examples, Pixels
 class Digits(Dataset):
     """1,797 handwritten digits of 8x8 pixels and 17 grey levels (Alpaydin and Kaynak 1998).
 
-    The file is read where scikit-learn keeps it, without importing scikit-learn, which takes seconds. It has no split
-    of its own: the test images are a stratified slice as well.
+    The file is read from scikit-learn's folder, without importing scikit-learn, which takes seconds.
 
     Args:
-        test_fraction: share of all images kept for the test.
+        test_fraction: fraction of all images kept for the test.
     """
 
     classes = tuple("0123456789")
@@ -36,11 +35,6 @@ class Digits(Dataset):
 
     test_fraction: float
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.test_fraction < 1:
-            raise DataError(f"dataset.test_fraction={self.test_fraction}: must lie between 0 and 1; 0.2 is usual")
-
     def read(self) -> dict[str, Examples]:
         package = find_spec("sklearn")
         file = Path(str(package and package.origin)).parent / "datasets" / "data" / "digits.csv.gz"
@@ -49,8 +43,4 @@ class Digits(Dataset):
         with gzip.open(file, "rt") as text:
             table = np.loadtxt(text, delimiter=",", dtype=np.uint8)
         pixels = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
-        everything = Pixels(torch.from_numpy(pixels), table[:, -1])
-        test, train = split_off(
-            everything, round(len(table) * self.test_fraction), self.split_seed + 2, "dataset.test_fraction"
-        )
-        return {"train": train, "test": test}
+        return {"train": Pixels(torch.from_numpy(pixels), table[:, -1])}

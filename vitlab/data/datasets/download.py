@@ -1,4 +1,4 @@
-"""Remote files, fetched whole into a folder that is kept below a limit, for several processes at once."""
+"""Downloads of remote shards into a folder of limited size, shared by several processes."""
 
 import fcntl
 import hashlib
@@ -22,24 +22,24 @@ def is_remote(name: str) -> bool:
 
 
 def check_address(name: str) -> None:
-    """Refuses what is neither a path nor an address that one may fetch: nothing of it ever reaches a shell.
+    """Refuses what is neither a path nor a URL that may be downloaded: nothing of it ever reaches a shell.
 
     Raises:
-        DataError: another scheme (`pipe:` would run a command), or a character that a fetching program might expand.
+        DataError: another scheme (`pipe:` would run a command), or a character that a download program might expand.
     """
     scheme = re.match(r"(\w+):", name)
     if scheme and not is_remote(name):
         reason = "would run a command, which no configuration may" if scheme[1] == "pipe" else "is no path or address"
         raise DataError(f"{name} {reason}: give a path, or an address of {', '.join(f'{s}://' for s in SCHEMES)}")
-    if scheme and (odd := re.search(r"[^\w.~:/?#@!$&'()+,;=%-]", name, flags=re.ASCII)):
+    if scheme and (invalid := re.search(r"[^\w.~:/?#@!$&'()+,;=%-]", name, flags=re.ASCII)):
         raise DataError(
-            f"{name} has {odd[0]!r}, which no address has: name the shards by braces, such as x-{{000..099}}.tar, and"
-            " write other characters as %XX"
+            f"{name} has {invalid[0]!r}, which no address has: name the shards by braces, such as x-{{000..099}}.tar,"
+            " and write other characters as %XX"
         )
 
 
-def short(name: str, *key: object) -> str:
-    """A file name for an address: readable, and another one for every key."""
+def cache_name(name: str, *key: object) -> str:
+    """A readable file name for a URL or path, unique for each key."""
     stem = re.sub(r"[^\w.-]", "_", re.split(r"[?#]", name)[0].rpartition("/")[2].removesuffix(".tar"), flags=re.ASCII)
     return f"{stem[-60:]}-{hashlib.sha256(repr((name, *key)).encode()).hexdigest()[:16]}"
 
@@ -58,11 +58,11 @@ def locked(path: Path, wait: bool = True) -> Generator[None]:
 
 
 @contextmanager
-def streamed(url: str) -> Generator[Any]:
-    """The bytes at an address, as webdataset opens it: curl for http, gsutil for gs; aws for s3, which it lacks.
+def open_url(url: str) -> Generator[Any]:
+    """A stream of the bytes at a URL, opened by webdataset: curl for http, gsutil for gs; and aws for s3.
 
     Raises:
-        DataError: they could not be fetched.
+        DataError: the download failed.
     """
     from webdataset.gopen import Pipe, gopen, gopen_schemes
 
@@ -81,12 +81,12 @@ def streamed(url: str) -> Generator[Any]:
         ) from error
 
 
-class Store:
-    """A folder of fetched files. One process fetches a file, the others wait for it; the least recently used ones go.
+class ShardCache:
+    """A folder of downloaded files, of which the least recently used are removed; one process downloads each.
 
     Args:
-        folder: where the files are.
-        limit: bytes that all of them, and those being fetched, may take together; None for no limit.
+        folder: the folder.
+        limit: bytes of all files, with those being downloaded; None for no limit.
     """
 
     def __init__(self, folder: Path, limit: int | None):
@@ -94,9 +94,9 @@ class Store:
         self.limit = limit
 
     def open(self, url: str, size: int) -> int:
-        """The descriptor of a file of this size, fetched if it is not here: to be closed by the caller."""
+        """The descriptor of a file of this size, downloaded if necessary; the caller closes it."""
         path = self.path(url)
-        while True:  # another process may remove it between the fetch and the opening
+        while True:  # another process may remove it between the download and the opening
             try:
                 file = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
@@ -106,13 +106,13 @@ class Store:
                 return file
 
     def path(self, url: str) -> Path:
-        return self.folder / f"{short(url)}.tar"
+        return self.folder / f"{cache_name(url)}.tar"
 
     def fetch(self, url: str, size: int | None = None) -> Path:
-        """The whole file; its size may be unknown where there is no limit.
+        """The path of the complete file. Without a limit its size may be unknown.
 
         Raises:
-            DataError: it could not be fetched, is larger than the limit, or has another size than it had.
+            DataError: the download failed, or the file is larger than the limit or not of the expected size.
         """
         path = self.path(url)
 
@@ -120,7 +120,7 @@ class Store:
             if self.limit is not None:
                 assert size is not None
                 self.reserve(part, size, url)
-            with streamed(url) as source, part.open("r+b" if part.exists() else "wb") as file:
+            with open_url(url) as source, part.open("r+b" if part.exists() else "wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
                 written = file.tell()
             if size is not None and written != size:
@@ -139,47 +139,42 @@ class Store:
         return self.folder / "locks" / path.name
 
     def reserve(self, part: Path, size: int, url: str) -> None:
-        """Makes an empty file of this size, once there is room for it: files being fetched count whole."""
+        """Creates an empty file of this size as soon as there is room; unfinished downloads count at their full size."""
         assert self.limit is not None
         if size > self.limit:
             raise DataError(f"dataset.cache_bytes={self.limit}: {url} alone has {size} bytes: allow more")
         while True:
             with locked(self.folder / "locks" / "room"):
-                if self.room(size) >= size:
+                if self.free_bytes(size) >= size:
                     with part.open("wb") as file:
                         file.truncate(size)
                     return
-            time.sleep(0.05)  # those that are being fetched can be removed once they are whole
+            time.sleep(0.05)  # finished downloads can be removed
 
-    def room(self, size: int) -> int:
-        """How many bytes are free, after removing the least recently used files until `size` are, if that can be."""
+    def free_bytes(self, size: int) -> int:
+        """The free bytes, after removing the least recently used files until `size` bytes are free, if possible."""
         assert self.limit is not None
         free = self.limit
         for part in self.folder.glob(".*.part"):
             try:
                 with locked(self.lock(Path(part.name[1:-5])), wait=False):
-                    part.unlink(missing_ok=True)  # nobody fetches it: its process died
+                    part.unlink(missing_ok=True)  # left by a process that died
             except BlockingIOError:
-                free -= bytes_of(part)
-        whole = sorted(self.folder.glob("*.tar"), key=last_use)
-        free -= sum(bytes_of(path) for path in whole)
-        for path in whole:
+                free -= file_stat(part)[0]
+        complete = sorted(self.folder.glob("*.tar"), key=lambda path: file_stat(path)[1])
+        free -= sum(file_stat(path)[0] for path in complete)
+        for path in complete:
             if free >= size:
                 break
-            free += bytes_of(path)
+            free += file_stat(path)[0]
             path.unlink(missing_ok=True)
         return free
 
 
-def bytes_of(path: Path) -> int:
+def file_stat(path: Path) -> tuple[int, float]:
+    """Bytes of a file and the time of its last use; zeros where another process has removed it."""
     try:
-        return path.stat().st_size
+        stat = path.stat()
     except FileNotFoundError:
-        return 0
-
-
-def last_use(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+        return 0, 0.0
+    return stat.st_size, stat.st_mtime

@@ -1,7 +1,8 @@
-"""MNIST and Fashion-MNIST: gzipped or plain IDX files, as torchvision or a Debian package lays them out."""
+"""MNIST, Fashion-MNIST and KMNIST: gzipped or plain IDX files, as torchvision or a Debian package lays them out."""
 
 import gzip
 import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -15,20 +16,20 @@ from vitlab.data.examples import Examples, Pixels
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in an IDX file of unsigned bytes, gzipped if its name says so (LeCun's format).
+    """The array in an IDX file of unsigned bytes (LeCun's format), gzipped if its name ends in .gz.
 
     Raises:
-        DataError: the file is not such a file, or is cut short.
+        DataError: another format, or a file that is cut short.
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        axes = data[3]
-        shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
-        if data[:3] != b"\0\0\x08" or len(data) != 4 + 4 * axes + math.prod(shape):
-            raise DataError(f"{len(data)} bytes for the shape {shape}")
-    except (ValueError, IndexError, EOFError, OSError) as error:
+        header = 4 + 4 * data[3]
+        shape = tuple(np.frombuffer(data[4:header], ">u4").tolist())
+        if data[:3] != b"\0\0\x08" or len(data) != header + math.prod(shape):
+            raise ValueError(f"{len(data)} bytes for the shape {shape}")
+    except (ValueError, IndexError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path} is not a whole IDX file of bytes ({error}): fetch it again") from error
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()
 
 
 @dataclass(kw_only=True)
@@ -36,9 +37,9 @@ class Mnist(Dataset):
     """70,000 grey images of 28x28 in 10 classes; the last 10,000 are the test set.
 
     Args:
-        root: folder that holds the four IDX files, directly, in `raw/` or in `MNIST/raw/` (torchvision's layout); None
+        root: folder of the four IDX files, directly, in `raw/` or in `MNIST/raw/` (torchvision's layout); None
             looks in `data/`.
-        download: fetch the files to `root` where they are missing.
+        download: download missing files to `root`.
     """
 
     classes = tuple("0123456789")
@@ -51,19 +52,19 @@ class Mnist(Dataset):
     citation = "LeCun, Bottou, Bengio and Haffner 1998, Gradient-based learning applied to document recognition"
 
     name: ClassVar[str] = "mnist"
-    folder: ClassVar[str] = "MNIST"  # torchvision's class and folder
-    elsewhere: ClassVar[tuple[str, ...]] = ()  # where a system keeps it
-    package: ClassVar[str] = ""  # how else to get it
+    folder: ClassVar[str] = "MNIST"  # name of torchvision's class and of its folder
+    system_folder: ClassVar[str | None] = None  # where a system package installs it
+    package_hint: ClassVar[str] = ""  # how to install that package
 
     root: str | None
     download: bool
 
     def read(self) -> dict[str, Examples]:
-        return {"train": self.part("train"), "test": self.part("t10k")}
+        return {"train": self.read_split("train"), "test": self.read_split("t10k")}
 
-    def part(self, prefix: str) -> Pixels:
-        images = read_idx(self.find(f"{prefix}-images-idx3-ubyte"))
-        labels = read_idx(self.find(f"{prefix}-labels-idx1-ubyte"))
+    def read_split(self, prefix: str) -> Pixels:
+        images = read_idx(self.find_file(f"{prefix}-images-idx3-ubyte"))
+        labels = read_idx(self.find_file(f"{prefix}-labels-idx1-ubyte"))
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(images):
             raise DataError(
                 f"{self.name} has {images.shape} images and {labels.shape} labels: the files do not belong together"
@@ -72,37 +73,27 @@ class Mnist(Dataset):
             raise DataError(f"{self.name} has a label {labels.max()}, but {len(self.classes)} classes")
         return Pixels(torch.from_numpy(images)[:, None], labels)
 
-    def find(self, file: str) -> Path:
+    def find_file(self, file: str) -> Path:
         root = Path(self.root) if self.root is not None else Path("data")
         folders = [root, root / "raw", root / self.folder / "raw"]
-        folders += [Path(place) for place in self.elsewhere if self.root is None]
-        found = [f for folder in folders for f in (folder / file, folder / f"{file}.gz") if f.is_file()]
-        if found:
-            return found[0]
+        if self.root is None and self.system_folder is not None:
+            folders.append(Path(self.system_folder))
+        for path in (folder / name for folder in folders for name in (file, f"{file}.gz")):
+            if path.is_file():
+                return path
         if self.download:
             from torchvision import datasets
 
             getattr(datasets, self.folder)(str(root), download=True)
             return root / self.folder / "raw" / file
         remedy = f"Get it with: vitlab train dataset={self.name} dataset.download=true dataset.root={root}"
-        raise DatasetMissing(f"{self.name}'s {file}[.gz]", folders, remedy + self.package)
+        raise DatasetMissing(f"{self.name}'s {file}[.gz]", folders, remedy + self.package_hint)
 
 
 class FashionMnist(Mnist):
-    """Photographs of clothing from a shop, in MNIST's format (Xiao, Rasul and Vollgraf 2017)."""
+    """70,000 photographs of clothing in MNIST's format (Xiao, Rasul and Vollgraf 2017)."""
 
-    classes = (
-        "t-shirt/top",
-        "trouser",
-        "pullover",
-        "dress",
-        "coat",
-        "sandal",
-        "shirt",
-        "sneaker",
-        "bag",
-        "ankle boot",
-    )
+    classes = ("t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
     mean = (0.2860,)
     std = (0.3530,)
     flip = True
@@ -110,8 +101,8 @@ class FashionMnist(Mnist):
 
     name = "fashion_mnist"
     folder = "FashionMNIST"
-    elsewhere = ("/usr/share/datasets/fashion-mnist",)
-    package = " (on Debian: apt-get install dataset-fashion-mnist)"
+    system_folder = "/usr/share/datasets/fashion-mnist"
+    package_hint = " (on Debian: apt-get install dataset-fashion-mnist)"
 
 
 class Kmnist(Mnist):

@@ -1,4 +1,4 @@
-"""Noise with labels, for benchmarks: nothing can be learned from it."""
+"""Random pixels with random labels, for benchmarks: nothing can be learned from them."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from vitlab.system.memory import check_fits
 
 @dataclass(kw_only=True)
 class Synthetic(Dataset):
-    """Random pixels with random labels, and a loud word that it is so.
+    """Random pixels with random labels; prints that they are.
 
     Args:
         examples: number of training images; a fifth as many are test images.
@@ -33,14 +33,11 @@ class Synthetic(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, least in (
-            ("examples", self.examples, 10),
-            ("classes_count", self.classes_count, 2),
-            ("channels", self.channels, 1),
-        ):
-            if value < least:
-                raise DataError(f"dataset.{name}={value}: must be at least {least}")
-        images, (height, width) = self.examples + self.tests, self.shape
+        for name, minimum in {"examples": 10, "classes_count": 2, "channels": 1}.items():
+            value = getattr(self, name)
+            if value < minimum:
+                raise DataError(f"dataset.{name}={value}: must be at least {minimum}")
+        images, (height, width) = self.examples + self.test_examples, self.shape
         of_each = f"{self.channels}x{height}x{width} numbers each, of {self.classes_count} classes"
         size = images * (self.channels * height * width + 8) + self.classes_count * 64
         check_fits(size, f"dataset.examples={self.examples}: {images} images of {of_each}, take", "use fewer of them")
@@ -49,8 +46,8 @@ class Synthetic(Dataset):
         self.std = self.std * self.channels
 
     @property
-    def tests(self) -> int:
-        """How many images the test has."""
+    def test_examples(self) -> int:
+        """Number of test images."""
         return max(self.classes_count, self.examples // 5)
 
     def read(self) -> dict[str, Examples]:
@@ -63,4 +60,4 @@ class Synthetic(Dataset):
             pixels = draw.integers(0, 256, (count, self.channels, *self.shape), dtype=np.uint8)
             return Pixels(torch.from_numpy(pixels), np.arange(count) % self.classes_count)
 
-        return {"train": noise(self.examples), "test": noise(self.tests)}
+        return {"train": noise(self.examples), "test": noise(self.test_examples)}

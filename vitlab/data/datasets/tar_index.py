@@ -1,4 +1,4 @@
-"""Where the images of a tar file lie: an index that is made by one pass and makes every later access random."""
+"""Index of the images in a tar shard: one pass over the file makes every later access random."""
 
 import json
 import re
@@ -20,11 +20,11 @@ class Index:
     """The samples of a shard, in their order.
 
     Args:
-        bytes: of the whole shard.
-        offsets: of each image's first byte (n,).
+        bytes: size of the shard.
+        offsets: first byte of each image (n,).
         sizes: bytes of each image (n,).
-        labels: of each sample (n,), as a place in `names`.
-        names: the different labels, as they are written.
+        labels: label of each image (n,), as an index into `names`.
+        names: the distinct labels, as they are written.
     """
 
     bytes: int
@@ -45,21 +45,21 @@ class Index:
 
 @dataclass
 class Sample:
-    """Members of one name and several extensions, one after the other.
+    """Consecutive members that share a name and differ in their extensions.
 
     Args:
-        name: what is common to them.
-        places: first byte and number of bytes of each, by extension.
-        text: what the member of the label says.
+        name: the shared name.
+        members: first byte and number of bytes of each member, by extension.
+        label: content of the label's member.
     """
 
     name: str
-    places: dict[str, tuple[int, int]]
-    text: bytes | None = None
+    members: dict[str, tuple[int, int]]
+    label: bytes | None = None
 
 
-class Counted:
-    """A stream that knows how many bytes of it were read."""
+class CountingReader:
+    """A stream that counts the bytes that were read from it."""
 
     def __init__(self, file: Any):
         self.file = file
@@ -71,71 +71,71 @@ class Counted:
         return data
 
 
-def scan(file: Any, shard: str, image: tuple[str, ...], label: str, *, stream: bool) -> Index:
+def index_shard(file: Any, shard: str, image: tuple[str, ...], label: str, *, stream: bool) -> Index:
     """The index of a shard in webdataset's format.
 
     Args:
-        file: the tar, open.
+        file: the open tar file.
         shard: its name, for errors.
         image: extensions of the image, the preferred one first.
         label: extension of the label, or `json:KEY`.
-        stream: whether the file can only be read from its beginning to its end.
+        stream: whether the file can only be read sequentially.
 
     Raises:
-        DataError: no tar, a tar that is cut short, a sample without image or label.
+        DataError: no tar file, a truncated one, or a sample without an image or a label.
     """
-    counted = Counted(file)
+    reader = CountingReader(file)
     extension, _, key = label.partition(":")
-    places, texts = [], []
-    for sample in samples(members(counted if stream else file, shard, stream), shard, extension):
-        found = [sample.places[ending] for ending in image if ending in sample.places]
+    images, texts = [], []
+    for sample in read_samples(read_members(reader if stream else file, shard, stream), shard, extension):
+        candidates = [sample.members[suffix] for suffix in image if suffix in sample.members]
         for missing, option, value in (
-            (not found, "image", ", ".join(image)),
-            (sample.text is None, "label", extension),
+            (not candidates, "image", ", ".join(image)),
+            (sample.label is None, "label", extension),
         ):
             if missing:
                 raise DataError(
-                    f"{shard}: sample {sample.name} has no {option} ({value}) but {', '.join(sample.places)}: name the"
+                    f"{shard}: sample {sample.name} has no {option} ({value}) but {', '.join(sample.members)}: name the"
                     f" extension in dataset.{option}, or make the shard again without such samples"
                 )
-        places.append(found[0])
-        texts.append(said(sample, key, shard))
-    if not places:
+        images.append(candidates[0])
+        texts.append(label_text(sample, key, shard))
+    if not images:
         raise DataError(f"{shard} has no samples: leave it out, or make it again")
-    while stream and counted.read(1 << 20):
+    while stream and reader.read(1 << 20):
         pass
     names, labels = np.unique(np.array(texts, dtype=np.str_), return_inverse=True)
-    offsets, sizes = np.array(places, dtype=np.int64).T
-    return Index(counted.bytes if stream else file.seek(0, 2), offsets, sizes, labels, names)
+    offsets, sizes = np.array(images, dtype=np.int64).T
+    return Index(reader.bytes if stream else file.seek(0, 2), offsets, sizes, labels, names)
 
 
-def samples(members: Iterator[tuple[tarfile.TarInfo, Any]], shard: str, extension: str) -> Iterator[Sample]:
-    """The members put together by webdataset's rule: the name ends at the first dot, the extension begins there."""
+def read_samples(members: Iterator[tuple[tarfile.TarInfo, Any]], shard: str, extension: str) -> Iterator[Sample]:
+    """Members grouped by webdataset's rule: the name ends at the first dot, where the extension begins."""
     from webdataset.tariterators import base_plus_ext
 
     sample = None
     for member, file in members:
-        name, ending = base_plus_ext(member.name)
-        if name is None or ending is None or not member.isreg() or META.match(member.name):
+        name, suffix = base_plus_ext(member.name)
+        if name is None or suffix is None or not member.isreg() or META.match(member.name):
             continue
-        ending = ending.lower()
+        suffix = suffix.lower()
         if sample is None or sample.name != name:
             if sample is not None:
                 yield sample
             sample = Sample(name, {})
-        if ending in sample.places:
-            raise DataError(f"{shard}: sample {name} has two members .{ending}: give every sample a name of its own")
-        sample.places[ending] = (member.offset_data, member.size)
-        if ending == extension:
-            sample.text = file.read(member.size)
+        if suffix in sample.members:
+            raise DataError(f"{shard}: sample {name} has two members .{suffix}: give every sample a name of its own")
+        sample.members[suffix] = (member.offset_data, member.size)
+        if suffix == extension:
+            sample.label = file.read(member.size)
     if sample is not None:
         yield sample
 
 
-def members(file: Any, shard: str, stream: bool) -> Iterator[tuple[tarfile.TarInfo, Any]]:
-    """The members of a tar, each with the file at its first byte, up to the empty block that ends a whole tar.
+def read_members(file: Any, shard: str, stream: bool) -> Iterator[tuple[tarfile.TarInfo, Any]]:
+    """The members of a tar file, each with the file at its first byte, up to the empty block at the end.
 
-    Read header by header, because tarfile's own loop takes a tar that is cut short or damaged for one that ends there.
+    Read header by header, because tarfile's own iteration ends silently where a file is truncated or damaged.
     """
     try:
         mode: Any = "r|" if stream else "r:"
@@ -154,16 +154,15 @@ def members(file: Any, shard: str, stream: bool) -> Iterator[tuple[tarfile.TarIn
         ) from error
 
 
-def said(sample: Sample, key: str, shard: str) -> str:
-    """The label as it is written in a sample: all of its member, or what the member has under a key."""
-    assert sample.text is not None
+def label_text(sample: Sample, key: str, shard: str) -> str:
+    """The label as written in a sample: the whole of its member, or the value of a key in the member's JSON."""
+    assert sample.label is not None
     try:
-        text = sample.text.decode()
+        text = sample.label.decode()
         value = json.loads(text)[key] if key else text.strip()
+        reason = repr(value)
     except (ValueError, KeyError, TypeError) as error:
         value, reason = None, f"{type(error).__name__} {error}"
-    else:
-        reason = repr(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "" or "\n" in str(value):
         raise DataError(
             f"{shard}: the label of sample {sample.name} is neither a number nor one line of text ({reason[:80]}): name"
@@ -173,7 +172,7 @@ def said(sample: Sample, key: str, shard: str) -> str:
 
 
 def member_name(header: bytes) -> str:
-    """The name in the block of 512 bytes that stands before a member's first byte, as far as it has room there."""
+    """The name in a member's header of 512 bytes; names over 100 bytes are cut."""
     try:
         return tarfile.TarInfo.frombuf(header, "utf-8", "replace").name
     except tarfile.HeaderError:
