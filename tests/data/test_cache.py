@@ -18,7 +18,7 @@ from tests.disk import draw_image, write_images, write_parquet, write_shards
 from tests.processes import Training, until
 from tests.training.test_loop import ALONE, fit
 from vitlab.config.build import assemble
-from vitlab.config.errors import DataError, DiskFull
+from vitlab.config.errors import DataError, DiskFull, StorageError
 from vitlab.data import cache, examples
 from vitlab.data.augment import eval_transform
 from vitlab.data.cache import Cached, cache_images
@@ -300,7 +300,7 @@ def disk_with(monkeypatch, *free):
 
 def test_images_that_do_not_fit_on_the_disk_are_refused_before_any_is_written(tmp_path, monkeypatch):
     part = files(tmp_path / "images")
-    disk_with(monkeypatch, cache.SPARE + 1000)
+    disk_with(monkeypatch, cache.RESERVED + 1000)
     with pytest.raises(DiskFull, match=r"20 decoded images take about 0.0 GB, .*: free some, .*system\.cache=null"):
         through(part, tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"]
@@ -319,7 +319,7 @@ def test_a_disk_that_becomes_full_meanwhile_is_a_sentence_and_leaves_nothing(tmp
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     part = files(tmp_path / "images")
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OSError, match=r"system\.cache=.*file/cache cannot be written .*: give another"):
+    with pytest.raises(StorageError, match=r"system\.cache=.*file/cache cannot be written .*: give another"):
         through(part, tmp_path / "file" / "cache")
 
 

@@ -29,7 +29,7 @@ def pil(pixels):
 
 
 def geometry(**values):
-    return Geometry(**{"size": (20, 24), "crop": "none", "border": (3, 2), "area": (0.2, 1.0), "flip": 0.5} | values)
+    return Geometry(**{"size": (20, 24), "crop": "none", "padding": (3, 2), "area": (0.2, 1.0), "flip": 0.5} | values)
 
 
 def test_numbers_are_uniform_and_a_function_of_each_part_of_their_key():
@@ -84,7 +84,7 @@ def test_a_resized_crop_is_pils_to_a_level(box, mirrored):
 @pytest.mark.parametrize("area", [(0.08, 1.0), (0.8, 1.0), (1.0, 1.0)])
 def test_crops_are_drawn_as_torchvision_draws_them(area):
     numbers = uniforms(1, *keys(3000), 22)
-    ours = geometry(crop="resized", area=area).boxes(numbers)
+    ours = geometry(crop="resized", area=area).crop_boxes(numbers)
     torch.manual_seed(0)
     theirs = np.array([RandomResizedCrop.get_params(pil(images(1)[0]), area, (3 / 4, 4 / 3)) for _ in range(3000)])
     for column in range(4):

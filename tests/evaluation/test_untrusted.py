@@ -291,7 +291,7 @@ FILES = COMMON | {"test_fraction": 0.2, "channels": 1, "mean": [0.5], "std": [0.
 SETS = "vitlab.data.datasets"
 SYNTHETIC = f"{SETS}.synthetic.Synthetic"
 OTHERS = {
-    "a part of a dataset": ({"_target_": f"{SETS}.download.Store", "folder": "hacked", "limit": 1}, "expected"),
+    "a part of a dataset": ({"_target_": f"{SETS}.download.ShardCache", "folder": "hacked", "limit": 1}, "expected"),
     "a trillion examples": (
         {"_target_": SYNTHETIC, **COMMON, "examples": 10**12, "classes_count": 10, "channels": 1}, "this machine has",
     ),

@@ -1,8 +1,9 @@
-"""Augmentation, through timm: what happens to an image (or a batch) between the file and the model in training."""
+"""Data augmentation of training images and batches, through timm."""
 
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,100 +20,81 @@ from vitlab.data.preprocess import Resize, to_pixels
 from vitlab.data.seeding import seeded
 from vitlab.system.lazy_imports import modules
 
-LEAST = 1e-30  # of a strength: of less no draw can be made
-NUMBERS = {"n": (0, 100), "w": (0, 100), "d": (0, 100), "a": (0.1, 1000)}  # of a policy's words; of others 0 to 1000
+MIN_STRENGTH = 1e-30  # smaller parameters of a Beta distribution cannot be drawn from
+POLICY_RANGES = {"n": (0, 100), "w": (0, 100), "d": (0, 100), "a": (0.1, 1000)}  # by letter; the others 0 to 1000
 
 Transform = Callable[[Image.Image], UInt8[Tensor, "c y x"]]
 
 
+@dataclass(kw_only=True, eq=False)
 class Augment:
-    """What a run's training images go through; a value that is 0 or null leaves its step out.
+    """The augmentation of a run; a value that is 0 or null turns its step off.
 
     Args:
-        crop: `none` (resize as in evaluation), `pad` (pad the border, cut at random) or `resized` (a random area and
-            aspect, resized: Inception's crop).
-        pad: border of `pad` as a share of the image's side; 0.125 is 4 pixels of 32.
-        area: smallest and largest share of the area that `resized` keeps.
-        flip: chance of a horizontal mirror; only where the dataset says that it keeps the class.
-        color_jitter: strength of brightness, contrast and saturation changes.
+        crop: `none` (resize as in evaluation), `pad` (random crop of the padded image) or `resized` (random resized
+            crop: Inception's).
+        pad: padding as a fraction of the image's side; 0.125 is 4 pixels of 32.
+        area: smallest and largest fraction of the area that `resized` keeps.
+        flip: probability of a horizontal flip; only where the dataset says that it keeps the class.
+        color_jitter: strength of the changes of brightness, contrast and saturation.
         auto_augment: timm's name of a policy, such as `rand-m9-mstd0.5-inc1` (RandAugment, magnitude 9), `original`
-            (AutoAugment), `augmix-m3-w3` or `3a` (one of grey, solarised and blurred; only this one goes together with
+            (AutoAugment), `augmix-m3-w3` or `3a` (one of grey, solarize and blur; the only one that goes together with
             color_jitter).
-        erase: chance that a rectangle of an image becomes noise, on the device (random erasing, Zhong et al. 2020).
-        repeats: copies of an image in a batch, each augmented anew (Hoffer et al. 2020); an epoch keeps its length and
-            sees 1 / repeats of the images.
+        erase: probability of random erasing, on the device (Zhong et al. 2020).
+        repeats: copies of an image in a batch, each augmented differently (Hoffer et al. 2020); an epoch keeps its
+            length and has 1 / repeats of the images.
         mixup: alpha of mixup's Beta distribution (Zhang et al. 2018).
         cutmix: alpha of CutMix's (Yun et al. 2019).
-        mix_probability: share of batches that are mixed.
-        cutmix_share: share of mixed batches that CutMix takes where both are on.
-        batched: whether crop and mirror are done to whole batches where they lie (true), or to one image after the
-            other by timm (false): the same distribution, other draws; auto is whole batches where that can be.
+        mix_probability: fraction of the batches that are mixed.
+        cutmix_share: fraction of the mixed batches that use CutMix where both are on.
+        batched: crop and flip whole batches on their device (true), or single images by timm (false): the same
+            distribution, other random numbers. auto is whole batches where possible.
 
     Raises:
-        ConfigError: a chance outside 0 ... 1, a negative strength.
+        ConfigError: a probability outside 0 ... 1, a negative strength.
     """
 
-    def __init__(
-        self,
-        *,
-        crop: Literal["none", "pad", "resized"],
-        pad: float,
-        area: tuple[float, float],
-        flip: float,
-        color_jitter: float,
-        auto_augment: str | None,
-        erase: float,
-        repeats: int,
-        mixup: float,
-        cutmix: float,
-        mix_probability: float,
-        cutmix_share: float,
-        batched: bool | Literal["auto"],
-    ):
-        chances = {
-            "flip": flip,
-            "pad": pad,
-            "erase": erase,
-            "mix_probability": mix_probability,
-            "cutmix_share": cutmix_share,
-        }
-        for name, value in chances.items():
-            if not 0 <= value <= 1:
+    crop: Literal["none", "pad", "resized"]
+    pad: float
+    area: tuple[float, float]
+    flip: float
+    color_jitter: float
+    auto_augment: str | None
+    erase: float
+    repeats: int
+    mixup: float
+    cutmix: float
+    mix_probability: float
+    cutmix_share: float
+    batched: bool | Literal["auto"]
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "pad", "erase", "mix_probability", "cutmix_share"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ConfigError(f"augment.{name}={value}: must be from 0 to 1")
-        for name, value in {"mixup": mixup, "cutmix": cutmix, "color_jitter": color_jitter}.items():
-            if not (value == 0 or value >= LEAST):
-                raise ConfigError(f"augment.{name}={value}: must be 0 (off), or {LEAST} and more")
-        if repeats < 1:
-            raise ConfigError(f"augment.repeats={repeats}: must be at least 1 (off); DeiT takes 3")
-        if color_jitter and auto_augment is not None and "3a" not in auto_augment:
+        for name in ("mixup", "cutmix", "color_jitter"):
+            if not ((value := getattr(self, name)) == 0 or value >= MIN_STRENGTH):
+                raise ConfigError(f"augment.{name}={value}: must be 0 (off), or {MIN_STRENGTH} and more")
+        if self.repeats < 1:
+            raise ConfigError(f"augment.repeats={self.repeats}: must be at least 1 (off); DeiT takes 3")
+        if self.color_jitter and self.auto_augment is not None and "3a" not in self.auto_augment:
             raise ConfigError(
-                f"augment.color_jitter={color_jitter} and augment.auto_augment={auto_augment}: the policy changes"
-                " colours itself: set one of them to 0 or null"
+                f"augment.color_jitter={self.color_jitter} and augment.auto_augment={self.auto_augment}: the policy"
+                " changes colours itself: set one of them to 0 or null"
             )
-        if not 0 < area[0] <= area[1] <= 1:
-            raise ConfigError(f"augment.area={list(area)}: must be two shares, the smaller first, such as [0.08, 1.0]")
-        self.crop = crop
-        self.pad = pad
-        self.area = area
-        self.flip = flip
-        self.color_jitter = color_jitter
-        self.auto_augment = auto_augment
-        self.erase = erase
-        self.repeats = repeats
-        self.mixup = mixup
-        self.cutmix = cutmix
-        self.mix_probability = mix_probability
-        self.cutmix_share = cutmix_share
-        self.batched = batched
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ConfigError(
+                f"augment.area={list(self.area)}: must be two fractions, the smaller first, such as [0.08, 1.0]"
+            )
 
     def transform(self, dataset: Dataset) -> Transform | None:
-        """What one training image goes through, for `dataset`'s size; None where that is nothing."""
+        """The transform of one training image; None where images stay as they are."""
         flip = self.flip if dataset.flip else 0.0
         colours = self.color_jitter or self.auto_augment
         if dataset.channels > 4 or (colours and dataset.channels not in (1, 3)):
-            what = "changes colours of" if colours else "reads"
+            verb = "changes colours of" if colours else "reads"
             raise ConfigError(
-                f"dataset.channels={dataset.channels}: vitlab {what} images of 1 channel (grey) or 3 (colour): use one"
+                f"dataset.channels={dataset.channels}: vitlab {verb} images of 1 channel (grey) or 3 (colour): use one"
             )
         if self.crop == "none" and not (flip or colours):
             return eval_transform(dataset)
@@ -136,43 +118,43 @@ class Augment:
         if self.crop != "resized":
             steps[0] = Resize(dataset.shape, dataset.evaluation_crop)
         if self.crop == "pad":
-            border = [round(side * self.pad) for side in reversed(dataset.shape)]
-            steps.insert(1, transforms.RandomCrop(dataset.shape, padding=border))
-        if self.auto_augment is not None and dataset.channels == 1:  # the policies know colour images only
+            padding = [round(side * self.pad) for side in reversed(dataset.shape)]
+            steps.insert(1, transforms.RandomCrop(dataset.shape, padding=padding))
+        if self.auto_augment is not None and dataset.channels == 1:  # the policies need colour images
             second.transforms = [transforms.Grayscale(3), *second.transforms, transforms.Grayscale(1)]
         return transforms.Compose([*steps, *second.transforms, *last.transforms])
 
     def min_size(self, dataset: Dataset) -> int:
-        """Pixels that an image's shorter side must have left for no crop to be magnified more than the whole's is."""
-        least = Resize(dataset.shape, dataset.evaluation_crop).min_size
+        """Smallest size of the shorter side at which a JPEG may be decoded, so that no crop is enlarged more for it."""
+        min_size = Resize(dataset.shape, dataset.evaluation_crop).min_size
         if self.crop != "resized":
-            return least
-        share = math.sqrt(self.area[0] * 3 / 4)  # of a side, kept by the smallest crop at the most uneven aspect
-        return max(least, math.ceil(max(dataset.shape) / share))
+            return min_size
+        side = math.sqrt(self.area[0] * 3 / 4)  # fraction kept by the smallest crop of the most extreme aspect ratio
+        return max(min_size, math.ceil(max(dataset.shape) / side))
 
     def geometry(self, dataset: Dataset) -> Geometry | None:
-        """The same for whole batches, where nothing but crop and mirror is asked for of images held at their size.
+        """The transform of whole batches, for images in memory that are cropped and flipped only.
 
         Raises:
-            ConfigError: more is asked for, and `batched`.
+            ConfigError: `batched`, where that is impossible.
         """
         flip = self.flip if dataset.flip else 0.0
-        alone = {
+        obstacles = {
             "these images are decoded from files, one": dataset.size is None,
             f"augment.color_jitter={self.color_jitter} is for one image": self.color_jitter,
             f"augment.auto_augment={self.auto_augment} is for one image": self.auto_augment,
         }
-        if found := [reason for reason, holds in alone.items() if holds]:
+        if reason := next((reason for reason, holds in obstacles.items() if holds), None):
             if self.batched is True:
-                raise ConfigError(f"augment.batched=true, but {found[0]} after the other: use augment.batched=auto")
+                raise ConfigError(f"augment.batched=true, but {reason} after the other: use augment.batched=auto")
             return None
         if self.batched is False or (self.crop == "none" and not flip):
             return None
-        border = (round(dataset.shape[0] * self.pad), round(dataset.shape[1] * self.pad))
-        return Geometry(size=dataset.shape, crop=self.crop, border=border, area=self.area, flip=flip)
+        padding = (round(dataset.shape[0] * self.pad), round(dataset.shape[1] * self.pad))
+        return Geometry(size=dataset.shape, crop=self.crop, padding=padding, area=self.area, flip=flip)
 
     def batchwise(self, classes: int) -> "Batchwise | None":
-        """What one training batch goes through on the device; None where that is nothing."""
+        """Random erasing and mixing of a training batch on its device; None where both are off."""
         return Batchwise(self, classes) if self.mixes or self.erase else None
 
     @property
@@ -182,10 +164,10 @@ class Augment:
 
 
 class Batchwise:
-    """Random erasing, then timm's mixup and CutMix, on normalised batches of any size where they lie.
+    """Random erasing, then timm's mixup and CutMix, of normalized batches of any size on any device.
 
-    Drawn from `key` alone, and erased areas from an image's place in the global batch too, so that several processes do
-    what one would. Smooths no label: the loss does.
+    The random numbers depend on `key`, and those of erasing on an image's index in the global batch too, so that
+    several processes do the same as one. Labels are not smoothed here: the loss does that.
     """
 
     def __init__(self, augment: Augment, classes: int):
@@ -203,11 +185,18 @@ class Batchwise:
             )
 
     def __call__(
-        self, images: Float[Tensor, "b c y x"], labels: Int[Tensor, " b"], places: np.ndarray, *key: int
+        self, images: Float[Tensor, "b c y x"], labels: Int[Tensor, " b"], indices: np.ndarray, *key: int
     ) -> tuple[Float[Tensor, "b c y x"], Int[Tensor, " b"] | Float[Tensor, "b classes"]]:
-        """Mixes image i with the image as far from the batch's end; an odd batch is made even by its first image."""
+        """Mixes image i with image n - 1 - i; an odd batch is extended by its first image.
+
+        Args:
+            images: normalized images.
+            labels: class of each.
+            indices: index of each in the global batch.
+            key: key of the random numbers.
+        """
         if self.erase is not None:
-            images = self.erase(images, places, *key)
+            images = self.erase(images, indices, *key)
         if self.mixup is None:
             return images, labels
         with seeded(*key):
@@ -220,7 +209,7 @@ class Batchwise:
 
 
 def eval_transform(dataset: Dataset) -> Transform | None:
-    """What one image goes through in evaluation; None where the images are held at their size."""
+    """The transform of one image in evaluation; None where images in memory stay as they are."""
     if dataset.size is not None:
         return None
     resize = Resize(dataset.shape, dataset.evaluation_crop)
@@ -228,27 +217,24 @@ def eval_transform(dataset: Dataset) -> Transform | None:
 
 
 def check_policy(policy: str) -> None:
-    """Raises ValueError where timm knows no such policy, or would leave out the words of it that it does not know."""
+    """Raises ConfigError for a policy with a word that timm does not know or ignores, or a number out of range."""
     (timm,) = modules("timm.data.auto_augment")
     kind, *words = policy.split("-")
-    makers = {"rand": timm.rand_augment_transform, "augmix": timm.augment_and_mix_transform}
-    make = makers.get(kind, timm.auto_augment_transform)
-    odd = [
-        word for word in words if not re.fullmatch(r"(m|n|p|w|inc|mstd|mmax|d|a|b)[0-9.]+|inc|t(weights|3aw?)", word)
-    ]
+    factories = {"rand": timm.rand_augment_transform, "augmix": timm.augment_and_mix_transform}
+    factory = factories.get(kind, timm.auto_augment_transform)
+    pattern = r"(m|n|p|w|inc|mstd|mmax|d|a|b)[0-9.]+|inc|t(weights|3aw?)"
+    unknown = [word for word in words if not re.fullmatch(pattern, word)]
     try:
         with seeded(0):
-            make(policy, {"img_mean": (0,)})
+            factory(policy, {"img_mean": (0,)})
     except (AssertionError, KeyError, ValueError, IndexError):
-        odd = odd or [kind]
-    if odd:
+        unknown = unknown or [kind]
+    if unknown:
         raise ConfigError(
-            f"augment.auto_augment={policy!r}: timm knows no {', '.join(map(repr, odd))} in it; rand-m9-mstd0.5-inc1 is"
-            " usual"
+            f"augment.auto_augment={policy!r}: timm knows no {', '.join(map(repr, unknown))} in it;"
+            " rand-m9-mstd0.5-inc1 is usual"
         )
     for name, number in re.findall(r"-([a-z]+)([0-9.]+)(?=-|$)", policy):
-        least, most = NUMBERS.get(name, (0, 1000))
-        if not least <= float(number) <= most:
-            raise ConfigError(
-                f"augment.auto_augment={policy}: {name}{number} must be from {name}{least} to {name}{most}"
-            )
+        low, high = POLICY_RANGES.get(name, (0, 1000))
+        if not low <= float(number) <= high:
+            raise ConfigError(f"augment.auto_augment={policy}: {name}{number} must be from {name}{low} to {name}{high}")

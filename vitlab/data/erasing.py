@@ -1,4 +1,4 @@
-"""Random erasing (Zhong et al. 2020) of a whole batch where it lies: timm's rectangles of noise, drawn together."""
+"""Random erasing (Zhong et al. 2020) of whole batches on any device, with the distribution of timm's."""
 
 import math
 
@@ -10,53 +10,54 @@ from torch import Tensor
 
 from vitlab.data.seeding import normals, seed_of, uniforms
 
-TRIES = 10  # at a rectangle that fits into the image; then it stays as it is
-AREA = (0.02, 1 / 3)  # shares of the image
-ASPECT = math.log(1 / 0.3)  # of the tallest rectangle; of the widest its negative
+TRIES = 10  # draws of a rectangle until one fits; then the image stays as it is
+AREA = (0.02, 1 / 3)  # smallest and largest fraction of the image
+MAX_LOG_ASPECT = math.log(1 / 0.3)  # of height / width; the minimum is its negative
 
 
 class Erasing:
-    """One rectangle of some images becomes noise of mean 0 and deviation 1, each pixel its own.
+    """Replaces one rectangle of some images by noise of mean 0 and standard deviation 1.
 
     Args:
-        chance: that an image loses one.
+        probability: probability that an image is erased.
     """
 
-    def __init__(self, chance: float):
-        self.chance = chance
+    def __init__(self, probability: float):
+        self.probability = probability
 
     def __call__(
-        self, images: Float[Tensor, "b c y x"], places: Int[np.ndarray, " b"], *key: int
+        self, images: Float[Tensor, "b c y x"], indices: Int[np.ndarray, " b"], *key: int
     ) -> Float[Tensor, "b c y x"]:
-        """The batch, erased; each image's draws depend on `key` and its place in the global batch alone."""
+        """The batch after erasing; the random numbers depend on `key` and the image's index in the global batch."""
         seed, device = seed_of(*key), images.device
-        draws = uniforms(seed, np.zeros_like(places), places, 3 + 2 * TRIES)
+        draws = uniforms(seed, np.zeros_like(indices), indices, 3 + 2 * TRIES)
         boxes = rectangles(draws[:, 1:], *images.shape[2:])
-        rows = np.flatnonzero((draws[:, 0] < self.chance) & (boxes[:, 2] > 0))  # known here: no GPU is waited for
-        if not len(rows):
+        erased = np.flatnonzero((draws[:, 0] < self.probability) & (boxes[:, 2] > 0))  # on the CPU: no GPU sync
+        if not len(erased):
             return images
-        erased = inside(torch.from_numpy(boxes[rows]).to(device, non_blocking=True), *images.shape[2:])
-        noise = normals(seed, places[rows], math.prod(images.shape[1:]), device).view(len(rows), *images.shape[1:])
-        which = torch.from_numpy(rows).to(device, non_blocking=True)
-        return images.index_copy(0, which, torch.where(erased, noise.to(images.dtype), images[which]))
+        mask = inside(torch.from_numpy(boxes[erased]).to(device, non_blocking=True), *images.shape[2:])
+        noise = normals(seed, indices[erased], math.prod(images.shape[1:]), device).view(-1, *images.shape[1:])
+        rows = torch.from_numpy(erased).to(device, non_blocking=True)
+        return images.index_copy(0, rows, torch.where(mask, noise.to(images.dtype), images[rows]))
 
 
 def rectangles(draws: Float[np.ndarray, "b draws"], height: int, width: int) -> Int[np.ndarray, "b four"]:
-    """Top, left, height and width of each; all 0 where none was found to fit."""
-    where, tries = draws[:, :2], rearrange(draws[:, 2:], "b (kind tries) -> kind b tries", kind=2)
+    """Top, left, height and width of each rectangle; height and width are 0 where none fits."""
+    position, tries = draws[:, :2], rearrange(draws[:, 2:], "b (kind tries) -> kind b tries", kind=2)
     areas = height * width * (AREA[0] + (AREA[1] - AREA[0]) * tries[0])
-    aspects = np.exp(ASPECT * (2 * tries[1] - 1))
-    high, wide = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
-    fits = (high < height) & (wide < width)
-    first, found = fits.argmax(axis=1), fits.any(axis=1)
-    high, wide = (np.where(found, side[np.arange(len(draws)), first], 0) for side in (high, wide))
-    top, left = np.floor(where[:, 0] * (height - high + 1)), np.floor(where[:, 1] * (width - wide + 1))
-    return np.stack((top, left, high, wide), axis=1).astype(np.int64)
+    aspects = np.exp(MAX_LOG_ASPECT * (2 * tries[1] - 1))
+    heights, widths = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
+    fits = (heights < height) & (widths < width)
+    first, any_fits = (np.arange(len(draws)), fits.argmax(axis=1)), fits.any(axis=1)
+    box_height, box_width = np.where(any_fits, heights[first], 0), np.where(any_fits, widths[first], 0)
+    top = np.floor(position[:, 0] * (height - box_height + 1))
+    left = np.floor(position[:, 1] * (width - box_width + 1))
+    return np.stack((top, left, box_height, box_width), axis=1).astype(np.int64)
 
 
 def inside(boxes: Int[Tensor, "b four"], height: int, width: int) -> Bool[Tensor, "b 1 y x"]:
-    """Which pixels lie in a rectangle."""
-    top, left, high, wide = boxes.view(-1, 4, 1).unbind(1)
+    """Mask of the pixels in each rectangle."""
+    top, left, box_height, box_width = boxes.view(-1, 4, 1).unbind(1)
     rows, columns = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)
-    in_rows, in_columns = (rows >= top) & (rows < top + high), (columns >= left) & (columns < left + wide)
+    in_rows, in_columns = (rows >= top) & (rows < top + box_height), (columns >= left) & (columns < left + box_width)
     return (in_rows[:, :, None] & in_columns[:, None])[:, None]

@@ -1,4 +1,4 @@
-"""Randomness as a function of a key: the same key gives the same draws, wherever and whenever they are made."""
+"""Random numbers as a function of a key: the same on any process and device, in any order."""
 
 import random
 from collections.abc import Generator
@@ -12,7 +12,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / the golden ratio: SplitMix64's 
 
 
 def seed_of(*key: int) -> int:
-    """A 63-bit seed from integers that are at least 0; any change of any of them gives an unrelated one."""
+    """A 63-bit seed from non-negative integers; another integer gives an unrelated seed."""
     low, high = np.random.SeedSequence(key).generate_state(2, np.uint32)
     return int(low) | (int(high) >> 1 << 32)
 
@@ -20,22 +20,22 @@ def seed_of(*key: int) -> int:
 def uniforms(
     seed: int, rounds: Int[np.ndarray, " b"], indices: Int[np.ndarray, " b"], draws: int
 ) -> Float[np.ndarray, "b draws"]:
-    """Numbers in 0 ... 1 for each (seed, round, index), all at once: SplitMix64 (Steele et al. 2014) as a hash."""
+    """Uniform numbers in 0 ... 1 for each (seed, round, index), by SplitMix64 (Steele et al. 2014) as a hash."""
     state = mix_bits(np.uint64(seed_of(seed)) + rounds.astype(np.uint64) * GOLDEN)
     state = mix_bits(state + indices.astype(np.uint64) * GOLDEN)
-    found = mix_bits(state[:, None] + np.arange(1, draws + 1, dtype=np.uint64) * GOLDEN)
-    return (found >> np.uint64(11)) * 2.0**-53
+    bits = mix_bits(state[:, None] + np.arange(1, draws + 1, dtype=np.uint64) * GOLDEN)
+    return (bits >> np.uint64(11)) * 2.0**-53
 
 
 def mix_bits(bits: np.ndarray) -> np.ndarray:
-    """Every bit of the 64 that come out depends on all that go in."""
+    """The mixing function of SplitMix64: each output bit depends on all input bits."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))
 
 
 def normals(seed: int, rows: Int[np.ndarray, " b"], count: int, device: torch.device) -> Float[torch.Tensor, "b count"]:
-    """Numbers of mean 0 and deviation 1 for each (seed, row), made where they are used (Box and Muller 1958)."""
+    """Normal numbers for each (seed, row), computed on the device (Box and Muller 1958)."""
     start = mix_bits(np.uint64(seed_of(seed, 1)) + rows.astype(np.uint64) * GOLDEN).view(np.int64)
     pairs = torch.arange(1, -(-count // 2) + 1, device=device) * int(GOLDEN.astype(np.int64))
     bits = torch.from_numpy(start).to(device, non_blocking=True)[:, None] + pairs
@@ -52,7 +52,7 @@ def normals(seed: int, rows: Int[np.ndarray, " b"], count: int, device: torch.de
 
 @contextmanager
 def seeded(*key: int) -> Generator[None]:
-    """Seeds the global generators on the CPU for a while, and gives their states back afterwards."""
+    """Context in which the global generators on the CPU are seeded; restores their states at the end."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm draws from it)
     reseed(*key)
     try:
@@ -64,7 +64,7 @@ def seeded(*key: int) -> Generator[None]:
 
 
 def reseed(*key: int) -> int:
-    """Seeds the global generators on the CPU; gives the seed."""
+    """Seeds the global generators on the CPU, and returns the seed."""
     seed = seed_of(*key)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 (timm draws from it)

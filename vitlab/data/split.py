@@ -1,18 +1,17 @@
-"""Stratified, seeded slices of a labelled set."""
+"""Stratified, seeded splits."""
 
 import numpy as np
 
 
 def stratified_split(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts `count` examples off, every class in its share, and gives the indices of both parts, sorted.
+    """Sorted indices of a stratified sample of `count` examples, and of the rest.
 
-    Shares are rounded by largest remainder; the draw inside a class depends on the seed alone. A class-ordered file
-    is therefore as good as a shuffled one.
+    Counts of the classes are rounded by largest remainder. Which examples of a class are taken depends on the seed.
 
     Args:
         labels: class of each example (n,).
-        count: size of the first part, 0 to n.
-        seed: of the draw.
+        count: size of the sample, 0 to n.
+        seed: seed of the sample.
     """
     assert 0 <= count <= len(labels), (count, len(labels))
     draw = np.random.default_rng(seed)

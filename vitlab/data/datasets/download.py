@@ -139,7 +139,7 @@ class ShardCache:
         return self.folder / "locks" / path.name
 
     def reserve(self, part: Path, size: int, url: str) -> None:
-        """Creates an empty file of this size as soon as there is room; unfinished downloads count at their full size."""
+        """Creates an empty file of this size once there is room; unfinished downloads count at full size."""
         assert self.limit is not None
         if size > self.limit:
             raise DataError(f"dataset.cache_bytes={self.limit}: {url} alone has {size} bytes: allow more")
