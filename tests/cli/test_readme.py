@@ -42,12 +42,22 @@ def test_it_is_short_and_its_figures_are_there():
 def test_every_module_is_on_the_map():
     table = TEXT[TEXT.index("## The map") : TEXT.index("## How fast")]
     for path in (ROOT / "vitlab").rglob("*.py"):
-        if path.name != "__init__.py":
+        if path.name != "__init__.py" and path.parent.name != "datasets":  # those have a folder of their own
             assert path.name in table, path
 
 
-def test_its_table_is_what_can_be_chosen():
-    assert between("README.md", "options") == table(), "python -m vitlab.cli.readme writes it anew"
+def options(text):
+    return {
+        group: set(names.split()) for group, names in re.findall(r"^\| `\+?([\w/]+)=` \| (.+) \|$", text, re.MULTILINE)
+    }
+
+
+def test_its_table_lists_options_that_exist():
+    """A new option need not be in it: `python -m vitlab.cli.readme` adds it with the next release."""
+    listed, existing = options(between("README.md", "options")), options(table())
+    assert listed.keys() == existing.keys()
+    for group, names in listed.items():
+        assert names <= existing[group], group
 
 
 def test_its_answer_and_the_index_of_questions_are_those_of_the_published_pages():

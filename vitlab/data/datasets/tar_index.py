@@ -12,6 +12,7 @@ import numpy as np
 
 from vitlab.config.errors import DataError
 
+Sample = tuple[str, dict[str, tuple[int, int]], bytes | None]  # name; first byte and size by extension; label
 META = re.compile(r"__[^/]*__($|/)")  # members that webdataset keeps for itself
 
 
@@ -43,21 +44,6 @@ class Index:
             return cls(int(arrays["bytes"]), *(arrays[key] for key in ("offsets", "sizes", "labels", "names")))
 
 
-@dataclass
-class Sample:
-    """Consecutive members that share a name and differ in their extensions.
-
-    Args:
-        name: the shared name.
-        members: first byte and number of bytes of each member, by extension.
-        label: content of the label's member.
-    """
-
-    name: str
-    members: dict[str, tuple[int, int]]
-    label: bytes | None = None
-
-
 class CountingReader:
     """A stream that counts the bytes that were read from it."""
 
@@ -87,19 +73,19 @@ def index_shard(file: Any, shard: str, image: tuple[str, ...], label: str, *, st
     reader = CountingReader(file)
     extension, _, key = label.partition(":")
     images, texts = [], []
-    for sample in read_samples(read_members(reader if stream else file, shard, stream), shard, extension):
-        candidates = [sample.members[suffix] for suffix in image if suffix in sample.members]
+    for name, members, text in read_samples(reader if stream else file, shard, extension, stream):
+        candidates = [members[suffix] for suffix in image if suffix in members]
         for missing, option, value in (
             (not candidates, "image", ", ".join(image)),
-            (sample.label is None, "label", extension),
+            (text is None, "label", extension),
         ):
             if missing:
                 raise DataError(
-                    f"{shard}: sample {sample.name} has no {option} ({value}) but {', '.join(sample.members)}: name the"
-                    f" extension in dataset.{option}, or make the shard again without such samples"
+                    f"{shard}: sample {name} has no {option} ({value}) but {', '.join(members)}: name the extension in"
+                    f" dataset.{option}, or make the shard again without such samples"
                 )
         images.append(candidates[0])
-        texts.append(label_text(sample, key, shard))
+        texts.append(label_text(text, key, f"{shard}: the label of sample {name}"))
     if not images:
         raise DataError(f"{shard} has no samples: leave it out, or make it again")
     while stream and reader.read(1 << 20):
@@ -109,25 +95,25 @@ def index_shard(file: Any, shard: str, image: tuple[str, ...], label: str, *, st
     return Index(reader.bytes if stream else file.seek(0, 2), offsets, sizes, labels, names)
 
 
-def read_samples(members: Iterator[tuple[tarfile.TarInfo, Any]], shard: str, extension: str) -> Iterator[Sample]:
-    """Members grouped by webdataset's rule: the name ends at the first dot, where the extension begins."""
+def read_samples(file: Any, shard: str, extension: str, stream: bool) -> Iterator[Sample]:
+    """Consecutive members of one name, by webdataset's rule: the name ends at the first dot, the extension follows."""
     from webdataset.tariterators import base_plus_ext
 
-    sample = None
-    for member, file in members:
+    sample: Sample | None = None
+    for member, at in read_members(file, shard, stream):
         name, suffix = base_plus_ext(member.name)
         if name is None or suffix is None or not member.isreg() or META.match(member.name):
             continue
         suffix = suffix.lower()
-        if sample is None or sample.name != name:
+        if sample is None or sample[0] != name:
             if sample is not None:
                 yield sample
-            sample = Sample(name, {})
-        if suffix in sample.members:
+            sample = (name, {}, None)
+        if suffix in sample[1]:
             raise DataError(f"{shard}: sample {name} has two members .{suffix}: give every sample a name of its own")
-        sample.members[suffix] = (member.offset_data, member.size)
+        sample[1][suffix] = (member.offset_data, member.size)
         if suffix == extension:
-            sample.label = file.read(member.size)
+            sample = (*sample[:2], at.read(member.size))
     if sample is not None:
         yield sample
 
@@ -154,19 +140,19 @@ def read_members(file: Any, shard: str, stream: bool) -> Iterator[tuple[tarfile.
         ) from error
 
 
-def label_text(sample: Sample, key: str, shard: str) -> str:
-    """The label as written in a sample: the whole of its member, or the value of a key in the member's JSON."""
-    assert sample.label is not None
+def label_text(content: bytes | None, key: str, label: str) -> str:
+    """The label in a member: its whole text, or the value of a key in its JSON; `label` names it in errors."""
+    assert content is not None
     try:
-        text = sample.label.decode()
+        text = content.decode()
         value = json.loads(text)[key] if key else text.strip()
         reason = repr(value)
     except (ValueError, KeyError, TypeError) as error:
         value, reason = None, f"{type(error).__name__} {error}"
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "" or "\n" in str(value):
         raise DataError(
-            f"{shard}: the label of sample {sample.name} is neither a number nor one line of text ({reason[:80]}): name"
-            " its member in dataset.label, such as cls, txt or json:label"
+            f"{label} is neither a number nor one line of text ({reason[:80]}): name its member in dataset.label, such"
+            " as cls, txt or json:label"
         )
     return str(value)
 
