@@ -118,8 +118,12 @@ def test_another_dataset_is_mapped_by_the_names_of_its_classes(run, tmp_path, ca
 
     other.splits = splits
     two = measure(run, model, other, ["test"], external=True)["test"]
-    assert two.judgement.plain() == one.judgement.plain()
-    assert two.scores == one.scores
+    assert (two.judgement.predicted == one.judgement.predicted).all()
+    assert (two.judgement.labels == one.judgement.labels).all()
+    # Two forward passes: their last bits may differ, as they do with another number of threads.
+    assert two.judgement.true_probability == pytest.approx(one.judgement.true_probability, abs=1e-6)
+    assert two.judgement.confidence == pytest.approx(one.judgement.confidence, abs=1e-6)
+    assert two.scores == pytest.approx(one.scores, abs=1e-6)
 
     assert main(["evaluate", str(run), *words, "--device", "cpu", f"dataset.root={tmp_path}/pictures"]) == 0
     said = capsys.readouterr().out
