@@ -1,139 +1,91 @@
-"""What a sweep asks of speed and memory: its cells measured instead of trained, all in one process, interleaved."""
+"""The cells of a sweep of speed, measured instead of trained: all in one process, in turn in every round."""
 
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
+from statistics import median
 from typing import Any
 
-import torch
-
-from vitlab.bench.steps import Bare, Work, largest_batch, peak_bytes, preload
+from vitlab.bench.steps import StepRunner, Workload, largest_batch, peak_bytes, preload, result_if_fits, workload
 from vitlab.bench.timing import Stopwatch
-from vitlab.config.build import assemble, build
+from vitlab.config.build import build
 from vitlab.storage.run import environment
 from vitlab.storage.runs_table import flatten
-from vitlab.sweep.plan import Checked, Plan
+from vitlab.sweep.plan import Plan
 from vitlab.system.distributed import join_processes
 from vitlab.system.hardware import describe
-from vitlab.system.memory import out_of_memory
-from vitlab.system.precision import resolve
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of which each cell takes the fastest
-SLOW = 1.0  # seconds of a batch after which no larger one is tried
-GAIN = 1.05  # by which a larger batch must be faster to be taken
-TIMES = 3  # that a round times a batch, of which the median counts
+MAX_MS = 1000.0  # of a batch; after a slower one no larger one is tried
+MIN_GAIN = 1.05  # in images a second, by which a larger batch must be faster
+REPEATS = 3  # calls in a round, of which the median counts
 MEMORY = 16 * 2**30  # bytes: of one TPUv3 core, on which the paper measures
-TRAINED = (4, 16)  # images of the steps from whose memory that of any batch follows
+PROBED = (4, 16)  # images of the two steps from whose memory that of any batch is extrapolated
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A cell, what it is measured with, and what does not change from round to round."""
+def measure_cells(plan: Plan, report: Callable[[str], None]) -> list[dict[str, Any]]:
+    """A row for each cell and seed, as the table of runs has one for each run; a seed is a round.
 
-    cell: Checked
-    bare: Bare
-    facts: dict[str, Any]
-
-
-def measure(plan: Plan, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """A line a cell and seed, as the store has one of each run; a seed is a round.
-
-    `inference/images_per_second` is that of the batch which is fastest for the cell. `largest_batch` is the most images
-    that a training step fits with: on a GPU found by doubling; on a CPU, whose memory is everybody's, the most that 16
-    GiB would hold by what two smaller steps take.
+    `inference/images_per_second` is with the batch that is fastest for the cell.
 
     Args:
         plan: whose cells are measured.
-        say: is told of each.
+        report: is called with a line of progress.
     """
     preload([])
-    lines, done = [], []
+    rows, measured = [], []
     with join_processes(build(plan.cells[0].config["system"])) as dist:
-        ran: dict[str, Any] = {"device": describe(dist.device), "processes": dist.size}
-        code = environment(ran["device"])
-        git = code["git"] or {"commit": None, "dirty": None}
-        ran |= {"commit": git["commit"], "dirty": git["dirty"], "vitlab": code["packages"]["vitlab"]}
-        ran |= {"torch": code["packages"]["torch"]}
+        known = environment(describe(dist.device))
+        code = known["git"] or {"commit": None, "dirty": None}
+        code |= {name: known["packages"][name] for name in ("vitlab", "torch")}
         watch = Stopwatch(dist.device)
         for cell in plan.cells:
-            work = work_of(cell, dist.device)
-            largest = most(work)
-            bare = fastest(work, watch)
-            facts = {"largest_batch": largest, "batch": bare.work.batch, "precision": work.precision}
-            done.append(Measured(cell=cell, bare=bare, facts={key: v for key, v in facts.items() if v is not None}))
-            say(f"{cell.name}: the fastest batch has {bare.work.batch} images, the largest {largest or 'is not known'}")
+            work = workload(cell.config, cell.shape, batch=1, device=dist.device)
+            largest = most_images(work)
+            runner = StepRunner(work)
+            runner.model.eval()
+            choose_batch(runner, watch)
+            batch = len(runner.images)
+            facts = dict(flatten(cell.config)) | code
+            facts |= {"device": known["device"], "processes": dist.size, "precision": work.precision}
+            facts |= {"cell": cell.identity, "parameters": cell.parameters, "flops_per_image": cell.flops_per_image}
+            facts |= {"status": "finished", "batch": batch} | ({} if largest is None else {"largest_batch": largest})
+            measured.append((cell.name, runner, facts))
+            report(f"{cell.name}: the fastest batch has {batch} images, the largest {largest or 'is not known'}")
         for number, seed in enumerate(plan.question.seeds):
-            turn = number % len(done)
-            for one in (*done[turn:], *done[:turn]):  # nobody always comes after the same
-                began = time.perf_counter()
-                pace = one.bare.work.batch / speed(one.bare, watch)
-                lines.append(line(one, seed) | ran | {"inference/images_per_second": pace})
-                lines[-1]["seconds"] = time.perf_counter() - began
-            say(f"round {number + 1} of {len(plan.question.seeds)}")
-    return lines
+            measured = [*measured[1:], measured[0]]  # so that none always follows the same one
+            for name, runner, facts in measured:
+                start = time.perf_counter()
+                ms = median(watch.time(runner.infer) for _ in range(REPEATS))
+                row: dict[str, Any] = {"run": f"{name}, round {seed}", "name": f"{name}, round {seed}", "seed": seed}
+                row |= {"written": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}", "seconds": time.perf_counter() - start}
+                rows.append(facts | row | {"inference/images_per_second": len(runner.images) / ms * 1e3})
+            report(f"round {number + 1} of {len(plan.question.seeds)}")
+    return rows
 
 
-def work_of(cell: Checked, device: torch.device) -> Work:
-    """The bare step of a cell, with one image."""
-    parts = assemble({key: value for key, value in cell.config.items() if key != "dataset"})
-    return Work(
-        make=parts["model"],
-        image_size=cell.shape["image_size"],
-        channels=cell.shape["channels"],
-        classes=cell.shape["classes"],
-        batch=1,
-        precision=resolve(parts["fit"].precision, device),
-        device=device,
-        loss=parts["loss"].to(device),
-        optimizer=parts["optimizer"],
-        system=parts["system"],
-        threads=torch.get_num_threads(),
-    )
-
-
-def fastest(work: Work, watch: Stopwatch) -> Bare:
-    """The model with the batch at which it computes most images a second."""
-    best, pace = Bare(work), 0.0
-    best.model.eval()
+def choose_batch(runner: StepRunner, watch: Stopwatch) -> None:
+    """Takes the batch with which the model infers most images a second."""
+    best, speed = BATCHES[0], 0.0
     for batch in BATCHES:
-        one = best.resized(batch)
-        try:
-            one.infer()
-            took = min(watch.time(one.infer) for _ in range(2)) / 1e3
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
+        runner.set_batch(batch)
+        ms = result_if_fits(lambda: min([watch.time(runner.infer) for _ in range(3)][1:]))
+        if ms is None:
             break
-        if batch / took > GAIN * pace:
-            best, pace = one, batch / took
-        if took > SLOW:
+        if batch / ms > MIN_GAIN * speed:
+            best, speed = batch, batch / ms
+        if ms > MAX_MS:
             break
-    return best
+    runner.set_batch(best)
 
 
-def speed(bare: Bare, watch: Stopwatch) -> float:
-    """Seconds of a batch's inference."""
-    return statistics.median(watch.time(bare.infer) for _ in range(TIMES)) / 1e3
-
-
-def most(work: Work) -> int | None:
-    """The most images of a training step."""
+def most_images(work: Workload) -> int | None:
+    """The most images that a training step fits with; on a CPU, whose memory is shared, within 16 GiB."""
     if work.device.type == "cuda":
         return largest_batch(work)
-    few, more = (peak_bytes(replace(work, batch=batch)) for batch in TRAINED)
-    if few is None or more is None or more <= few:
+    few, many = (peak_bytes(replace(work, batch=batch)) for batch in PROBED)
+    if few is None or many is None or many <= few:
         return None
-    each = (more - few) / (TRAINED[1] - TRAINED[0])
-    return max(0, int((MEMORY - few) / each) + TRAINED[0])
-
-
-def line(one: Measured, seed: int) -> dict[str, Any]:
-    """What the store would say of a run."""
-    cell = one.cell
-    name = f"{cell.name}, round {seed}"
-    flat = dict(flatten({**cell.config, "seed": seed}))
-    told = {"run": name, "name": name, "cell": cell.identity, "seed": seed, "status": "finished"}
-    told |= {"written": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}", "parameters": cell.parameters}
-    return flat | told | {"flops_per_image": cell.flops_per_image} | one.facts
+    bytes_per_image = (many - few) / (PROBED[1] - PROBED[0])
+    return max(0, int((MEMORY - few) / bytes_per_image) + PROBED[0])

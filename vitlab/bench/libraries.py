@@ -1,4 +1,4 @@
-"""The same ViT as four other libraries write it; each is imported when it is asked for."""
+"""The same ViT in four other libraries, each imported when it is used."""
 
 import importlib
 from collections.abc import Callable
@@ -12,22 +12,14 @@ from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError, Node
 
-FREE = (
-    "patch",
-    "width",
-    "depth",
-    "heads",
-    "dropout",
-    "drop_path",
-    "epsilon",
-    "init",
-)  # of the model: what peers have, or time
-FREE_INSIDE = ("head.zero_init", "head.bias_init", "attention.dropout", "attention.kernel")  # does not depend on
+# Of the model: what the other libraries have as well, and what does not change the time of a step.
+FREE = ("patch", "width", "depth", "heads", "dropout", "drop_path", "epsilon", "init")
+FREE_IN_PARTS = ("head.zero_init", "head.bias_init", "attention.dropout", "attention.kernel")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a standard ViT is told by; `side` of a square image and `patch` are in pixels."""
+class Sizes:
+    """The sizes of a standard ViT; the `side` of its square images and its `patch` are in pixels."""
 
     side: int
     channels: int
@@ -37,85 +29,85 @@ class Shape:
     depth: int
     heads: int
 
-    @property
-    def mlp(self) -> int:
-        return 4 * self.width
-
 
 @dataclass(frozen=True)
 class Library:
-    """A library that has a ViT.
+    """A library with a ViT.
 
     Args:
         module: where it is imported from.
-        make: the model of a shape, from that module.
-        more: parameters that it has above vitlab's; negative where it has fewer.
+        make: builds the model, given that module.
+        more: parameters above those of vitlab's model; negative where it has fewer.
         why: what those are.
     """
 
     module: str
-    make: Callable[[Any, Shape], nn.Module]
-    more: Callable[[Shape], int] = lambda shape: 0
+    make: Callable[[Any, Sizes], nn.Module]
+    more: Callable[[Sizes], int] = lambda sizes: 0
     why: str = ""
 
     def load(self) -> ModuleType:
-        """Its module; raises ImportError where it is not installed."""
+        """Its module.
+
+        Raises:
+            ImportError: it is not installed.
+        """
         return importlib.import_module(self.module)
 
 
-def timm(library: Any, shape: Shape) -> nn.Module:
+def timm(library: Any, s: Sizes) -> nn.Module:
     return library.VisionTransformer(
-        img_size=shape.side,
-        patch_size=shape.patch,
-        in_chans=shape.channels,
-        num_classes=shape.classes,
-        embed_dim=shape.width,
-        depth=shape.depth,
-        num_heads=shape.heads,
+        img_size=s.side,
+        patch_size=s.patch,
+        in_chans=s.channels,
+        num_classes=s.classes,
+        embed_dim=s.width,
+        depth=s.depth,
+        num_heads=s.heads,
     )
 
 
-def torchvision(library: Any, shape: Shape) -> nn.Module:
+def torchvision(library: Any, s: Sizes) -> nn.Module:
     model = library.VisionTransformer(
-        image_size=shape.side,
-        patch_size=shape.patch,
-        num_layers=shape.depth,
-        num_heads=shape.heads,
-        hidden_dim=shape.width,
-        mlp_dim=shape.mlp,
-        num_classes=shape.classes,
+        image_size=s.side,
+        patch_size=s.patch,
+        num_layers=s.depth,
+        num_heads=s.heads,
+        hidden_dim=s.width,
+        mlp_dim=4 * s.width,
+        num_classes=s.classes,
     )
-    if shape.channels != 3:  # which it takes for granted
-        model.conv_proj = nn.Conv2d(shape.channels, shape.width, shape.patch, shape.patch)
+    if s.channels != 3:  # the only number that it knows
+        model.conv_proj = nn.Conv2d(s.channels, s.width, s.patch, s.patch)
     return model
 
 
-def transformers(library: Any, shape: Shape) -> nn.Module:
+def transformers(library: Any, s: Sizes) -> nn.Module:
     return library.ViTForImageClassification(
         library.ViTConfig(
-            image_size=shape.side,
-            patch_size=shape.patch,
-            num_channels=shape.channels,
-            hidden_size=shape.width,
-            num_hidden_layers=shape.depth,
-            num_attention_heads=shape.heads,
-            intermediate_size=shape.mlp,
-            num_labels=shape.classes,
+            image_size=s.side,
+            patch_size=s.patch,
+            num_channels=s.channels,
+            hidden_size=s.width,
+            num_hidden_layers=s.depth,
+            num_attention_heads=s.heads,
+            intermediate_size=4 * s.width,
+            num_labels=s.classes,
         )
     )
 
 
-def vit_pytorch(library: Any, shape: Shape) -> nn.Module:
+def vit_pytorch(library: Any, s: Sizes) -> nn.Module:
     return library.ViT(
-        image_size=shape.side,
-        patch_size=shape.patch,
-        channels=shape.channels,
-        num_classes=shape.classes,
-        dim=shape.width,
-        depth=shape.depth,
-        heads=shape.heads,
-        dim_head=shape.width // shape.heads,
-        mlp_dim=shape.mlp,
+        image_size=s.side,
+        patch_size=s.patch,
+        channels=s.channels,
+        num_classes=s.classes,
+        dim=s.width,
+        depth=s.depth,
+        heads=s.heads,
+        dim_head=s.width // s.heads,
+        mlp_dim=4 * s.width,
     )
 
 
@@ -126,36 +118,36 @@ LIBRARIES = {
     "vit-pytorch": Library(
         "vit_pytorch",
         vit_pytorch,
-        lambda shape: 2 * shape.channels * shape.patch**2 + 2 * shape.width - 3 * shape.width * shape.depth,
+        lambda s: 2 * s.channels * s.patch**2 + 2 * s.width - 3 * s.width * s.depth,
         "no bias of queries, keys and values; two more norms, around the projection of patches",
     ),
 }
 
 
-def comparable(node: Node, choices: dict[str, str]) -> None:
-    """Refuses a checked configuration that the libraries have no like of.
+def check_comparable(config: Node, choices: dict[str, str]) -> None:
+    """Refuses a configuration whose model or step the other libraries do not have.
 
     Raises:
-        ConfigError: naming what it has and they have not.
+        ConfigError: names what they do not have.
     """
-    plain = check(compose(["dataset=synthetic"])[0])["model"]
-    said = []
-    for key, value in node["model"].items():
-        if key in FREE or value == plain[key]:
+    standard = check(compose(["dataset=synthetic"])[0])["model"]
+    different = []
+    for key, value in config["model"].items():
+        if key in FREE or value == standard[key]:
             continue
         if not isinstance(value, dict):
-            said.append(f"model.{key}={value}")
-        elif value["_target_"] != plain[key]["_target_"]:
-            said.append(f"model/{key}={choices.get(f'model/{key}', value['_target_'])}")
+            different.append(f"model.{key}={value}")
+        elif value["_target_"] != standard[key]["_target_"]:
+            different.append(f"model/{key}={choices.get(f'model/{key}', value['_target_'])}")
         else:
-            inside = {f"{key}.{name}": of for name, of in value.items() if of != plain[key].get(name)}
-            said += [f"model.{name}={of}" for name, of in inside.items() if name not in FREE_INSIDE]
-    if said:
+            options = {f"{key}.{name}": option for name, option in value.items() if option != standard[key].get(name)}
+            different += [f"model.{name}={option}" for name, option in options.items() if name not in FREE_IN_PARTS]
+    if different:
         raise ConfigError(
-            f"--peers with {' '.join(said)}: the other libraries have the standard ViT alone (linear patches, learned"
-            " positions, class token, exact GELU): leave that out, or --peers"
+            f"--peers with {' '.join(different)}: the other libraries only have the standard ViT (linear patches,"
+            " learned positions, class token, exact GELU): leave that out, or --peers"
         )
-    if node["optimizer"]["_target_"] == "vitlab.training.muon.Muon":
-        raise ConfigError("--peers with optimizer=muon: it knows the matrices of vitlab's model alone: use adamw")
-    if node["system"]["activation_checkpointing"]:
-        raise ConfigError("--peers with system.activation_checkpointing=true: vitlab's model alone can: leave it out")
+    if config["optimizer"]["_target_"] == "vitlab.training.muon.Muon":
+        raise ConfigError("--peers with optimizer=muon: it only knows the matrices of vitlab's model: use adamw")
+    if config["system"]["activation_checkpointing"]:
+        raise ConfigError("--peers with system.activation_checkpointing=true: only vitlab's model has it: leave it out")

@@ -1,51 +1,54 @@
-"""Bare steps: forward, loss, backward, optimizer, on images that are there already; any library's ViT can take them."""
+"""Training and inference steps of any library's ViT on random images, and the memory that they take."""
 
-import copy
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vitlab.bench.libraries import LIBRARIES, Shape
-from vitlab.model.vit import ViT
+from vitlab.bench.libraries import LIBRARIES, Sizes
+from vitlab.config.build import build
+from vitlab.config.errors import Node
 from vitlab.system.distributed import single_process
 from vitlab.system.hardware import peak_memory
 from vitlab.system.memory import out_of_memory
 from vitlab.system.options import System
 from vitlab.system.parallelize import parallelize
-from vitlab.system.precision import autocast
+from vitlab.system.precision import autocast, resolve
 from vitlab.training.loss import Loss
 from vitlab.training.optimizer import build_optimizer
 
-LARGEST = 2**20  # images of a batch at most
+T = TypeVar("T")
+MAX_BATCH = 2**20  # images
 FRESH = get_context("forkserver")  # its processes have imported everything, and computed nothing
 
 
 def preload(libraries: Sequence[str]) -> None:
-    """What fresh processes find imported, the first of them as all others; to be said before there is one."""
+    """Chooses what fresh processes have imported; call it before the first of them starts."""
     FRESH.set_forkserver_preload(["vitlab.bench.steps", *(LIBRARIES[name].module for name in libraries)])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """A model and the batch that it is measured with.
+class Workload:
+    """A model with its loss and optimizer, and the batch that it computes.
 
     Args:
-        make: `functools.partial` of the ViT, with its patch, width, depth and heads.
+        make: the ViT's class with its patch, width, depth and heads.
         image_size: height and width in pixels.
+        precision: fp32, bf16 or fp16.
         library: whose ViT it is.
         threads: of torch on a CPU.
     """
 
-    make: Callable[..., ViT]
+    make: partial
     image_size: tuple[int, int]
     channels: int
     classes: int
@@ -55,55 +58,72 @@ class Work:
     loss: Loss
     optimizer: Callable[..., Optimizer]
     system: System
-    threads: int
     library: str = "vitlab"
-
-    def of(self, library: str) -> "Work":
-        """The same with another library's model."""
-        return replace(self, library=library)
+    threads: int = field(default_factory=torch.get_num_threads)
 
     @property
-    def told(self) -> dict[str, Any]:
-        """What the ViT is told by."""
-        return getattr(self.make, "keywords", {})
+    def inputs(self) -> dict[str, Any]:
+        """What the ViT's factory still needs."""
+        return {"image_size": self.image_size, "channels": self.channels, "classes": self.classes}
 
     @property
-    def shape(self) -> Shape:
-        """The same for a library."""
-        size = {name: self.told[name] for name in ("patch", "width", "depth", "heads")}
-        return Shape(side=self.image_size[0], channels=self.channels, classes=self.classes, **size)
+    def sizes(self) -> Sizes:
+        """What other libraries' factories take."""
+        sizes = {name: self.make.keywords[name] for name in ("patch", "width", "depth", "heads")}
+        return Sizes(side=self.image_size[0], channels=self.channels, classes=self.classes, **sizes)
 
     def model(self) -> nn.Module:
-        """The model, on its device; raises ImportError where its library is not installed."""
+        """The model on its device.
+
+        Raises:
+            ImportError: its library is not installed.
+        """
         if self.library == "vitlab":
-            made = self.make(image_size=self.image_size, channels=self.channels, classes=self.classes)
-            return parallelize(made.to(self.device), single_process(self.device), self.system)
+            return parallelize(self.make(**self.inputs).to(self.device), single_process(self.device), self.system)
         library = LIBRARIES[self.library]
-        model = library.make(library.load(), self.shape).to(self.device)
+        model = library.make(library.load(), self.sizes).to(self.device)
         if self.system.compile:
             model.compile()
         return model
 
 
-class Bare:
-    """A step of training and one of inference on images that are there already."""
+def workload(config: Node, shape: Mapping[str, Any], batch: int, device: torch.device) -> Workload:
+    """The workload of a checked configuration.
 
-    def __init__(self, work: Work):
+    Args:
+        config: with its model, loss, optimizer and system.
+        shape: image_size, channels and classes.
+        batch: images of a step.
+        device: where it is computed.
+    """
+    return Workload(
+        make=build(config["model"]),
+        **shape,
+        batch=batch,
+        precision=resolve(config["fit"]["precision"], device),
+        device=device,
+        loss=build(config["loss"]).to(device),
+        optimizer=build(config["optimizer"]),
+        system=build(config["system"]),
+    )
+
+
+class StepRunner:
+    """Runs training steps (forward, loss, backward, optimizer) and inference of a workload on random images."""
+
+    def __init__(self, work: Workload):
         self.work, self.model = work, work.model().train()
         self.optimizer = build_optimizer(work.optimizer, self.model)
         self.scaler = torch.amp.GradScaler(work.device.type, enabled=work.precision == "fp16")
-        self.images = torch.randn(work.batch, work.channels, *work.image_size, device=work.device)
-        self.labels = torch.randint(0, work.classes, (work.batch,), device=work.device)
+        self.set_batch(work.batch)
 
-    def resized(self, batch: int) -> "Bare":
-        """The same model with a batch of another size."""
-        other = copy.copy(self)
-        other.work = replace(self.work, batch=batch)
-        other.images = torch.randn(batch, *self.images.shape[1:], device=self.images.device)
-        other.labels = torch.randint(0, self.work.classes, (batch,), device=self.images.device)
-        return other
+    def set_batch(self, batch: int) -> None:
+        """Draws another batch."""
+        work = self.work
+        self.images = torch.randn(batch, work.channels, *work.image_size, device=work.device)
+        self.labels = torch.randint(0, work.classes, (batch,), device=work.device)
 
-    def step(self) -> None:
+    def train(self) -> None:
         self.optimizer.zero_grad()
         with autocast(self.images.device, self.work.precision):
             out = self.model(self.images)
@@ -122,31 +142,35 @@ def infer(model: nn.Module, images: Tensor, precision: str) -> None:
         model(images)
 
 
-def peak_bytes(work: Work) -> int | None:
-    """What a model, its optimizer and two training steps take at most; None where it is more than there is.
+def result_if_fits(function: Callable[[], T]) -> T | None:
+    """The result of a function; None where it runs out of memory."""
+    try:
+        return function()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None
 
-    Of a GPU's memory; on a CPU of a fresh process's, above what it has once everything is imported.
+
+def peak_bytes(work: Workload) -> int | None:
+    """Peak memory of a model, its optimizer and two training steps; None where it does not fit.
+
+    On a CPU it is that of a fresh process, above what the process has after its imports.
     """
     if work.device.type == "cuda":
-        try:
-            return taken(work)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            return None
+        return result_if_fits(partial(measure_peak, work))
     with ProcessPoolExecutor(1, mp_context=FRESH) as child:
         try:
-            return child.submit(taken, work).result()
+            return child.submit(measure_peak, work).result()
         except BrokenProcessPool:
             return None
 
 
-def taken(work: Work) -> int:
+def measure_peak(work: Workload) -> int:
     """`peak_bytes`, in this process."""
     if work.library in LIBRARIES:
         LIBRARIES[work.library].load()
-    cuda = work.device.type == "cuda"
-    if cuda:
+    if work.device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(work.device)
@@ -154,15 +178,15 @@ def taken(work: Work) -> int:
     else:
         torch.set_num_threads(work.threads)
         before = psutil.Process().memory_info().rss
-    bare = Bare(work)
+    runner = StepRunner(work)
     for _ in range(2):
-        bare.step()
+        runner.train()
     return max(0, peak_memory(work.device) - before)
 
 
-def largest_batch(work: Work) -> int:
-    """The most images, doubled from one, that a training step fits with; 0 where none does. For a GPU alone."""
-    fitting, batch = 0, 1
-    while batch <= LARGEST and peak_bytes(replace(work, batch=batch)) is not None:
-        fitting, batch = batch, 2 * batch
-    return fitting
+def largest_batch(work: Workload) -> int:
+    """The most images that a training step fits with on a GPU, found by doubling; 0 where one image does not fit."""
+    fits, batch = 0, 1
+    while batch <= MAX_BATCH and peak_bytes(replace(work, batch=batch)) is not None:
+        fits, batch = batch, 2 * batch
+    return fits

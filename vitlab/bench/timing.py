@@ -1,4 +1,4 @@
-"""Timing a step: a stopwatch for a device, and the machine's peak of matrix products."""
+"""Timing on a CPU or a GPU: a stopwatch with stages, and the peak FLOPs a second of the machine."""
 
 import time
 from collections import defaultdict
@@ -13,7 +13,7 @@ from vitlab.system.precision import DTYPES
 
 
 class Stopwatch:
-    """Milliseconds by stage. A GPU's are measured by events in its own queue, which `read` waits for."""
+    """Milliseconds by stage; on a GPU from CUDA events, for which `read` waits."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -26,50 +26,47 @@ class Stopwatch:
         event.record()
         return event
 
-    def mark(self, stage: str) -> None:
-        """From now on time counts to this stage."""
+    def start(self, stage: str) -> None:
+        """Starts a stage, and ends the one before."""
         self.marks.append((stage, self.now()))
 
     def read(self) -> dict[str, float]:
-        """What was spent in each stage since the last reading."""
+        """Milliseconds of each stage since the last call."""
         marks, self.marks = [*self.marks, ("", self.now())], []
-        if self.device.type == "cuda":
+        cuda = self.device.type == "cuda"
+        if cuda:
             torch.cuda.synchronize(self.device)
         spent: dict[str, float] = defaultdict(float)
-        for (stage, began), (_, ended) in pairwise(marks):
-            cuda = self.device.type == "cuda"
-            spent[stage] += began.elapsed_time(ended) if cuda else (ended - began) * 1e3
+        for (stage, start), (_, end) in pairwise(marks):
+            spent[stage] += start.elapsed_time(end) if cuda else (end - start) * 1e3
         return spent
 
-    def time(self, act: Callable[[], object]) -> float:
-        self.mark("all")
-        act()
-        return self.read()["all"]
+    def time(self, function: Callable[[], object]) -> float:
+        """Milliseconds of a call."""
+        self.start("call")
+        function()
+        return self.read()["call"]
 
 
-class Marked(nn.Module):
-    """A module that tells a stopwatch which stage begins before it, and which after it."""
+class Timed(nn.Module):
+    """A module that starts a stage of a stopwatch before it runs."""
 
-    def __init__(self, inner: nn.Module, watch: Stopwatch, before: str | None = None, after: str | None = None):
+    def __init__(self, module: nn.Module, watch: Stopwatch, stage: str):
         super().__init__()
-        self.inner, self.watch, self.before, self.after = inner, watch, before, after
+        self.module, self.watch, self.stage = module, watch, stage
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        if self.before:
-            self.watch.mark(self.before)
-        out = self.inner(*inputs)
-        if self.after:
-            self.watch.mark(self.after)
-        return out
+        self.watch.start(self.stage)
+        return self.module(*inputs)
 
 
 def machine_peak(device: torch.device, precision: str) -> tuple[float, int]:
     """FLOPs a second of the fastest square matrix product in this precision, and its side."""
-    watch, found, side, took = Stopwatch(device), (0.0, 0), 256, 0.0
-    while side <= 16384 and took < 100:
+    watch, peak, side, ms = Stopwatch(device), (0.0, 0), 256, 0.0
+    while side <= 16384 and ms < 100:
         a, b = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
         watch.time(lambda a=a, b=b: a @ b)
-        took = min(watch.time(lambda a=a, b=b: a @ b) for _ in range(5))
-        found = max(found, (2 * side**3 / took * 1e3, side))
+        ms = min(watch.time(lambda a=a, b=b: a @ b) for _ in range(5))
+        peak = max(peak, (2 * side**3 / ms * 1e3, side))
         side *= 2
-    return found
+    return peak

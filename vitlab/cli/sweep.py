@@ -112,9 +112,9 @@ def ask(options: argparse.Namespace) -> int:
         first = read(asked.file).scale == asked.scale
         page = asked.file.with_name(asked.name + ("" if first else f"-{asked.scale}") + ".md")
     if not asked.trains:
-        from vitlab.bench.cells import measure
+        from vitlab.bench.cells import measure_cells
 
-        write_json(plan.folder / MEASURED, {"lines": measure(plan, lambda words: print(words, flush=True))})
+        write_json(plan.folder / MEASURED, {"lines": measure_cells(plan, lambda words: print(words, flush=True))})
         conclude(record, held(plan.folder), plan.folder, page=page, wandb=options.wandb)
         return DONE
     board = Board(before=len(jobs) - len(todo))

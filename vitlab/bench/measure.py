@@ -1,0 +1,253 @@
+"""The measurements of `vitlab bench`: a training step by stages, the steps of several libraries, and how costs grow.
+
+`measure_stages` times the step that a training makes, with its data. `measure_steps` times steps on random images,
+which other libraries' models can make as well: in one process, in turn in every round, with the same precision, loss
+and optimizer. All numbers are medians over rounds, after warm-up rounds.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+from torch.optim import Optimizer
+
+from vitlab.bench.libraries import LIBRARIES
+from vitlab.bench.steps import StepRunner, Workload, infer, largest_batch, peak_bytes, result_if_fits
+from vitlab.bench.timing import Stopwatch, Timed, machine_peak
+from vitlab.model import count
+from vitlab.model.meta import on_meta_device
+from vitlab.training.batches import train_batches
+from vitlab.training.recipe import TrainingSetup
+from vitlab.training.state import TrainState
+from vitlab.training.step import train_step
+
+STAGES = ("data", "forward", "backward", "optimizer")
+COSTS = ("training_ms", "inference_ms", "memory_bytes")
+POWERS, STEPS = tuple(2.0**n for n in range(-3, 12)), (0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 6)
+SWEEPS = {  # how many sizes, and the factors that give them; of those that are the same size one counts
+    "batch": (6, POWERS),
+    "tokens": (5, STEPS),
+    "width": (5, STEPS),
+    "depth": (5, POWERS[1:]),
+}
+
+Costs = dict[str, dict[str, Any]]  # of each library: COSTS, and ms_of_rounds
+
+
+def measure_stages(setup: TrainingSetup, *, rounds: int, warmup: int) -> dict[str, Any]:
+    """Times `train_step` with its data by stages, and inference.
+
+    The stage `optimizer` is all of a step that is neither data, forward nor backward: clipping, the optimizer, running
+    means, averaged weights.
+    """
+    device, watch, last = setup.dist.device, Stopwatch(setup.dist.device), setup.steps - 1
+    setup.loss.register_forward_hook(lambda *_: watch.start("backward"))
+    setup = replace(setup, net=Timed(setup.net, watch, "forward"), steps=max(setup.steps, rounds + warmup))
+    state = TrainState(setup, "bench")
+    unscale = state.scaler.unscale_
+
+    def unscale_and_mark(optimizer: Optimizer) -> None:
+        watch.start("optimizer")
+        unscale(optimizer)
+
+    state.scaler.unscale_ = unscale_and_mark
+    batches = train_batches(setup, 0)
+    stages: list[dict[str, float]] = []
+    inference: list[float] = []
+    startup = 0.0
+    for step in range(warmup + rounds):
+        watch.start("data")
+        setup.schedule.set(min(step, last))
+        images, targets = next(batches)
+        startup = startup or time.time() - psutil.Process().create_time()
+        watch.start("optimizer")
+        train_step(state, images, targets)
+        stages.append(watch.read())
+        part = images[: max(1, len(images) // setup.fit.accumulate)]
+        setup.vit.eval()
+        inference.append(watch.time(partial(infer, setup.vit, part, setup.precision)))
+        setup.vit.train()
+    peak, side = machine_peak(device, setup.precision)
+    stages = [{stage: ms[stage] for stage in STAGES} for ms in stages[warmup:]]
+    training = speed([sum(ms.values()) for ms in stages], setup.fit.batch_size, 3 * setup.flops, peak)
+    medians = {stage: median(ms[stage] for ms in stages) for stage in STAGES}
+    scale = training["ms"] / sum(medians.values())  # the median of a sum is not the sum of the medians
+    training["stages_ms"] = {stage: ms * scale for stage, ms in medians.items()}
+    training["stages_ms_of_rounds"] = stages
+    return {
+        "startup_seconds": startup,
+        "training": training,
+        "inference": speed(inference[warmup:], len(part), setup.flops, peak),
+        "peak": {"flops_per_second": peak, "side": side},
+    }
+
+
+def speed(ms: list[float], images: int, flops_per_image: float, peak: float) -> dict[str, Any]:
+    """The median of the rounds, as milliseconds, images and FLOPs a second."""
+    images_per_second = images / median(ms) * 1e3
+    return {
+        "ms": median(ms),
+        "images_per_second": images_per_second,
+        "flops_per_second": flops_per_image * images_per_second,
+        "share_of_peak": flops_per_image * images_per_second / peak,
+        "images": images,
+        "ms_of_rounds": ms,
+    }
+
+
+def installed(works: list[Workload]) -> tuple[list[Workload], dict[str, int], dict[str, str]]:
+    """The workloads whose library is installed, their parameters, and a note on each library that differs.
+
+    A library's ViT may have more or fewer parameters than vitlab's, the first, where `libraries` explains the number.
+    """
+    found, parameters, notes = [], {}, {}
+    for work in works:
+        try:
+            model = replace(work, device=torch.device("cpu")).model()
+        except ImportError as error:
+            notes[work.library] = f"not installed ({error}): uv sync --group bench brings it"
+            continue
+        found.append(work)
+        parameters[work.library] = count.parameters(model)
+        if more := parameters[work.library] - parameters[works[0].library]:
+            library = LIBRARIES[work.library]
+            why = library.why if more == library.more(work.sizes) else "unexplained, so it is another model"
+            notes[work.library] = f"{more:+,} parameters: {why}"
+    return found, parameters, notes
+
+
+def measure_steps(works: list[Workload], *, rounds: int, warmup: int) -> Costs:
+    """Times a training step and inference of each library's model, and measures their memory.
+
+    Raises:
+        torch.OutOfMemoryError: one of them does not fit.
+    """
+    memory = {work.library: peak_bytes(work) for work in works}
+    if None in memory.values():
+        raise torch.OutOfMemoryError("out of memory")
+    watch, runners = Stopwatch(works[0].device), {work.library: StepRunner(work) for work in works}
+    times: dict[str, dict[str, list[float]]] = {name: {"training": [], "inference": []} for name in runners}
+    order = list(runners)
+    for number in range(warmup + rounds):
+        order = order[1:] + order[:1]  # so that none always follows the same one
+        for name in order:
+            runner = runners[name]
+            for kind, run in (("training", runner.train), ("inference", runner.infer)):
+                runner.model.train(kind == "training")
+                ms = watch.time(run)
+                if number >= warmup:
+                    times[name][kind].append(ms)
+    return {
+        name: {
+            "training_ms": median(ms["training"]),
+            "inference_ms": median(ms["inference"]),
+            "memory_bytes": memory[name],
+            "ms_of_rounds": ms,
+        }
+        for name, ms in times.items()
+    }
+
+
+def ratios(costs: Costs) -> Costs:
+    """The costs of each library by those of vitlab; None where one is unknown."""
+    ours = costs["vitlab"]
+    return {
+        name: {key: cost[key] / ours[key] if cost[key] and ours[key] else None for key in COSTS}
+        for name, cost in costs.items()
+    }
+
+
+def scaled(work: Workload, axis: str, factor: float) -> Workload:
+    """The workload with a batch, an image, a width or a depth that is about `factor` times as large."""
+    model = work.make.keywords
+    if axis == "batch":
+        return replace(work, batch=max(1, int(work.batch * factor)))
+    if axis == "depth":
+        return replace(work, make=partial(work.make, depth=max(1, int(model["depth"] * factor))))
+    if axis == "width":  # as many heads, whose width is a multiple of 4, as some positions want
+        width = max(4, 4 * round(model["width"] / model["heads"] * factor / 4)) * model["heads"]
+        return replace(work, make=partial(work.make, width=width))
+    patch = model["patch"]
+    return replace(work, image_size=tuple(patch * max(1, round(side // patch * factor)) for side in work.image_size))
+
+
+def size_of(work: Workload, axis: str) -> int:
+    """Images of the batch, tokens, width or depth."""
+    if axis == "tokens":
+        return on_meta_device(work.make, **work.inputs).grid.tokens
+    return work.batch if axis == "batch" else work.make.keywords[axis]
+
+
+def sweep_points(work: Workload, axis: str) -> dict[int, Workload]:
+    """Five or six sizes around that of the workload, and the workload of each."""
+    number, factors = SWEEPS[axis]
+    points: dict[int, Workload] = {}
+    for factor in factors:
+        if len(points) < number:
+            point = scaled(work, axis, factor)
+            points[size_of(point, axis)] = point
+    return dict(sorted(points.items()))
+
+
+def exponent(sizes: tuple[int, int], values: tuple[float | None, float | None]) -> float | None:
+    """The exponent by which a value grows with a size: 1 is proportional, 2 quadratic; None where one is unknown."""
+    before, after = values
+    return math.log(after / before) / math.log(sizes[1] / sizes[0]) if before and after else None
+
+
+def measure_growth(
+    work: Workload,
+    axis: str,
+    libraries: list[str],
+    *,
+    rounds: int,
+    warmup: int,
+    report: Callable[[int, Costs, Costs], None],
+) -> dict[str, Any]:
+    """The costs of each library at every size, up to the first that does not fit.
+
+    Args:
+        work: of whose size the sizes are chosen.
+        axis: batch, tokens, width or depth.
+        libraries: names.
+        rounds: that are measured at each size.
+        warmup: rounds before them.
+        report: is called with each size, its costs, and the exponents by which they grew.
+    """
+    sizes: list[int] = []
+    costs: list[Costs] = []
+    growth: list[Costs] = []
+    failed = None
+    for size, point in sweep_points(work, axis).items():
+        works = [replace(point, library=name) for name in libraries]
+        found = result_if_fits(partial(measure_steps, works, rounds=rounds, warmup=warmup))
+        if found is None:
+            failed = size
+            break
+        grown: Costs = {}
+        if costs:
+            for name, of in found.items():
+                grown[name] = {key: exponent((sizes[-1], size), (costs[-1][name][key], of[key])) for key in COSTS}
+            growth.append(grown)
+        report(size, found, grown)
+        sizes.append(size)
+        costs.append(found)
+
+    def lists(points: list[Costs]) -> Costs:
+        return {name: {key: [each[name][key] for each in points] for key in COSTS} for name in libraries}
+
+    doubles = axis == "batch" and work.device.type == "cuda"
+    return {
+        "kind": axis,
+        "sizes": sizes,
+        "libraries": lists(costs),
+        "exponents": lists(growth),
+        "out_of_memory_at": failed,
+        "largest_batch": {name: largest_batch(replace(work, library=name)) for name in libraries} if doubles else None,
+    }
