@@ -177,7 +177,7 @@ def test_a_sweep_measures_and_draws_how_the_cost_grows(tmp_path, capsys, monkeyp
 
 
 def test_the_points_of_a_sweep_are_around_the_composition(work):
-    found = {kind: [size for size in measure.sweep_points(work, kind)] for kind in measure.SWEEPS}
+    found = {kind: list(measure.sweep_points(work, kind)) for kind in measure.SWEEPS}
     assert found["batch"] == [1, 2, 4, 8, 16, 32]
     assert found["tokens"] == [5, 10, 17, 37, 65]  # squares of 2 3 4 6 8, and the class token
     assert found["width"] == [8, 16, 24, 32, 48]
