@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import threading
 import zipfile
 
 import pytest
@@ -20,6 +21,7 @@ from vitlab.__main__ import main
 from vitlab.config.errors import CheckpointError, Interrupted, Locked, NonFinite, OutOfMemory
 from vitlab.model.vit import ViT
 from vitlab.storage import checkpoint
+from vitlab.storage.checkpoint import Checkpoints
 from vitlab.storage.jsonl import Journal
 from vitlab.storage.lock import Lock, holder
 from vitlab.storage.run import Run
@@ -260,6 +262,27 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     assert "left at once" in run.said
     assert run.said.strip().splitlines()[-1].startswith("vitlab train ")
     assert "Traceback" not in run.said
+
+
+def test_ctrl_c_while_a_checkpoint_is_being_written_shows_no_traceback_of_its_thread(tmp_path, monkeypatch, said):
+    closed, errors = threading.Event(), []
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    run, journal = Run(tmp_path), Journal(tmp_path / "metrics.jsonl")
+    checkpoints = Checkpoints(run, on=True, minutes=None)
+
+    def rows():
+        closed.wait()
+        journal.sync()
+
+    with pytest.raises(KeyboardInterrupt), checkpoints:
+        checkpoints.save({"step": 1}, None, keep=False, rows=rows)
+        raise KeyboardInterrupt
+    journal.close()
+    closed.set()
+    checkpoints.wait()
+    assert not errors
+    assert not said.text
+    assert not run.last.exists()  # its rows might not be on disk
 
 
 def test_the_second_interrupt_is_one_and_a_second_sigterm_is_none():

@@ -1,4 +1,4 @@
-"""Checkpoints: whole files that are checked before they are believed, loaded without running anything in them."""
+"""Checkpoints: written whole or not at all, verified by checksums, and loaded without running code in them."""
 
 import json
 import logging
@@ -21,14 +21,14 @@ log = logging.getLogger("vitlab")
 
 
 def save(path: Path, state: dict[str, Any], before: Path | None = None) -> None:
-    """Writes tensors and plain values; what stood there before stays until the new file is whole.
+    """Writes tensors and plain values with `torch.save`; an older file stays until the new one is complete.
 
-    torch's format is a zip file, in which every tensor has its checksum (CRC-32).
+    torch's format is a zip file with a checksum (CRC-32) of every tensor.
 
     Args:
         path: of the file.
-        state: dictionaries, lists, numbers, words, and tensors.
-        before: another name, under which the file that stood there is kept.
+        state: dictionaries, lists, numbers, strings and tensors.
+        before: a second name, under which the older file is kept.
     """
 
     def write(part: Path) -> None:
@@ -39,18 +39,18 @@ def save(path: Path, state: dict[str, Any], before: Path | None = None) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What `save` wrote. Only tensors and plain values are read: a pickle that would run code is refused.
+    """Loads what `save` wrote. Only tensors and plain values are read: a pickle that would run code is refused.
 
     Raises:
-        CheckpointError: the file is cut short or changed, or is no such file.
+        CheckpointError: the file is truncated, changed, or not a checkpoint.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:  # one that cannot be read is not damaged for it
+    with path.open("rb") as file:  # an OSError here does not mean that the file is damaged
         try:
-            packed = zipfile.ZipFile(file)
-            if any(entry.compress_type for entry in packed.infolist()):
+            archive = zipfile.ZipFile(file)
+            if any(entry.compress_type for entry in archive.infolist()):
                 raise zipfile.BadZipFile("it is compressed, which vitlab's are not")
-            if (wrong := packed.testzip()) is not None:
+            if (wrong := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
             file.seek(0)
             state = torch.load(file, map_location=device, weights_only=True)
@@ -62,30 +62,30 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def reason(error: Exception) -> str:
-    """Why a file could not be read, in a line."""
+    """Why a file could not be read, in one line."""
     if isinstance(error, pickle.UnpicklingError):
-        return "it holds other things than tensors and plain values"
+        return "it holds other objects than tensors and plain values"
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def export(path: Path, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Weights as safetensors, for other programs; the facts are JSON in its metadata, under `vitlab`."""
-    from safetensors.torch import save as packed
+    """Writes weights as safetensors, for other programs; the facts are JSON in its metadata, under `vitlab`."""
+    from safetensors import torch as safetensors
 
-    said = {"vitlab": json.dumps(facts)}
     contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-    write_whole(path, lambda part: part.write_bytes(packed(contiguous, said)))
+    data = safetensors.save(contiguous, {"vitlab": json.dumps(facts)})
+    write_whole(path, lambda part: part.write_bytes(data))
 
 
 class Checkpoints:
-    """The checkpoints that continue a run: the last, the one before it, and those that are kept.
+    """The checkpoints of a run: the last, the one before it, the milestones and the best weights.
 
-    Files are written from a thread, one after the other, while the training goes on.
+    A thread writes the files while the training continues.
 
     Args:
-        run: whose they are.
-        on: whether this process writes; one that does not, does nothing.
-        minutes: after so many without a checkpoint the next is `due`; None for never.
+        run: whose checkpoints these are.
+        on: whether this process writes them; if not, nothing is done.
+        minutes: since the last checkpoint until the next is `due`; None for never.
     """
 
     def __init__(self, run: Run, *, on: bool, minutes: float | None):
@@ -94,15 +94,16 @@ class Checkpoints:
         self.minutes = minutes
         self.since = time.monotonic()
         self.thread: threading.Thread | None = None
-        self.step: int | None = None  # of the last checkpoint that is on the disk
-        self.best: dict[str, Any] | None = None  # what best.pt is still to hold
+        self.step: int | None = None  # of the last checkpoint on disk
+        self.best: dict[str, Any] | None = None  # contents of best.pt, until they are written
+        self.abandoned = False  # by Ctrl-C: the thread's errors are not reported any more
 
     @property
     def due(self) -> bool:
         return self.on and self.minutes is not None and time.monotonic() - self.since > 60 * self.minutes
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The last checkpoint that can be believed; one that cannot is named, and gets another name."""
+        """The newest checkpoint that is intact; damaged ones are reported and renamed."""
         self.wait()
         paths = self.run.checkpoints()
         for number, path in enumerate(paths, 1):
@@ -121,13 +122,13 @@ class Checkpoints:
         return None
 
     def save(self, state: dict[str, Any], best: dict[str, Any] | None, *, keep: bool, rows: Callable[[], None]) -> None:
-        """Has a thread write the state, and then the best weights where they are new.
+        """Starts a thread that writes the state, then the best weights.
 
         Args:
-            state: of the training at `state["step"]`, as copies that nobody changes.
-            best: what best.pt is to hold, if it changed.
-            keep: whether the state is also kept under its step's name.
-            rows: makes the metrics up to here safe first, so that they are never behind a checkpoint.
+            state: of the training at `state["step"]`; copies that nothing changes.
+            best: contents of best.pt, if they changed.
+            keep: whether to write a milestone, step-N.pt, too.
+            rows: flushes the metrics to disk; called first, so that no checkpoint is ahead of its metrics.
         """
         self.since = time.monotonic()
         if not self.on:
@@ -145,10 +146,12 @@ class Checkpoints:
             save(self.run.last, state, self.run.previous)
             self.step = state["step"]
             self.write_best()
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError for a disk that is full
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
+            if self.abandoned:  # what it writes to is closed
+                return
             reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-            stands = "there is none yet" if self.step is None else f"that of step {self.step} stands"
-            log.warning("no checkpoint of step %d (%s): %s; it goes on, and tries again", state["step"], reason, stands)
+            last = "there is none yet" if self.step is None else f"that of step {self.step} stands"
+            log.warning("no checkpoint of step %d (%s): %s; training continues", state["step"], reason, last)
 
     def write_best(self) -> None:
         if self.best is not None:
@@ -156,17 +159,13 @@ class Checkpoints:
             self.best = None
 
     def wait(self) -> None:
-        """Until nothing is being written any more."""
+        """Waits until the thread has written everything."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
 
     def finish(self) -> None:
-        """Until best.pt holds the best weights.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Waits until best.pt holds the best weights; raises OSError if it cannot be written."""
         self.wait()
         if self.on:
             self.write_best()
@@ -175,5 +174,6 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not KeyboardInterrupt:  # somebody wants to leave at once
+        self.abandoned = kind is KeyboardInterrupt  # a second Ctrl-C: leave at once
+        if not self.abandoned:
             self.wait()
