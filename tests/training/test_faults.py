@@ -274,8 +274,8 @@ def test_ctrl_c_while_a_checkpoint_is_being_written_shows_no_traceback_of_its_th
         closed.wait()
         journal.sync()
 
+    checkpoints.save({"step": 1}, None, keep=False, rows=rows)
     with pytest.raises(KeyboardInterrupt), checkpoints:
-        checkpoints.save({"step": 1}, None, keep=False, rows=rows)
         raise KeyboardInterrupt
     journal.close()
     closed.set()
