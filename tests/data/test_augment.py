@@ -81,19 +81,7 @@ def test_an_image_is_augmented_anew_in_every_epoch():
     assert not torch.equal(first, later)
 
 
-def test_whole_batches_are_augmented_where_that_can_be_and_is_not_forbidden():
-    crop = {"crop": "pad", "flip": 0.5}
-    assert augment(**crop).geometry(digits()) is not None
-    assert augment(**crop, batched=True).geometry(digits()) is not None
-    assert augment(**crop, batched=False).geometry(digits()) is None
-    assert augment(**crop, auto_augment="rand-m9").geometry(digits()) is None
-    assert augment(batched=True).geometry(digits()) is None
-    for odd, dataset in (({"color_jitter": 0.4}, digits()), (crop, colours())):
-        with pytest.raises(ValueError, match=r"augment.batched=true, but .* one( image)? after the other"):
-            augment(**odd, batched=True).geometry(dataset)
-
-
-def test_digits_are_never_mirrored():
+def test_digits_are_never_flipped():
     assert augment(flip=1.0).transform(digits()) is None
     flipped = augment(flip=1.0).transform(colours())
     image = colours().splits()["train"].image(0)
@@ -149,7 +137,7 @@ def test_files_of_any_size_become_batches(tmp_path):
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
 @pytest.mark.parametrize("kind", [{"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}])
-def test_mixing_works_with_odd_batches_and_keeps_the_labels_mass(n, kind):
+def test_mixing_works_with_odd_batches_and_targets_sum_to_one(n, kind):
     mix = augment(**kind).batchwise(10)
     images, labels = torch.randn(n, 1, 8, 8), torch.arange(n)
     mixed, targets = mix(images.clone(), labels, np.arange(n), 3, 4)
@@ -198,12 +186,12 @@ def test_erasing_puts_noise_in_a_rectangle_of_some_images_and_keeps_the_labels()
         ({"auto_augment": "nonsense"}, "timm knows no .*nonsense"),
     ],
 )
-def test_augmentations_that_cannot_be_are_refused(values, sentence):
+def test_invalid_augmentations_are_refused(values, sentence):
     with pytest.raises(ValueError, match=sentence):
         augment(**values).transform(colours())
 
 
-def test_a_stream_shows_every_image_once_an_epoch_and_drops_none():
+def test_a_train_sampler_shows_every_image_once_an_epoch_and_drops_none():
     keys = [key for batch in TrainSampler(examples=10, batch=4, start=0, stop=5, seed=0) for key in batch]
     assert [epoch for epoch, _ in keys] == [0] * 10 + [1] * 10
     for epoch in (0, 1):
@@ -250,7 +238,7 @@ def test_copies_of_an_image_differ_and_depend_on_no_worker():
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_a_stream_goes_on_from_any_step(repeats):
+def test_a_train_sampler_resumes_from_any_step(repeats):
     whole = list(TrainSampler(examples=10, batch=4, start=0, stop=9, seed=7, repeats=repeats))
     assert list(TrainSampler(examples=10, batch=4, start=5, stop=9, seed=7, repeats=repeats)) == whole[5:]
 
@@ -260,7 +248,7 @@ def test_seeds_are_unrelated_and_repeatable():
     assert len({seed_of(a, b) for a in range(50) for b in range(50)}) == 2500
 
 
-def test_normalised_pixels_have_mean_zero_and_deviation_one():
+def test_normalized_pixels_have_mean_zero_and_deviation_one():
     pixels = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8)
     scaled = pixels.float() / 255
     mean, std = scaled.mean(dim=(0, 2, 3)).tolist(), scaled.std(dim=(0, 2, 3)).tolist()

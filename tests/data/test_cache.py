@@ -54,7 +54,7 @@ def files(root, n=20, **options):
     return Files(paths, np.arange(n) % 2, options.pop("mode", "RGB"), **options)
 
 
-def same(one, other):
+def assert_same_images(one, other):
     assert len(one) == len(other)
     assert (one.labels == other.labels).all()
     for i in range(len(one)):
@@ -62,11 +62,11 @@ def same(one, other):
         assert (mine.mode, mine.size, mine.tobytes()) == (theirs.mode, theirs.size, theirs.tobytes()), i
 
 
-def through(part, folder, workers=0):
+def cached_part(part, folder, workers=0):
     return cache_images({"train": part}, folder, workers)["train"]
 
 
-def never(*_):
+def fail_to_decode(*_):
     raise AssertionError("an image was decoded")
 
 
@@ -117,7 +117,7 @@ def test_small_photos_and_other_kinds_of_files_are_decoded_as_they_were(tmp_path
     paths += [photo(tmp_path / name) for name in ("y.png", "y.bmp")]
     paths += [photo(tmp_path / "grey.jpg", (120, 80), "L"), photo(tmp_path / "print.jpg", (120, 80), "CMYK")]
     whole = Files(paths, np.zeros(len(paths), dtype=np.int64), "RGB")
-    same(whole.reduced(64), whole)
+    assert_same_images(whole.reduced(64), whole)
 
 
 @pytest.mark.parametrize("area", [(0.08, 1.0), (0.35, 1.0), (1.0, 1.0)])
@@ -174,11 +174,11 @@ def test_tables_and_shards_read_at_reduced_size_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_cached_images_are_the_same_bytes(tmp_path, mode, workers):
     part = files(tmp_path / "images", mode=mode)
-    kept = through(part, tmp_path / "cache", workers)
+    kept = cached_part(part, tmp_path / "cache", workers)
     assert isinstance(kept, Cached)
-    same(kept, part)
+    assert_same_images(kept, part)
     chosen = np.array([7, 3, 3])
-    same(kept.take(chosen), part.take(chosen))
+    assert_same_images(kept.take(chosen), part.take(chosen))
     draws = [np.random.default_rng(0) for _ in range(2)]
     assert (kept.shuffle(draws[0], 4) == part.shuffle(draws[1], 4)).all()
 
@@ -186,10 +186,10 @@ def test_cached_images_are_the_same_bytes(tmp_path, mode, workers):
 def test_reduced_photos_are_kept_reduced(tmp_path):
     photo(tmp_path / "x.jpg")
     part = Files([tmp_path / "x.jpg"], np.array([0]), "RGB")
-    small = through(part.reduced(200), tmp_path / "cache")
+    small = cached_part(part.reduced(200), tmp_path / "cache")
     assert small.image(0).size == (300, 200)
-    same(small, part.reduced(200))
-    assert through(part, tmp_path / "cache").image(0).size == (1200, 800)
+    assert_same_images(small, part.reduced(200))
+    assert cached_part(part, tmp_path / "cache").image(0).size == (1200, 800)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -207,26 +207,26 @@ def test_batches_are_the_same_with_and_without(tmp_path, workers):
 
 def test_a_second_use_decodes_nothing(tmp_path, monkeypatch, capsys):
     part = files(tmp_path / "images")
-    first = through(part, tmp_path / "cache")
+    first = cached_part(part, tmp_path / "cache")
     assert capsys.readouterr().out == f"decoding 20 train images, once, into {tmp_path / 'cache'}\n"
-    monkeypatch.setattr(examples, "decode_image", never)
-    same(through(part, tmp_path / "cache"), first)
+    monkeypatch.setattr(examples, "decode_image", fail_to_decode)
+    assert_same_images(cached_part(part, tmp_path / "cache"), first)
     assert capsys.readouterr().out == ""
 
 
 def test_a_changed_file_is_seen(tmp_path):
     part = files(tmp_path / "images")
-    same(through(part, tmp_path / "cache"), part)
+    assert_same_images(cached_part(part, tmp_path / "cache"), part)
     file = part.paths[2]
     draw_image(file, seed=99, size=(30, 30))
-    same(through(part, tmp_path / "cache"), part)
+    assert_same_images(cached_part(part, tmp_path / "cache"), part)
     before = file.stat()
     changed = bytearray(file.read_bytes())
     draw_image(file, seed=100, size=(30, 30))
     assert file.read_bytes() != changed
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    kept = through(part, tmp_path / "cache")
-    same(kept, part)
+    kept = cached_part(part, tmp_path / "cache")
+    assert_same_images(kept, part)
 
 
 def test_another_pillow_another_mode_and_another_size_have_caches_of_their_own(tmp_path, monkeypatch):
@@ -251,7 +251,7 @@ def test_a_relative_name_is_the_file_that_it_names(tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", ["cut pixels", "more pixels", "no pixels", "cut sizes", "no sizes", "other sizes"])
 def test_a_damaged_cache_is_made_anew(tmp_path, damage):
     part = files(tmp_path / "images")
-    through(part, tmp_path / "cache")
+    cached_part(part, tmp_path / "cache")
     (pixels,), (sizes,) = ((tmp_path / "cache").glob(f"*.{end}") for end in ("pixels", "npy"))
     match damage.split():
         case ["cut", what]:
@@ -263,12 +263,12 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage):
             (pixels if what == "pixels" else sizes).unlink()
         case _:
             np.save(sizes, np.load(sizes)[:-1])
-    same(through(part, tmp_path / "cache"), part)
+    assert_same_images(cached_part(part, tmp_path / "cache"), part)
 
 
 def test_what_is_in_memory_stays_there_and_nothing_is_written(tmp_path):
     part = Pixels(torch.zeros(2, 3, 4, 5, dtype=torch.uint8), np.array([0, 1]))
-    assert through(part, tmp_path / "cache") is part
+    assert cached_part(part, tmp_path / "cache") is part
     assert not (tmp_path / "cache").exists()
 
 
@@ -279,13 +279,13 @@ def test_an_image_that_cannot_be_read_is_named_as_without_a_cache(tmp_path, work
     with pytest.raises(DataError) as without:
         part.image(41)
     with pytest.raises(DataError) as found:
-        through(part, tmp_path / "cache", workers)
+        cached_part(part, tmp_path / "cache", workers)
     assert str(found.value) == str(without.value)
     assert "41.jpg is not a readable image" in str(found.value)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"]
     part.paths[41].unlink()
     with pytest.raises(DataError, match=r"41\.jpg .*: mend it"):
-        through(part, tmp_path / "cache", workers)
+        cached_part(part, tmp_path / "cache", workers)
 
 
 def disk_with(monkeypatch, *free):
@@ -302,7 +302,7 @@ def test_images_that_do_not_fit_on_the_disk_are_refused_before_any_is_written(tm
     part = files(tmp_path / "images")
     disk_with(monkeypatch, cache.RESERVED + 1000)
     with pytest.raises(DiskFull, match=r"20 decoded images take about 0.0 GB, .*: free some, .*system\.cache=null"):
-        through(part, tmp_path / "cache")
+        cached_part(part, tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"]
 
 
@@ -310,17 +310,17 @@ def test_a_disk_that_becomes_full_meanwhile_is_a_sentence_and_leaves_nothing(tmp
     part = files(tmp_path / "images")
     disk_with(monkeypatch, 2**40, 2**40, 1000)
     with pytest.raises(DiskFull, match="nearly full after 8 of 20 images"):
-        through(part, tmp_path / "cache")
+        cached_part(part, tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"]
     disk_with(monkeypatch, 2**40)
-    same(through(part, tmp_path / "cache"), part)
+    assert_same_images(cached_part(part, tmp_path / "cache"), part)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     part = files(tmp_path / "images")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(StorageError, match=r"system\.cache=.*file/cache cannot be written .*: give another"):
-        through(part, tmp_path / "file" / "cache")
+        cached_part(part, tmp_path / "file" / "cache")
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def test_what_a_killed_process_leaves_is_not_believed(tmp_path):
     killed.communicate(timeout=60)
     assert not list((tmp_path / "cache").glob("*.npy"))
     part = Files(sorted(part.paths), np.zeros(16, dtype=np.int64), "RGB")
-    same(through(part, tmp_path / "cache"), part)
+    assert_same_images(cached_part(part, tmp_path / "cache"), part)
     assert not list((tmp_path / "cache").glob(".*"))
 
 
@@ -413,7 +413,7 @@ def test_a_training_from_the_cache_is_the_training_without_it(tmp_path, monkeypa
     assert losses[0] == losses[1]
     scores, _ = evaluate(kept.folder)
     assert scores == {key: result[key] for key in scores}
-    monkeypatch.setattr(examples, "decode_image", never)
+    monkeypatch.setattr(examples, "decode_image", fail_to_decode)
     _, again = fit(tmp_path, *words, f"system.cache={tmp_path}/cache", name="again")
     assert again["test/loss"] == result["test/loss"]
 

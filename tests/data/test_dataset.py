@@ -131,7 +131,7 @@ def test_images_in_memory_are_resized_once_to_what_the_model_sees():
         ({"image_size": 0}, "image_size=0"),
     ],
 )
-def test_splits_that_cannot_be_are_refused(values, sentence):
+def test_impossible_splits_are_refused(values, sentence):
     with pytest.raises(ValueError, match=sentence):
         digits(**values).splits()
 
@@ -238,7 +238,7 @@ def test_a_truncated_jpeg_is_found_before_training(tmp_path):
         ),
     ],
 )
-def test_folders_that_are_no_dataset_are_refused(tmp_path, make, sentence):
+def test_folders_that_hold_no_dataset_are_refused(tmp_path, make, sentence):
     make(tmp_path)
     with pytest.raises(ValueError, match=sentence):
         folder(tmp_path)

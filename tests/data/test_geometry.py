@@ -70,13 +70,13 @@ def test_padded_crops_are_torchvisions_and_every_window_comes_as_often():
 @pytest.mark.parametrize(
     "box", [(0, 0, 20, 24), (3, 5, 9, 7), (0, 0, 1, 1), (19, 0, 1, 24), (2, 20, 18, 4), (7, 7, 2, 3)]
 )
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_a_resized_crop_is_pils_to_a_level(box, mirrored):
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_resized_crop_is_pils_to_a_level(box, flipped):
     pixels = images(6)
-    ours = resized_crop(pixels, np.array([box] * 6), torch.tensor([mirrored] * 6))
+    ours = resized_crop(pixels, np.array([box] * 6), torch.tensor([flipped] * 6))
     for image, mine in zip(pixels, ours, strict=True):
         resized = vision.resized_crop(pil(image), *box, (20, 24), vision.InterpolationMode.BICUBIC)
-        theirs = to_pixels(vision.hflip(resized) if mirrored else resized)
+        theirs = to_pixels(vision.hflip(resized) if flipped else resized)
         assert (mine.int() - theirs.int()).abs().max() <= 1
         assert (mine == theirs).float().mean() > 0.98
 
@@ -92,12 +92,12 @@ def test_crops_are_drawn_as_torchvision_draws_them(area):
     assert ks_2samp(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3], method="asymp").pvalue > 0.001
 
 
-def test_half_are_mirrored_and_none_where_nobody_asks():
+def test_half_are_flipped_and_none_with_probability_zero():
     pixels = images(2).repeat(1000, 1, 1, 1)
     seen = geometry()(pixels, 5, *keys(2000))
-    mirrored = (seen == pixels.flip(3)).flatten(1).all(dim=1)
-    assert 0.46 < mirrored.float().mean() < 0.54
-    assert torch.equal(seen[~mirrored], pixels[~mirrored])
+    flipped = (seen == pixels.flip(3)).flatten(1).all(dim=1)
+    assert 0.46 < flipped.float().mean() < 0.54
+    assert torch.equal(seen[~flipped], pixels[~flipped])
     assert geometry(flip=0.0)(pixels, 5, *keys(2000)) is pixels
 
 
@@ -112,30 +112,35 @@ def test_an_image_looks_the_same_in_any_batch_and_anew_in_each_round(crop):
     assert not torch.equal(chosen(pixels, 3, *keys(40)), whole)
 
 
-def held():
+def flippable_digits():
     dataset = digits()
-    dataset.flip = True  # as if a mirrored digit were one
+    dataset.flip = True
     return dataset
 
 
-def test_only_crop_and_mirror_of_images_in_memory_are_done_so():
+def test_whole_batches_are_cropped_and_flipped_where_possible_and_not_forbidden():
     assert augment(crop="pad").geometry(digits()) is not None
-    assert augment(flip=0.5).geometry(held()) is not None
-    assert augment(flip=0.5).geometry(digits()) is None  # digits are never mirrored
-    assert augment().geometry(held()) is None
-    assert augment(crop="pad", color_jitter=0.4).geometry(held()) is None
-    assert augment(crop="pad", auto_augment="rand-m9-mstd0.5-inc1").geometry(held()) is None
-    assert augment(crop="pad").geometry(colours()) is None  # made when asked for, at any size
-    assert augment(crop="resized").geometry(held()).size == (8, 8)
+    assert augment(crop="pad", batched=True).geometry(digits()) is not None
+    assert augment(crop="pad", batched=False).geometry(digits()) is None
+    assert augment(flip=0.5).geometry(flippable_digits()) is not None
+    assert augment(flip=0.5).geometry(digits()) is None  # digits are never flipped
+    assert augment(batched=True).geometry(flippable_digits()) is None
+    assert augment(crop="pad", color_jitter=0.4).geometry(flippable_digits()) is None
+    assert augment(crop="pad", auto_augment="rand-m9-mstd0.5-inc1").geometry(flippable_digits()) is None
+    assert augment(crop="pad").geometry(colours()) is None  # decoded on access, at any size
+    assert augment(crop="resized").geometry(flippable_digits()).size == (8, 8)
+    for values, dataset in (({"color_jitter": 0.4}, digits()), ({"crop": "pad", "flip": 0.5}, colours())):
+        with pytest.raises(ValueError, match=r"augment.batched=true, but .* one( image)? after the other"):
+            augment(**values, batched=True).geometry(dataset)
 
 
-def test_a_training_sees_them(monkeypatch):
+def test_a_training_sees_whole_batches_cropped_and_flipped(monkeypatch):
     batched = augment(crop="pad", flip=0.5)
     monkeypatch.setattr(batched, "transform", batched.geometry)
-    pixels, labels = first_batches(held(), batched, 0)
-    again, _ = first_batches(held(), batched, 2)
+    pixels, labels = first_batches(flippable_digits(), batched, 0)
+    again, _ = first_batches(flippable_digits(), batched, 2)
     assert torch.equal(pixels, again)
-    plain, same = first_batches(held(), augment(), 0)
+    plain, same = first_batches(flippable_digits(), augment(), 0)
     assert torch.equal(labels, same)
     assert not torch.equal(pixels, plain)
     assert pixels.dtype == torch.uint8

@@ -50,9 +50,9 @@ def written(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("option", SETS)
-def test_each_set_is_read_from_its_own_files(option, written):
+def test_each_set_is_read_from_its_own_files_and_goes_through_the_loader(option, written):
     kind, *counts = SETS[option]
-    dataset = written(option)
+    dataset = written(option, *(() if option in IN_MEMORY else ("dataset.image_size=16",)))
     splits = dataset.splits()
     assert type(dataset) is kind
     assert [len(splits[name]) for name in ("train", "validation", "test")] == counts
@@ -60,14 +60,8 @@ def test_each_set_is_read_from_its_own_files(option, written):
         assert isinstance(part, Pixels if option in IN_MEMORY else Files)
         assert 0 <= part.labels.min() <= part.labels.max() < len(dataset.classes)
         assert part.image(0).mode == "RGB"
-
-
-@pytest.mark.parametrize("option", SETS)
-def test_each_set_goes_through_the_loader(option, written):
-    dataset = written(option, *(() if option in IN_MEMORY else ("dataset.image_size=16",)))
-    test = dataset.splits()["test"]
-    batches = loader(test, eval_transform(dataset), EvalSampler(examples=len(test), batch=5), workers=0)
-    pixels, labels = next(iter(batches))
+    test = splits["test"]
+    pixels, labels = next(iter(loader(test, eval_transform(dataset), EvalSampler(examples=len(test), batch=5))))
     assert pixels.shape == (5, 3, *dataset.shape)
     assert pixels.dtype == torch.uint8
     assert labels.tolist() == test.labels[:5].tolist()

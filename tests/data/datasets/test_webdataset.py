@@ -92,7 +92,7 @@ def web(tmp_path_factory):
         process.terminate()
 
 
-class Far:
+class RemoteFolder:
     """A folder on the server.
 
     Args:
@@ -104,17 +104,17 @@ class Far:
     def __init__(self, address, folder, log):
         self.address, self.folder, self.log = address, folder, log
 
-    def asked(self):
-        """The files that were asked for, in their order."""
+    def requests(self):
+        """The files that were requested, in order."""
         return re.findall(rf"GET /{self.folder.name}/(\S+)", self.log.read_text())
 
 
 @pytest.fixture
-def far(web):
+def remote_folder(web):
     address, root = web
     folder = root / str(len(list(root.iterdir())))
     folder.mkdir()
-    return Far(f"{address}/{folder.name}", folder, root / "log")
+    return RemoteFolder(f"{address}/{folder.name}", folder, root / "log")
 
 
 def numbers(examples):
@@ -207,51 +207,51 @@ def test_an_index_is_made_once_and_again_for_a_file_that_changed(tmp_path, monke
 
 
 @pytest.mark.parametrize("limit", [None, 10**9])
-def test_remote_shards_are_the_same_as_those_on_a_disk_and_fetched_once(tmp_path, far, limit):
-    near = shards(tmp_path, write_shards(far.folder)).splits()["train"]
+def test_remote_shards_are_the_same_as_those_on_a_disk_and_fetched_once(tmp_path, remote_folder, limit):
+    near = shards(tmp_path, write_shards(remote_folder.folder)).splits()["train"]
     values = {"cache": str(tmp_path / "other"), "cache_bytes": limit}
-    fetched = shards(tmp_path, f"{far.address}/train-{{000..007}}.tar", **values).splits()["train"]
-    assert sorted(far.asked()) == [f"train-{i:03d}.tar" for i in range(8)]  # to make the indices
+    fetched = shards(tmp_path, f"{remote_folder.address}/train-{{000..007}}.tar", **values).splits()["train"]
+    assert sorted(remote_folder.requests()) == [f"train-{i:03d}.tar" for i in range(8)]  # to make the indices
     for _ in range(2):
         assert numbers(fetched) == numbers(near)
-    again = shards(tmp_path, f"{far.address}/train-{{000..007}}.tar", **values).splits()["train"]
+    again = shards(tmp_path, f"{remote_folder.address}/train-{{000..007}}.tar", **values).splits()["train"]
     assert numbers(again) == numbers(near)
-    assert len(far.asked()) == (8 if limit is None else 16)
+    assert len(remote_folder.requests()) == (8 if limit is None else 16)
 
 
-def test_the_least_recently_used_shards_go_where_the_cache_is_full(tmp_path, far):
-    write_shards(far.folder, 4)
-    size = (far.folder / "train-000.tar").stat().st_size
+def test_the_least_recently_used_shards_go_where_the_cache_is_full(tmp_path, remote_folder):
+    write_shards(remote_folder.folder, 4)
+    size = (remote_folder.folder / "train-000.tar").stat().st_size
     store = ShardCache(tmp_path / "cache", 2 * size + 100)
-    names = [f"{far.address}/train-{i:03d}.tar" for i in range(4)]
+    names = [f"{remote_folder.address}/train-{i:03d}.tar" for i in range(4)]
     for when, shard in enumerate((0, 1, 0, 2, 0, 3, 0)):
         os.close(store.open(names[shard], size))
         os.utime(store.path(names[shard]), (when, when))
         assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= 2 * size + 100
-    assert [int(name[-5]) for name in far.asked()] == [0, 1, 2, 3]
+    assert [int(name[-5]) for name in remote_folder.requests()] == [0, 1, 2, 3]
     with pytest.raises(DataError, match=rf"dataset.cache_bytes={size - 1}: .*train-000.tar alone has {size} bytes"):
         ShardCache(tmp_path / "small", size - 1).open(names[0], size)
 
 
-def test_a_cache_too_small_for_what_is_read_at_a_time_is_remarked_on(tmp_path, far, caplog):
-    write_shards(far.folder, 8)
-    size = (far.folder / "train-000.tar").stat().st_size
+def test_a_cache_too_small_for_what_is_read_at_a_time_is_remarked_on(tmp_path, remote_folder, caplog):
+    write_shards(remote_folder.folder, 8)
+    size = (remote_folder.folder / "train-000.tar").stat().st_size
     for limit, said in ((None, 0), (8 * size, 0), (8 * size - 1, 1)):
         caplog.clear()
-        shards(tmp_path, f"{far.address}/train-{{000..007}}.tar", cache_bytes=limit).splits()
+        shards(tmp_path, f"{remote_folder.address}/train-{{000..007}}.tar", cache_bytes=limit).splits()
         assert len(caplog.records) == said
     assert f"shards of up to {8 * size} bytes at a time" in caplog.text
 
 
-def test_what_a_dead_process_left_takes_no_room(tmp_path, far):
-    write_shards(far.folder, 2)
-    size = (far.folder / "train-000.tar").stat().st_size
+def test_what_a_dead_process_left_takes_no_room(tmp_path, remote_folder):
+    write_shards(remote_folder.folder, 2)
+    size = (remote_folder.folder / "train-000.tar").stat().st_size
     store = ShardCache(tmp_path / "cache", size)
-    left = store.path(f"{far.address}/train-001.tar")
+    left = store.path(f"{remote_folder.address}/train-001.tar")
     left = left.with_name(f".{left.name}.part")
     left.parent.mkdir()
     left.write_bytes(bytes(size))
-    os.close(store.open(f"{far.address}/train-000.tar", size))
+    os.close(store.open(f"{remote_folder.address}/train-000.tar", size))
     assert not left.exists()
 
 
@@ -265,10 +265,10 @@ def read_all(store, names, data, seed):
 
 
 @pytest.mark.parametrize("fitting", [None, 2])
-def test_several_processes_fetch_at_once_and_keep_the_limit(tmp_path, far, fitting):
-    write_shards(far.folder, 6)
-    data = [path.read_bytes() for path in sorted(far.folder.iterdir())]
-    names = [f"{far.address}/train-{i:03d}.tar" for i in range(6)]
+def test_several_processes_fetch_at_once_and_keep_the_limit(tmp_path, remote_folder, fitting):
+    write_shards(remote_folder.folder, 6)
+    data = [path.read_bytes() for path in sorted(remote_folder.folder.iterdir())]
+    names = [f"{remote_folder.address}/train-{i:03d}.tar" for i in range(6)]
     store = ShardCache(tmp_path / "cache", fitting and fitting * len(data[0]))
     fork = multiprocessing.get_context("fork")
     several = [fork.Process(target=read_all, args=(store, names, data, seed)) for seed in range(4)]
@@ -278,7 +278,7 @@ def test_several_processes_fetch_at_once_and_keep_the_limit(tmp_path, far, fitti
         one.join(60)
     assert [one.exitcode for one in several] == [0] * 4
     if fitting is None:
-        assert sorted(far.asked()) == [f"train-{i:03d}.tar" for i in range(6)]
+        assert sorted(remote_folder.requests()) == [f"train-{i:03d}.tar" for i in range(6)]
     assert not list((tmp_path / "cache").glob(".*"))
 
 
@@ -318,10 +318,10 @@ def batches(tmp_path, train, workers=0, rank=0, world=1, start=0, **values):
     return [pixels for pixels, _ in found], [labels for _, labels in found]
 
 
-def test_batches_are_the_same_for_any_workers_and_ranks_and_from_any_step(tmp_path, far):
-    write_shards(far.folder)
-    size = (far.folder / "train-000.tar").stat().st_size
-    train = f"{far.address}/train-{{000..007}}.tar"
+def test_batches_are_the_same_for_any_workers_and_ranks_and_from_any_step(tmp_path, remote_folder):
+    write_shards(remote_folder.folder)
+    size = (remote_folder.folder / "train-000.tar").stat().st_size
+    train = f"{remote_folder.address}/train-{{000..007}}.tar"
     pixels, labels = batches(tmp_path, train)
     for changed in ({"workers": 2}, {"workers": 2, "cache": str(tmp_path / "few"), "cache_bytes": 3 * size}):
         again, same = batches(tmp_path, train, **changed)
@@ -368,12 +368,12 @@ def pair(**more):
         (lambda path, whole: write_tar(path, pair(**{"d.PNG": png()})), r"sample d has two members \.png"),
     ],
 )
-def test_a_damaged_shard_is_refused_by_name_until_it_is_mended(tmp_path, far, damage, sentence, remote):
-    path = far.folder / "x.tar"
+def test_a_damaged_shard_is_refused_by_name_until_it_is_mended(tmp_path, remote_folder, damage, sentence, remote):
+    path = remote_folder.folder / "x.tar"
     write_tar(path, pair())
     whole = path.read_bytes()
     damage(path, whole)
-    where = f"{far.address}/x.tar" if remote else str(path)
+    where = f"{remote_folder.address}/x.tar" if remote else str(path)
     for limit in (None, 10**9):
         with pytest.raises(DataError, match=rf"x\.tar.*{sentence}") as caught:
             shards(tmp_path, where, cache_bytes=limit)
@@ -392,15 +392,15 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_shard(tmp_path):
         assert "BytesIO" not in str(caught.value)
 
 
-def test_a_remote_shard_that_changed_since_its_index_was_made_is_refused(tmp_path, far):
-    write_tar(far.folder / "x.tar", pair())
-    part = shards(tmp_path, f"{far.address}/x.tar", cache_bytes=10**9).examples("train")
-    write_tar(far.folder / "x.tar", pair(**{f"{i}.txt": bytes(999) for i in range(99)}))
+def test_a_remote_shard_that_changed_since_its_index_was_made_is_refused(tmp_path, remote_folder):
+    write_tar(remote_folder.folder / "x.tar", pair())
+    part = shards(tmp_path, f"{remote_folder.address}/x.tar", cache_bytes=10**9).examples("train")
+    write_tar(remote_folder.folder / "x.tar", pair(**{f"{i}.txt": bytes(999) for i in range(99)}))
     with pytest.raises(DataError, match=r"x\.tar has \d+ bytes, but had \d+ when its index was made"):
         part.image(0)
 
 
-def test_a_shard_that_is_not_there_is_refused_in_a_sentence(tmp_path, far):
+def test_a_shard_that_is_not_there_is_refused_in_a_sentence(tmp_path, remote_folder):
     with pytest.raises(DatasetMissing, match=r"x-000\.tar"):
         shards(tmp_path, str(tmp_path / "x-{000..003}.tar"))
     with pytest.raises(DatasetMissing, match=r"x-\*\.tar"):
@@ -409,7 +409,7 @@ def test_a_shard_that_is_not_there_is_refused_in_a_sentence(tmp_path, far):
         shards(tmp_path, write_shards(tmp_path / "data"), classes_file=str(tmp_path / "names.txt"))
     for limit in (None, 10**9):
         with pytest.raises(DataError, match=r"x\.tar could not be fetched \(curl: exit 22\)"):
-            shards(tmp_path, f"{far.address}/x.tar", cache_bytes=limit)
+            shards(tmp_path, f"{remote_folder.address}/x.tar", cache_bytes=limit)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ class TorchvisionDataset(Dataset):
     torchvision_name: ClassVar[str]  # module and class in torchvision.datasets
     folder: str = field(init=False)  # exists in `root` where there is a copy
     split_arguments: ClassVar[dict[str, dict[str, Any]]]  # arguments of torchvision's class for each split
+    counts: ClassVar[dict[str, int]] = {}  # images of each split, where torchvision does not check the files
 
     root: str | None
     download: bool
@@ -61,6 +62,7 @@ class TorchvisionDataset(Dataset):
         root = Path(self.root or "data").expanduser()
         folder = root / self.folder
         command = f"vitlab train dataset={self.name} dataset.download=true dataset.root={root}"
+        remedy = f"remove it and fetch it again: {command}"
         if not (self.download or folder.exists()):
             raise DatasetMissing(self.name, [folder], f"Get it with: {command}")
         try:
@@ -73,8 +75,9 @@ class TorchvisionDataset(Dataset):
                 reason = "a file is missing, or is not the published one by its checksum"
             if self.download and not folder.exists():
                 raise DataError(f"{self.name} could not be fetched to {root}: {reason}") from error
-            remedy = f"remove it and fetch it again: {command}"
             raise DataError(f"{folder} is not a whole copy of {self.name} ({reason}): {remedy}") from error
+        if (count := self.counts.get(split, len(examples))) != len(examples):
+            raise DataError(f"{folder} has {len(examples):,} {split} images, and {self.name} has {count:,}: {remedy}")
         return examples
 
 
@@ -177,18 +180,6 @@ class TorchvisionFiles(TorchvisionDataset):
     size = None
     mean = MEAN
     std = STD
-
-    counts: ClassVar[dict[str, int]]  # images of each split in a whole copy
-
-    def read_split(self, split: str, arguments: dict[str, Any]) -> Examples:
-        examples = super().read_split(split, arguments)
-        if len(examples) != self.counts[split]:
-            raise DataError(
-                f"{Path(self.root or 'data') / self.folder} has {len(examples):,} {split} images, and {self.name} has"
-                f" {self.counts[split]:,}: remove it and fetch it again: vitlab train dataset={self.name}"
-                " dataset.download=true"
-            )
-        return examples
 
     def examples(self, data: Any) -> Files:
         names, expected = [readable_name(name) for name in self.names(data)], [name.lower() for name in self.classes]
