@@ -425,7 +425,7 @@ def test_a_training_says_how_its_images_come(tmp_path):
     assert said.endswith("each is decoded in every epoch (system.cache=FOLDER would keep them decoded)")
     node = check(compose([*words, "fit.batch_size=16", "tracking=off", f"system.cache={tmp_path}/cache"])[0])
     setup = prepare(**assemble(node), dist=ALONE)
-    assert describe_input(setup).endswith(f"they lie decoded in {tmp_path}/cache")
+    assert describe_input(setup).endswith(f"they are cached decoded in {tmp_path}/cache")
     assert {name: type(part) for name, part in setup.splits.items()} == dict.fromkeys(setup.splits, Cached)
     assert len(list((tmp_path / "cache").glob("*.pixels"))) == 3
 

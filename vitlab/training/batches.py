@@ -1,4 +1,4 @@
-"""Where training and evaluation batches come from, and on which device their images lie."""
+"""Training and evaluation batches, and where their images are kept: in files, in memory, or on the GPU."""
 
 import os
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ RESIDENT = 0.25  # of a GPU's free memory, which images may take
 def move_to_gpu(
     splits: dict[str, Examples], dataset: Dataset, augment: Augment, system: System, dist: Distributed
 ) -> dict[str, Examples]:
-    """The splits, on the GPU if they are to lie there.
+    """The splits, their images moved to the GPU if they fit and system.resident allows it.
 
     Raises:
-        ConfigError: they cannot, and system.resident=true.
+        ConfigError: system.resident=true, and they cannot be moved.
     """
     if dist.device.type == "cpu" or system.resident is False:
         return splits
@@ -48,7 +48,7 @@ def move_to_gpu(
 
 
 def training_order(setup: TrainingSetup, start: int) -> TrainSampler:
-    """Which images each step from `start` on sees."""
+    """The images of each step from `start` on."""
     dist, train = setup.dist, setup.splits["train"]
     return TrainSampler(
         examples=len(train),
@@ -64,35 +64,35 @@ def training_order(setup: TrainingSetup, start: int) -> TrainSampler:
 
 
 def train_transform(augment: Augment, dataset: Dataset) -> Transform | Geometry | None:
-    """What training images go through: a whole batch at once where that can be, else each alone."""
+    """The augmentation of training images: of whole batches where possible, else image by image."""
     return augment.geometry(dataset) or augment.transform(dataset)
 
 
 def describe_input(setup: TrainingSetup) -> str:
-    """How training images come to the model, in words."""
+    """How training images are read and augmented, in words."""
     train, transform = setup.splits["train"], train_transform(setup.augment, setup.dataset)
     count = workers(setup, train, transform)
     where = f"in {count} worker process{'es' * (count != 1)}" if count else "in the training's own process"
     if on_gpu(train):
-        where = "on the GPU, where all of them lie"
+        where = "on the GPU, where all of them are"
     if transform is None:
         return f"images come from memory as they are, {where}"
     what = "whole batches" if isinstance(transform, Geometry) else "images one by one"
-    said = f"images are augmented as {what}, {where}"
+    text = f"images are augmented as {what}, {where}"
     if isinstance(train, Cached):
-        said += f"; they lie decoded in {setup.system.cache}"
+        text += f"; they are cached decoded in {setup.system.cache}"
     elif isinstance(train, Files):
-        said += "; each is decoded in every epoch (system.cache=FOLDER would keep them decoded)"
+        text += "; each is decoded in every epoch (system.cache=FOLDER would keep them decoded)"
     elif setup.system.cache is not None:
-        said += "; system.cache is not used, for these images are in no files of their own"
-    return said
+        text += "; system.cache is not used, because these images are not in files of their own"
+    return text
 
 
 def train_batches(setup: TrainingSetup, start: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalized images and targets from step `start` on, on the device; targets are soft where images are mixed."""
     mix = setup.augment.batchwise(len(setup.dataset.classes))
     transform = train_transform(setup.augment, setup.dataset)
-    batches = loaded(setup, "train", transform, training_order(setup, start))
+    batches = load_batches(setup, "train", transform, training_order(setup, start))
     if mix is None:
         return batches
     which = local_indices(setup.fit.batch_size, setup.dist.rank, setup.dist.size)
@@ -108,10 +108,10 @@ def eval_batches(setup: TrainingSetup, split: str) -> Iterator[tuple[Tensor, Ten
         rank=setup.dist.rank,
         world_size=setup.dist.size,
     )
-    return loaded(setup, split, eval_transform(setup.dataset), order)
+    return load_batches(setup, split, eval_transform(setup.dataset), order)
 
 
-def loaded(
+def load_batches(
     setup: TrainingSetup, split: str, transform: Transform | Geometry | None, order: TrainSampler | EvalSampler
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of a split, read by a DataLoader and moved to the device."""
@@ -128,7 +128,7 @@ def loaded(
 
 
 def workers(setup: TrainingSetup, examples: Examples, transform: object) -> int:
-    """Processes that read images: some for a GPU or for files; none where they would take a core from the training."""
+    """DataLoader workers: some for a GPU or for files; none where they would take a core from the training."""
     if setup.system.workers != "auto":
         return setup.system.workers
     in_memory = setup.dataset.size is not None
@@ -138,7 +138,7 @@ def workers(setup: TrainingSetup, examples: Examples, transform: object) -> int:
 
 
 def on_gpu(examples: Examples) -> bool:
-    """Whether the images lie on a GPU."""
+    """Whether the images are on a GPU."""
     return isinstance(examples, Pixels) and examples.pixels.is_cuda
 
 

@@ -1,4 +1,4 @@
-"""The recipe: what a training is made of, checked before anything is written, and the batches it sees."""
+"""The recipe of a training: its parts as they come from the configuration, and what is made ready of them."""
 
 import math
 from collections.abc import Callable
@@ -27,35 +27,34 @@ from vitlab.training.schedule import Schedule, Scheduler
 
 @dataclass(kw_only=True)
 class Fit:
-    """What a recipe counts.
+    """How long and how a model is trained: the `fit` group of the configuration.
 
     Args:
         epochs: passes over the training images; or
         steps: optimizer updates; or
         images: training images seen.
-        batch_size: images an update, over all processes and accumulated parts.
-        accumulate: parts that a process's share of the batch is computed in, one after the other.
-        auto_accumulate: whether a batch that is too large for the memory is computed in more parts, instead of ending
-            the training; random draws (dropout) are then others than with one part. In one process.
-        clip: largest norm of the gradient; None for none.
-        on_nonfinite: what to do when the loss or the gradient is infinite or no number: stop; skip that update (a GPU
-            is then waited for in each step); or rollback to the last checkpoint's weights, with the images that come
-            next.
-        layer_decay: each layer learns at this share of the rate of the one after it; 1 for one rate.
+        batch_size: images an update, over all processes and accumulation steps.
+        accumulate: gradient accumulation steps of an update.
+        auto_accumulate: whether a batch that does not fit into memory is computed in more accumulation steps, instead
+            of ending the training; random draws (dropout) then differ. In one process only.
+        clip: largest norm of the gradient; None for no clipping.
+        on_nonfinite: what happens when the loss or the gradient is NaN or infinite: stop; skip that update (each step
+            then waits for the GPU); or rollback to the last checkpoint's weights, and continue with the next images.
+        layer_decay: the learning rate of each layer as a fraction of that of the layer after it; 1 is off.
         lr_scaling: how optimizer.lr grows with the batch, `linear` (Goyal et al. 2017) or `sqrt` of batch_size /
-            lr_batch_size; `none` takes it as it is.
-        lr_batch_size: the batch that optimizer.lr is meant for.
-        precision: of the matrix products; auto is bf16 where the hardware has it, else fp32.
-        ema_decay: of the moving average of the weights, which is then what is evaluated and kept; 0 for none.
-        evaluate_every: epochs between two evaluations on the validation images.
-        evaluation_batch_size: images a step there.
-        patience: evaluations without a better one after which the training ends; None for never.
-        one_batch: train on the same batch again and again.
-        shots: training images a class, such as 5, that the best weights are judged by once more at the end, their
-            features frozen: `val/5-shot` and `test/5-shot` of result.json, the mean of 5 draws (`vitlab probe`).
+            lr_batch_size; `none` is off.
+        lr_batch_size: the batch size that optimizer.lr is meant for.
+        precision: of matrix products; auto is bf16 if the hardware has it, else fp32.
+        ema_decay: of the exponential moving average of the weights, which is then evaluated and kept; 0 is off.
+        evaluate_every: epochs between two evaluations on the validation split.
+        evaluation_batch_size: images an evaluation step.
+        patience: evaluations without a better one after which the training stops early; None is off.
+        one_batch: whether every step trains on the same batch.
+        shots: few-shot evaluations of the best weights, in training images a class, such as 5: the metrics
+            `val/5-shot` and `test/5-shot`, the mean of 5 draws (see `vitlab probe`).
 
     Raises:
-        ConfigError: a value that cannot be.
+        ConfigError: a value out of its range.
     """
 
     epochs: float | None

@@ -67,9 +67,9 @@ def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
     initial_weights = recipe.init.apply(source, vit, dataset.classes) if source else ""
     vit = vit.to(dist.device)
     recipe.loss.start(vit.head.output)
-    model_with_objective = TrainingModel(vit)
-    flops, backward = count.passes(model_with_objective, (dataset.channels, *dataset.shape))
-    net = parallelize(model_with_objective, dist, system)
+    model = TrainingModel(vit)
+    flops, backward = count.passes(model, (dataset.channels, *dataset.shape))
+    net = parallelize(model, dist, system)
     updates = build_optimizer(recipe.optimizer, vit, layer_decay=fit.layer_decay, scale=fit.lr_factor())
     return TrainingSetup(
         seed=seed,
@@ -82,7 +82,7 @@ def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
         augment=augment,
         normalize=Normalize(dataset.mean, dataset.std).to(dist.device),
         vit=vit,
-        model=model_with_objective,
+        model=model,
         net=net,
         flops=flops,
         backward_flops=backward,
