@@ -19,6 +19,7 @@ from vitlab.config.errors import ConfigError, SweepFileError
 from vitlab.evaluation import probe
 from vitlab.evaluation.load import load
 from vitlab.evaluation.reevaluate import eval_inputs, training_dataset
+from vitlab.model.objective import TrainingModel
 from vitlab.report.comparison import compare
 from vitlab.storage import runs_table
 from vitlab.storage.metrics import metric
@@ -148,7 +149,7 @@ def test_features_are_what_stands_before_the_last_layer_of_every_image_once(tmp_
     model, dataset = load(run.folder), training_dataset(run.folder)
     source = eval_inputs(run.folder, model, dataset)
     examples = source.splits["test"]
-    found = probe.features(model.model, source.batches(examples), ALONE, "fp32")
+    found = probe.features(TrainingModel(model.model), source.batches(examples), ALONE, "fp32")
     assert found.values.shape == (359, 16)
     assert found.values.dtype == np.float32
     assert (found.labels == examples.labels).all()

@@ -249,7 +249,7 @@ def test_two_axial_blocks_bring_every_token_to_every_other_and_one_does_not():
             pool=Gap, attention=Axial, position=Rope,
         ).eval()  # fmt: skip
         images = torch.randn(1, 1, 6, 10, requires_grad=True)
-        _, seen = model(images, intermediates=True)
+        _, seen = model.inspect(images)
         (gradient,) = torch.autograd.grad(seen["encoded"][0, 7].square().sum(), images)
         looked_at = gradient[0, 0].unflatten(0, (3, 2)).unflatten(2, (5, 2)).abs().sum(dim=(1, 3)) > 0
         assert looked_at.sum() == reaches

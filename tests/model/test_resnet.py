@@ -251,7 +251,7 @@ def test_without_blocks_the_stem_is_the_layer_before_the_head():
 
 
 def test_a_model_without_blocks_names_what_stands_on_its_way():
-    _, seen = resnet()(torch.randn(3, 2, 6, 10), intermediates=True)
+    _, seen = resnet().inspect(torch.randn(3, 2, 6, 10))
     assert list(seen) == ["stem", "with_position", "encoded", "pooled", "pre_logits"]
     torch.testing.assert_close(seen["pooled"], seen["stem"].mean(dim=1))
     assert seen["stem"].shape == (3, 15, 128)
@@ -260,7 +260,7 @@ def test_a_model_without_blocks_names_what_stands_on_its_way():
 def test_what_needs_blocks_is_refused_without_them():
     model = resnet()
     with pytest.raises(ValueError, match=r"model.depth=0: without a block there is no attention"):
-        model(torch.randn(1, 2, 6, 10), attention=True)
+        model.inspect(torch.randn(1, 2, 6, 10), attention=True)
     muon = build(check(compose(["optimizer=muon"])[0])["optimizer"])
     with pytest.raises(
         ValueError, match=r"optimizer=muon is for the blocks' matrices, and model.depth=0 has none: use"

@@ -172,7 +172,7 @@ def test_without_position_permuting_the_patches_permutes_the_outputs():
     x = images()
     patches = rearrange(x, "b c (h p) (w q) -> b (h w) c p q", p=2, q=2)[:, order]
     shuffled = rearrange(patches, "b (h w) c p q -> b c (h p) (w q)", h=3)
-    one, two = (model(i, intermediates=True) for i in (x, shuffled))
+    one, two = (model.inspect(i) for i in (x, shuffled))
     torch.testing.assert_close(one[0], two[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(one[1]["encoded"][:, 1:][:, order], two[1]["encoded"][:, 1:], atol=1e-5, rtol=1e-5)
 
@@ -211,7 +211,7 @@ def test_shared_positions_enter_every_block_and_stem_positions_only_the_first():
 
 def test_intermediates_are_named_and_shaped():
     model = vit(registers=2, head=TanhMlp)
-    logits, seen = model(images(), intermediates=True, attention=True)
+    logits, seen = model.inspect(images(), attention=True)
     shapes = {name: tuple(x.shape) for name, x in seen.items()}
     tokens = (3, 18, 16)
     assert shapes == {
@@ -230,24 +230,24 @@ def test_intermediates_are_named_and_shaped():
 
 def test_asking_for_intermediates_leaves_the_logits_as_they_are():
     model, x = vit(), images()
-    torch.testing.assert_close(model(x), model(x, intermediates=True, attention=True)[0])
+    torch.testing.assert_close(model(x), model.inspect(x, attention=True)[0])
 
 
 def test_the_average_pool_leaves_prefix_tokens_out():
     model = vit(pool=Gap, registers=3)
-    _, seen = model(images(), intermediates=True)
+    _, seen = model.inspect(images())
     torch.testing.assert_close(seen["pooled"], seen["encoded"][:, 3:].mean(1))
 
 
 def test_the_class_token_is_what_the_class_pool_reads():
     model = vit(pool=Cls, registers=3)
-    _, seen = model(images(), intermediates=True)
+    _, seen = model.inspect(images())
     torch.testing.assert_close(seen["pooled"], seen["encoded"][:, 0])
 
 
 def test_reference_has_no_final_norm():
     model = vit(final_norm=False)
-    _, seen = model(images(), intermediates=True)
+    _, seen = model.inspect(images())
     torch.testing.assert_close(seen["encoded"], seen["block_2"])
 
 

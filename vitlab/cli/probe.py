@@ -121,9 +121,10 @@ class Reading:
 
     def features(self, examples: Any) -> Any:
         from vitlab.evaluation import probe
+        from vitlab.model.objective import TrainingModel
 
         source = self.source
-        return probe.features(self.model.model, source.batches(examples), source.dist, source.precision)
+        return probe.features(TrainingModel(self.model.model), source.batches(examples), source.dist, source.precision)
 
     def probe(
         self, shots: tuple[int, ...], draws: int, split: str, l2: float, *, linear: bool, knn: bool

@@ -26,7 +26,7 @@ class Trained(nn.Module):
     """A trained model in evaluation mode, with what it needs to be used.
 
     `classes` are the class names, `preprocess` turns a PIL image or a file into what the model takes, and calling the
-    model gives logits (b classes).
+    model gives logits (b classes); with `intermediates` or `attention` also a dictionary of them (`ViT.inspect`).
     """
 
     def __init__(self, model: ViT, classes: tuple[str, ...], preprocess: Preprocess):
@@ -36,8 +36,11 @@ class Trained(nn.Module):
         self.preprocess = preprocess
         self.eval()
 
-    def forward(self, images: Float[Tensor, "b c y x"], **asked: bool) -> Any:
-        return self.model(images, **asked)
+    def forward(self, images: Float[Tensor, "b c y x"], *, intermediates: bool = False, attention: bool = False) -> Any:
+        if not (intermediates or attention):
+            return self.model(images)
+        logits, seen = self.model.inspect(images, attention=attention)
+        return logits, {name: x for name, x in seen.items() if intermediates or name.startswith("attention_")}
 
 
 def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: bool = True) -> Trained:
@@ -73,7 +76,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: boo
         fill(model, saved.get("model"))
         learned = model.objective.classifies
         with torch.no_grad():
-            logits, _ = model.to(device).eval()(torch.zeros(1, channels, *size, device=device), intermediates=True)
+            logits = model.to(device).eval()(torch.zeros(1, channels, *size, device=device))
         if logits.shape != (1, len(classes)) or not logits.isfinite().all():
             raise ConfigError(f"a black image is not answered with {len(classes)} finite numbers")
     except Exception as error:

@@ -39,7 +39,7 @@ def features(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dist: D
     """The features of images in the order of the examples, in every process; the model is in evaluation mode meanwhile.
 
     Args:
-        model: a ViT.
+        model: a ViT with its objective.
         batches: normalized images and labels, on the device; each process has its part of `EvalSampler`.
         dist: the processes that evaluate together.
         precision: fp32, bf16 or fp16.
@@ -50,7 +50,7 @@ def features(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dist: D
         for images, of_batch in batches:
             for part in images.split(AT_ONCE):
                 with autocast(dist.device, precision):
-                    _, seen = model(part, intermediates=True)
+                    _, seen = model(part, inspect=True)
                 rows.append(seen["pre_logits"].float().cpu())
             labels.append(of_batch.cpu())
     model.train(training)

@@ -28,15 +28,16 @@ class TrainingModel(nn.Module):
     def __init__(self, vit: Any):
         super().__init__()
         self.vit = vit
+        self.training = vit.training
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The blocks of the ViT."""
         return self.vit.blocks
 
-    def forward(self, images: Float[Tensor, "b c y x"], **asked: bool) -> Any:
-        """The outputs of the objective; with `intermediates` or `attention`, what the ViT gives."""
-        return self.vit(images, **asked) if asked else self.vit.objective(self.vit, images)
+    def forward(self, images: Float[Tensor, "b c y x"], *, inspect: bool = False) -> Any:
+        """The outputs of the objective; with `inspect`, the ViT's logits and intermediate results."""
+        return self.vit.inspect(images) if inspect else self.vit.objective(self.vit, images)
 
 
 class Classify(nn.Module):

@@ -131,67 +131,64 @@ class ViT(nn.Module):
             part.requires_grad_(self.objective.classifies)
         (init or authors())(self)
 
-    def forward(
-        self, images: Float[Tensor, "b c y x"], *, intermediates: bool = False, attention: bool = False
-    ) -> Float[Tensor, "b classes"] | tuple[Tensor, Tensor] | tuple[Float[Tensor, "b classes"], dict[str, Tensor]]:
-        """Logits; with `intermediates` or `attention` also a dictionary of what was computed on the way.
+    def forward(self, images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b classes"]:
+        """Logits of normalized images."""
+        return self.classify(self.encode(self.stem(images)))
+
+    def encode(self, patches: Float[Tensor, "b n d"], weights: list[Tensor] | None = None) -> Float[Tensor, "b t d"]:
+        """The tokens after the last block, from patch embeddings; `weights` gains each layer's attention weights."""
+        x = patches
+        if self.prefix is not None:
+            x = torch.cat((self.prefix.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1)
+        if self.position(0).at == "stem":
+            x = self.position(0).add(x)
+        x = self.dropout(x)
+        for layer, block in enumerate(self.blocks):
+            position = self.position(layer)
+            if position.at != "stem":
+                x = position.add(x)
+            x = block(x, position, weights)
+        return self.norm(x)
+
+    def classify(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b classes"]:
+        """Logits, from the tokens after the last block."""
+        features = self.pool(*tokens.split((self.grid.prefix, self.grid.patches), dim=1))
+        return self.head(self.head.represent(features))
+
+    def inspect(
+        self, images: Float[Tensor, "b c y x"], *, attention: bool = False
+    ) -> tuple[Float[Tensor, "b classes"], dict[str, Tensor]]:
+        """Logits and, by name, the intermediate results.
 
         Args:
-            images: normalised pixels.
-            intermediates: asks for `stem` (b n d), `with_position`, `block_0` ..., `encoded` (b t d), `pooled` and
-                `pre_logits` (b d).
-            attention: asks for `attention_0` ..., the weights of each layer (b heads t t), rows summing to 1.
+            images: normalized pixels.
+            attention: whether `attention_0` ... are among the results: the weights of each layer (b heads t t), rows
+                summing to 1.
+
+        Returns:
+            The logits; and `stem` (b n d), `with_position`, `block_0` ..., `encoded` (b t d), `pooled` and `pre_logits`
+            (b d).
 
         Raises:
             ConfigError: attention is asked of a model that has none.
         """
         if attention and not self.blocks:
             raise ConfigError("model.depth=0: without a block there is no attention to look at: ask for intermediates")
+        modules: dict[str, nn.Module] = {f"block_{layer}": block for layer, block in enumerate(self.blocks)}
+        modules |= {"stem": self.stem, "with_position": self.dropout, "encoded": self.norm, "pooled": self.pool}
         seen: dict[str, Tensor] = {}
         weights: list[Tensor] | None = [] if attention else None
-        seen["stem"] = self.stem(images)
-        logits = self.classify(self.encode(seen["stem"], seen, weights), seen)
-        if not (intermediates or attention):
-            return logits
-        kept = seen if intermediates else {}
-        return logits, kept | {f"attention_{layer}": w for layer, w in enumerate(weights or [])}
-
-    def encode(
-        self,
-        patches: Float[Tensor, "b n d"],
-        seen: dict[str, Tensor] | None = None,
-        weights: list[Tensor] | None = None,
-    ) -> Float[Tensor, "b t d"]:
-        """The tokens after the last block.
-
-        Args:
-            patches: patch embeddings, from the stem.
-            seen: gains the intermediate results.
-            weights: gains the attention weights of each layer.
-        """
-        seen = {} if seen is None else seen
-        x = patches
-        if self.prefix is not None:
-            x = torch.cat((self.prefix.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1)
-        if self.position(0).at == "stem":
-            x = self.position(0).add(x)
-        x = seen["with_position"] = self.dropout(x)
-        for layer, block in enumerate(self.blocks):
-            position = self.position(layer)
-            if position.at != "stem":
-                x = position.add(x)
-            x = seen[f"block_{layer}"] = block(x, position, weights)
-        seen["encoded"] = self.norm(x)
-        return seen["encoded"]
-
-    def classify(
-        self, encoded: Float[Tensor, "b t d"], seen: dict[str, Tensor] | None = None
-    ) -> Float[Tensor, "b classes"]:
-        """Logits, from the tokens after the last block."""
-        seen = {} if seen is None else seen
-        x = seen["pooled"] = self.pool(*encoded.split((self.grid.prefix, self.grid.patches), dim=1))
-        x = seen["pre_logits"] = self.head.represent(x)
-        return self.head(x)
+        hooks = [
+            module.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
+            for name, module in modules.items()
+        ]
+        hooks.append(self.head.register_forward_pre_hook(lambda _, inputs: seen.update(pre_logits=inputs[0])))
+        try:
+            logits = self.classify(self.encode(self.stem(images), weights))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return logits, seen | {f"attention_{layer}": w for layer, w in enumerate(weights or [])}
 
     def position(self, layer: int) -> Position:
         """The position module of a block: its own, or the one that all share."""
