@@ -9,7 +9,7 @@ import vitlab
 from tests.storage.test_stored_runs import FINISHED, STORED
 from tests.training.test_loop import fit
 from vitlab.config.errors import ConfigError
-from vitlab.storage.metrics import COSTS, METRICS, NONE, metric, number
+from vitlab.storage.metrics import METRICS, NONE, metric, number
 from vitlab.storage.run import Run
 
 ROOT = Path(vitlab.__file__).parent
@@ -32,8 +32,8 @@ def test_the_directions_are_right():
     higher = {name for name, each in METRICS.items() if each.higher_is_better}
     assert higher == {
         *(f"{split}/accuracy" for split in ("train", "val", "test")),
-        *("val/top5_accuracy", "test/top5_accuracy", "val/K-shot", "test/K-shot"),
-        *("images_per_second", "inference/images_per_second", "largest_batch"),
+        *("val/K-shot", "test/K-shot", "images_per_second", "inference/images_per_second"),
+        "largest_batch",
     }
     assert metric("test/10-shot").higher_is_better
     assert (metric("val/accuracy").sign, metric("val/loss").sign) == (1, -1)
@@ -63,7 +63,6 @@ def test_what_chooses_is_measured_on_validation_images():
     assert {each.validation.source for each in METRICS.values()} == {"validation"}
     assert all(METRICS[each.validation.name] == each.validation for each in METRICS.values())
     assert all(METRICS[each.validation.name] == each.validation for each in METRICS.values())
-    assert {metric(name).source for name in COSTS} == {"result"}
 
 
 @pytest.mark.parametrize("name", ["test/acuracy", "accuracy", "test/K-shot", "test/0-shot", "test/5-shots", "seed", ""])

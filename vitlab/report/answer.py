@@ -258,7 +258,7 @@ def publish(comparison: Comparison, path: Path, facts: Mapping[str, str]) -> lis
     """Writes the answer beside its question: NAME.md, whose finding is kept, and one figure, NAME.png."""
     finding = finding_of(path)
     picture = save_one(figures.combined(comparison), path.with_suffix(".png"))
-    words = f"{comparison.metric.words} of each arm: means with 95 % intervals, and every seed"
+    words = CAPTIONS["metric"].format(metric=comparison.metric.words)
     return [picture, write_text(path, markdown(comparison, facts, {words: picture.name}, finding))]
 
 
@@ -268,9 +268,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def mean_sd(of: Estimate | None, metric: Metric) -> str:
-    if of is None:
-        return NONE
-    return metric.cell(of.mean) + ("" if of.sd is None else f" ± {metric.cell(of.sd)}")
+    return plus_minus(metric, of.mean, of.sd) if of else NONE
 
 
 def interval(of: Estimate | None, metric: Metric) -> str:
@@ -280,9 +278,11 @@ def interval(of: Estimate | None, metric: Metric) -> str:
 
 
 def change(of: Estimate | None, metric: Metric) -> str:
-    if of is None:
-        return NONE
-    return metric.cell(of.mean, "+") + ("" if of.half is None else f" ± {metric.cell(of.half)}")
+    return plus_minus(metric, of.mean, of.half, "+") if of else NONE
+
+
+def plus_minus(metric: Metric, mean: float, spread: float | None, sign: str = "") -> str:
+    return metric.cell(mean, sign) + ("" if spread is None else f" ± {metric.cell(spread)}")
 
 
 def count(row: Row) -> str:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     from vitlab.report.table import Comparison
 MOST = 20_000_000  # bytes of sweep.json
-MEASURED = "measured.json"  # of a sweep whose cells were measured, and not trained
+MEASURED = "measured.json"  # of a sweep whose cells were measured, not trained
 
 
 def held(folder: Path) -> "Path | pd.DataFrame":
-    """Where the lines are that a sweep's answer is made of: in the folder of all runs, or what was measured itself."""
+    """What a sweep's answer is made of: the folder of all runs, or the table of what was measured."""
     if not (folder / MEASURED).is_file():
         return folder.parent.parent
     import pandas as pd
@@ -26,10 +26,10 @@ def held(folder: Path) -> "Path | pd.DataFrame":
 
 
 def picked(what: list[str], runs: Path) -> "pd.DataFrame":
-    """The lines of the store of these runs and folders of runs; of all runs where none is named.
+    """The table of these runs and folders of runs; of all runs where none is named.
 
     Raises:
-        ConfigError: what is neither.
+        ConfigError: one is neither.
     """
     import pandas as pd
 
@@ -57,7 +57,7 @@ def conclude(
     page: Path | None = None,
     wandb: bool = False,
 ) -> None:
-    """Writes an answer from what the store holds, and says it.
+    """Writes an answer from the store of runs, and prints its table.
 
     Args:
         record: what was asked, as `sweep.Plan.record` has it.
@@ -85,11 +85,11 @@ def conclude(
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder}/sweep.json is damaged ({error!r}): run the sweep again") from error
-    told = facts(record, found, table)
+    made = facts(record, found, table)
     folder.mkdir(parents=True, exist_ok=True)
-    answer.write(found, folder, facts=told)
+    answer.write(found, folder, facts=made)
     if page is not None:
-        answer.publish(found, page, facts=told)
+        answer.publish(found, page, facts=made)
     if wandb:
         from vitlab.report import wandb_report
 
@@ -101,50 +101,53 @@ def conclude(
     print(f"page        {folder}/answer.html")
 
 
-def facts(record: dict[str, Any], found: "Comparison", store: "pd.DataFrame") -> dict[str, str]:
-    """What an answer says of itself: the command that gives it, what it cost, on what, with which code.
+def facts(record: dict[str, Any], comparison: "Comparison", store: "pd.DataFrame") -> dict[str, str]:
+    """How an answer was made: the command that gives it, what it cost, on what hardware, with which code.
 
     Args:
         record: what was asked.
-        found: the answer.
+        comparison: the answer.
         store: all runs, with the trials of a search among them.
     """
     import pandas as pd
 
-    rows = [row.runs for row in (found.tried or found).rows if len(row.runs)]
+    rows = [row.runs for row in (comparison.tried or comparison).rows if len(row.runs)]
     table = pd.concat(rows) if rows else pd.DataFrame()
     search: dict[str, Any] = record.get("search") or {"trials": [], "best": None}
     tried = {Path(trial["run"]).name for trial in search["trials"] if trial.get("run")}
-    first = {name: store[store["cell"] == cell["cell"]] for name, cell in record.get("first", {}).items()}
-    before = {name for runs in first.values() for name in runs["name"]}
+    first: dict[str, Any] = record.get("first", {})
+    before = store["name"][store["cell"].isin([cell["cell"] for cell in first.values()])] if first else ()
     spent = store[store["name"].isin({*tried, *before, *table.get("name", [])})] if len(store) else store
-
-    def kinds(column: str) -> str:
-        values = [value for value in table.get(column, []) if isinstance(value, str)]
-        return ", ".join(f"{value} ({n} run{'s' * (n > 1)})" for value, n in sorted(Counter(values).items()))
-
-    what = "measuring" if found.metric.source == "bench" else "training"
     seconds = pd.to_numeric(spent.get("seconds", pd.Series(dtype=float)), errors="coerce").sum()
-    from vitlab.config.groups import SWEEPS
-
-    ships = Path(record.get("file", "")).resolve().is_relative_to(SWEEPS.resolve())
-    words = [
-        record["name"] if ships else record.get("file"),
-        f"scale={record['scale']}" if record.get("scale") else None,
-        f"seeds={','.join(map(str, record['seeds']))}" if record.get("own_seeds") else None,
-        *record.get("words", []),
-    ]
-    command = f"vitlab sweep {' '.join(word for word in words if word)}" if record.get("file") else ""
-    said = {
-        "command": command,
+    what = "measuring" if comparison.metric.source == "bench" else "training"
+    devices = Counter(value for value in table.get("device", []) if isinstance(value, str))
+    commits = {value[:10] for value in table.get("commit", []) if isinstance(value, str)}
+    lines = {
+        "command": command(record),
         "search": f"{len(search['trials'])} trials, by validation alone; each is in search.md" if tried else "",
         **{
             f"command of {name}, trained before": f"vitlab train {' '.join(cell['overrides'])}"
-            for name, cell in record.get("first", {}).items()
+            for name, cell in first.items()
         },
         "best found": " ".join(search["best"]["overrides"]) if search["best"] else "",
         "cost": f"{duration(seconds)} of {what} in {len(spent)} run{'s' * (len(spent) != 1)}",
-        "hardware": kinds("device"),
-        "commit": ", ".join(sorted({value[:10] for value in table.get("commit", []) if isinstance(value, str)})),
+        "hardware": ", ".join(f"{name} ({n} run{'s' * (n > 1)})" for name, n in sorted(devices.items())),
+        "commit": ", ".join(sorted(commits)),
     }
-    return {key: value for key, value in said.items() if value}
+    return {key: value for key, value in lines.items() if value}
+
+
+def command(record: dict[str, Any]) -> str:
+    """The command that gives the answer again; empty where it was no sweep."""
+    from vitlab.config.groups import SWEEPS
+
+    if not record.get("file"):
+        return ""
+    ships = Path(record["file"]).resolve().is_relative_to(SWEEPS.resolve())
+    words = [
+        record["name"] if ships else record["file"],
+        f"scale={record['scale']}" if record.get("scale") else "",
+        f"seeds={','.join(map(str, record['seeds']))}" if record.get("own_seeds") else "",
+        *record.get("words", []),
+    ]
+    return f"vitlab sweep {' '.join(word for word in words if word)}"

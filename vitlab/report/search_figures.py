@@ -16,34 +16,32 @@ ACROSS = 3  # panels beside one another
 
 
 def history(record: dict[str, Any]) -> "Figure":
-    """Validation accuracy by trial, and the best so far."""
+    """The score by trial, and the best so far."""
     return drawn(WIDTH, 3.4, lambda axes: draw_history(axes, record["trials"]))
 
 
 def importance(record: dict[str, Any]) -> "Figure | None":
     """The share of the variance that each hyper-parameter explains; None where nothing is known of it."""
-    found = record["importance"]
-    return drawn(WIDTH, 1.1 + 0.3 * len(found), lambda axes: draw_importance(axes, found)) if found else None
+    shares = record["importance"]
+    return drawn(WIDTH, 1.1 + 0.3 * len(shares), lambda axes: draw_importance(axes, shares)) if shares else None
 
 
 def slices(record: dict[str, Any]) -> "Figure | None":
-    """Validation accuracy against each hyper-parameter; None where no trial finished."""
+    """The score against each hyper-parameter; None where no trial finished."""
     from matplotlib import rc_context
 
     finished = [trial for trial in record["trials"] if trial["state"] == "finished"]
     space = record["space"]
     if not finished:
         return None
-    rows = -(-len(space) // ACROSS)
-    columns = min(ACROSS, len(space))
+    rows, columns = -(-len(space) // ACROSS), min(ACROSS, len(space))
     with rc_context(STYLE):
         figure = blank(max(WIDTH, 2.6 * columns), 0.4 + 2.4 * rows)
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-        for place, axes in enumerate(grid.flat):
-            if place < len(space):
-                draw_slice(axes, space[place], finished)
-            else:
-                axes.set_visible(False)
+        for dimension, axes in zip(space, grid.flat, strict=False):
+            draw_slice(axes, dimension, finished)
+        for axes in grid.flat[len(space) :]:
+            axes.set_visible(False)
         for axes in grid[:, 0]:
             axes.set_ylabel(SELECTED_BY.heading)
     return figure
@@ -52,20 +50,18 @@ def slices(record: dict[str, Any]) -> "Figure | None":
 def draw_history(axes: "Axes", trials: list[dict[str, Any]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for state, mark, colour in (("finished", "o", COLOURS[0]), ("pruned", "x", COLOURS[1])):
-        of = [trial for trial in trials if trial["state"] == state and trial["value"] is not None]
-        points = [trial["number"] for trial in of], [SELECTED_BY.scale * trial["value"] for trial in of]
-        if of:
-            axes.plot(*points, mark, ms=4.5, color=colour, alpha=0.8, label=state)
-    best = [(trial["number"], SELECTED_BY.scale * trial["value"]) for trial in trials if trial["state"] == "finished"]
-    if best:
-        numbers, values = zip(*best, strict=True)
-        running = np.maximum if SELECTED_BY.higher_is_better else np.minimum
-        axes.step(numbers, running.accumulate(values), where="post", color=INK, lw=1.2, label="best so far")
-    lost = [trial["number"] for trial in trials if trial["state"] in ("failed", "refused")]
-    if lost:
-        ends = axes.get_xaxis_transform()
-        axes.plot(lost, [0.02] * len(lost), "|", ms=7, color=SOFT, transform=ends, label="failed or refused")
+    scored = [trial for trial in trials if trial["value"] is not None]
+    for state, mark, color in (("finished", "o", COLOURS[0]), ("pruned", "x", COLOURS[1])):
+        points = [(each["number"], SELECTED_BY.scale * each["value"]) for each in scored if each["state"] == state]
+        if points:
+            axes.plot(*zip(*points, strict=True), mark, ms=4.5, color=color, alpha=0.8, label=state)
+            if state == "finished":
+                numbers, values = zip(*points, strict=True)
+                best = (np.maximum if SELECTED_BY.higher_is_better else np.minimum).accumulate(values)
+                axes.step(numbers, best, where="post", color=INK, lw=1.2, label="best so far")
+    if lost := [trial["number"] for trial in trials if trial["state"] in ("failed", "refused")]:
+        bottom = axes.get_xaxis_transform()
+        axes.plot(lost, [0.02] * len(lost), "|", ms=7, color=SOFT, transform=bottom, label="failed or refused")
     axes.set_xlabel("trial")
     axes.set_ylabel(SELECTED_BY.heading)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -75,26 +71,26 @@ def draw_history(axes: "Axes", trials: list[dict[str, Any]]) -> None:
     caption(axes, ["one seed a trial; chosen by validation, so the best flatters"])
 
 
-def draw_importance(axes: "Axes", found: dict[str, float]) -> None:
-    places = range(len(found))
-    axes.barh(places, [100 * value for value in found.values()], height=0.6, color=COLOURS[0])
-    axes.set_yticks(places, [shorten(key, 34) for key in found], parse_math=False)
+def draw_importance(axes: "Axes", shares: dict[str, float]) -> None:
+    places = range(len(shares))
+    axes.barh(places, [100 * value for value in shares.values()], height=0.6, color=COLOURS[0])
+    axes.set_yticks(places, [shorten(key, 34) for key in shares], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel(f"share of the variance of {SELECTED_BY.words} (%)")
     dress(axes, "x")
 
 
 def draw_slice(axes: "Axes", dimension: dict[str, Any], finished: list[dict[str, Any]]) -> None:
-    key, values = dimension["key"], [SELECTED_BY.scale * trial["value"] for trial in finished]
-    said = [trial["params"][key] for trial in finished]
+    key, scores = dimension["key"], [SELECTED_BY.scale * trial["value"] for trial in finished]
+    xs = [trial["params"][key] for trial in finished]
     if dimension["kind"] == "choice":
         names = list(dimension["values"])
-        said = [names.index(word) for word in said]
+        xs = [names.index(x) for x in xs]
         axes.set_xticks(range(len(names)), [shorten(name, 14) for name in names], parse_math=False)
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif dimension["kind"] == "log":
         axes.set_xscale("log")
         axes.set_xlim(float(dimension["values"][0]) / 1.2, float(dimension["values"][1]) * 1.2)
-    axes.plot(said, values, "o", ms=4, mew=0, color=COLOURS[0], alpha=0.7)
+    axes.plot(xs, scores, "o", ms=4, mew=0, color=COLOURS[0], alpha=0.7)
     axes.set_xlabel(shorten(key, 34), parse_math=False)
     dress(axes)

@@ -1,6 +1,6 @@
 """The table of metrics: everything that is measured, and what is known of each number.
 
-A new metric is one line of `METRICS` and the code that computes it.
+A new metric is one line of `TABLE` and the code that computes it.
 """
 
 import math
@@ -118,56 +118,43 @@ class Metric:
         return f"{100 * value:{sign}.2f}" if self.share else f"{value:{sign}.4g}"
 
 
-SPLITS: dict[str, tuple[Any, str]] = {
-    "train": ("row", "training"), "val": ("validation", "validation"), "test": ("test", "test"),
-}  # fmt: skip
+SOURCES: dict[str, Any] = {"train": "row", "val": "validation", "test": "test", "inference": "bench"}
+IN_WORDS = {"train": "training", "val": "validation"}
+ACCURACY: dict[str, Any] = {"higher_is_better": True, "share": True, "form": "{:.2%}".format}
+COUNT: dict[str, Any] = {"form": "{:,.0f}".format}
 
 
-def scores(splits: str, name: str, **known: Any) -> list[Metric]:
-    """The same measured on several splits, such as `train val test`: a metric for each."""
+def of_kind(names: str, **known: Any) -> list[Metric]:
+    """Metrics with the same properties; their sources and words, where not given, are those of their names."""
     found = []
-    for split in splits.split():
-        source, words = SPLITS[split]
-        found.append(Metric(name=f"{split}/{name}", words=f"{words} {name.replace('_', ' ')}", source=source, **known))
+    for name in names.split():
+        split, _, rest = name.rpartition("/")
+        words = f"{IN_WORDS.get(split, split)} {rest.replace('_', ' ')}".strip()
+        given: dict[str, Any] = {"source": SOURCES.get(split, "result"), "words": words} | known
+        found.append(Metric(name=name, **given))
     return found
 
 
-ROW, RESULT, BENCH = (partial(Metric, source=source) for source in ("row", "result", "bench"))
-COST = partial(Metric, source="result", cost=True)
-ACCURACY: dict[str, Any] = {"higher_is_better": True, "share": True, "form": "{:.2%}".format}
-ERROR: dict[str, Any] = {"share": True, "form": "{:.2%}".format}
-COUNT: dict[str, Any] = {"form": "{:,.0f}".format}
 TABLE = (
-    *scores("train val test", "loss", form="{:.3f}".format),
-    *scores("train val test", "accuracy", **ACCURACY),
-    *scores("val test", "top5_accuracy", **ACCURACY),
-    *scores("val test", "ece", **ERROR),
-    *scores("val test", "K-shot", **ACCURACY),
-    *scores("val test", "K-shot_std", **ERROR),
-    *scores("train", "gradient_norm"),
-    *scores("train", "skipped", **COUNT),
-    *scores("train", "rolled_back_to", **COUNT),
-    ROW(name="step", words="step", **COUNT),
-    ROW(name="epoch", words="epoch"),
-    ROW(name="lr", words="learning rate"),
-    COST(name="parameters", words="parameters", form=si),
-    COST(name="flops_per_image", words="FLOPs per image", form=si),
-    COST(name="training_flops", words="training FLOPs", form=si),
-    COST(name="images", words="training images", form=si),
-    COST(name="images_per_second", words="images/s", higher_is_better=True, form=si),
-    COST(name="seconds", words="training time", unit="s", form=duration),
-    COST(name="peak_memory_bytes", words="peak memory", unit="B", form=partial(si, unit="B")),
-    COST(name="largest_batch", words="largest batch", higher_is_better=True, **COUNT),
-    BENCH(name="inference/images_per_second", words="inference images per second", higher_is_better=True, form=si),
-    RESULT(name="batch", words="batch", **COUNT),
-    RESULT(name="steps", words="steps", **COUNT),
-    RESULT(name="epochs", words="epochs"),
-    RESULT(name="best_step", words="best step", **COUNT),
-    RESULT(name="skipped", words="skipped steps", **COUNT),
-    RESULT(name="rollbacks", words="rollbacks", **COUNT),
-    RESULT(name="processes", words="processes", **COUNT),
-    RESULT(name="accumulate", words="accumulation steps", **COUNT),
-    RESULT(name="test_images", words="test images", **COUNT),
+    *of_kind("train/loss val/loss test/loss", form="{:.3f}".format),
+    *of_kind("train/accuracy val/accuracy test/accuracy", **ACCURACY),
+    *of_kind("val/K-shot test/K-shot", **ACCURACY),
+    *of_kind("val/K-shot_std test/K-shot_std", share=True, form="{:.2%}".format),
+    *of_kind("train/gradient_norm"),
+    *of_kind("train/skipped train/rolled_back_to", **COUNT),
+    *of_kind("step epoch lr", source="row"),
+    *of_kind("parameters", cost=True, form=si),
+    *of_kind("flops_per_image", words="FLOPs per image", cost=True, form=si),
+    *of_kind("training_flops", words="training FLOPs", cost=True, form=si),
+    *of_kind("images", words="training images", cost=True, form=si),
+    *of_kind("images_per_second", words="images/s", cost=True, higher_is_better=True, form=si),
+    *of_kind("seconds", words="training time", unit="s", cost=True, form=duration),
+    *of_kind("peak_memory_bytes", words="peak memory", unit="B", cost=True, form=partial(si, unit="B")),
+    *of_kind("largest_batch", source="bench", cost=True, higher_is_better=True, **COUNT),
+    *of_kind("inference/images_per_second", higher_is_better=True, form=si),
+    *of_kind("batch", source="bench", **COUNT),
+    *of_kind("steps best_step skipped rollbacks processes accumulate test_images", **COUNT),
+    *of_kind("epochs"),
 )
 METRICS = {each.name: each for each in TABLE}
 SELECTED_BY = METRICS["val/accuracy"]  # what weights, trials and arms are chosen by, unless something else is asked
