@@ -165,7 +165,7 @@ def test_a_missing_dataset_says_where_it_was_looked_for_and_what_gets_it(tmp_pat
 def test_a_damaged_idx_file_is_refused_by_name(tmp_path, damage):
     file = tmp_path / "train-images-idx3-ubyte"
     file.write_bytes(damage)
-    with pytest.raises(ValueError, match="train-images-idx3-ubyte is not a whole IDX file"):
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte is not a complete IDX file"):
         read_idx(file)
 
 
@@ -173,7 +173,7 @@ def test_a_truncated_gzip_is_refused_by_name(tmp_path):
     write_idx(tmp_path / "x.gz", np.zeros((5, 5)))
     whole = (tmp_path / "x.gz").read_bytes()
     (tmp_path / "x.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"x\.gz is not a whole IDX file"):
+    with pytest.raises(ValueError, match=r"x\.gz is not a complete IDX file"):
         read_idx(tmp_path / "x.gz")
 
 

@@ -24,7 +24,7 @@ from vitlab.data.examples import Examples, Files, unreadable
 from vitlab.storage.files import write_whole
 from vitlab.storage.lock import Lock
 
-FORMAT = 1  # version of the files; another version makes every cache anew
+FORMAT = 1  # version of the files; caches of another version are made again
 STAT_CHUNK = 4096  # files that a thread stats at a time
 CHUNK = 8  # images that a worker decodes at a time
 SAMPLE = 32  # images of a split from which its size is estimated

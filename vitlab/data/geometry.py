@@ -102,7 +102,7 @@ def resized_crop(pixels: UInt8[Tensor, "b c y x"], boxes: Int[np.ndarray, "b fou
 
 
 def bicubic(start: Int[Tensor, " b"], length: Int[Tensor, " b"], size: int) -> Float[Tensor, "b out source"]:
-    """Bicubic weights of each source pixel in each output pixel, for a segment of a line resized to the whole line.
+    """Bicubic weights of each source pixel in each output pixel, for a segment resized to the length of its line.
 
     Args:
         start: first pixel of the segment.

@@ -163,7 +163,7 @@ def to_device(
 ) -> Iterator[tuple[Float[Tensor, "b c y x"], Int[Tensor, " b"]]]:
     """Batches of pixels and labels as a model takes them: on its device, the pixels normalized.
 
-    The workers of a DataLoader start at once, not at the first batch.
+    The workers of a DataLoader start when this is called, before the first batch.
     """
     return (
         (normalize(pixels.to(device, non_blocking=True)), labels.to(device, non_blocking=True))

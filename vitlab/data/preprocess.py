@@ -48,7 +48,7 @@ class Resize:
         return image.crop((left, top, left + width, top + height))
 
     def resize_crop(self, image: Image.Image, start: tuple[int, int], step: tuple[float, float]) -> Image.Image:
-        """The same for a very long image, whose scaled whole would fill the memory: computes the crop alone.
+        """The same for a very long image, of which the scaled copy would fill the memory: computes the crop alone.
 
         Args:
             image: any.

@@ -157,8 +157,8 @@ def test_a_damaged_or_incomplete_copy_is_refused_in_one_sentence(option, written
         ),
         ("food101", lambda root: (root / "food-101/images/sushi/test0.jpg").unlink(), "such as test0.jpg"),
         ("eurosat", lambda root: shutil.rmtree(root / "eurosat/2750/SeaLake"), "9 classes of 10.*sea lake"),
-        ("imagenette", lambda root: (root / "imagenette2-320/train/stranger").mkdir(), "not a whole copy"),
-        ("imagenette", lambda root: shutil.rmtree(root / "imagenette2-320/val"), "not a whole copy"),
+        ("imagenette", lambda root: (root / "imagenette2-320/train/stranger").mkdir(), "not a complete copy"),
+        ("imagenette", lambda root: shutil.rmtree(root / "imagenette2-320/val"), "not a complete copy"),
         ("imagenette", DAMAGES["imagenette"], "29 train images, and imagenette has 30"),
     ],
 )

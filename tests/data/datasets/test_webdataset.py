@@ -256,7 +256,7 @@ def test_what_a_dead_process_left_takes_no_room(tmp_path, remote_folder):
 
 
 def read_all(store, names, data, seed):
-    """Reads every file three times, and fails where one is not whole or the files take too much room."""
+    """Reads every file three times, and fails where one is incomplete or the files take too much room."""
     for i in np.random.default_rng(seed).permutation(len(names) * 3) % len(names):
         file = store.open(names[i], len(data[i]))
         assert os.pread(file, 10**6, 0) == data[i]

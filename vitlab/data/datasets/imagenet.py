@@ -96,7 +96,7 @@ class TinyImageNet(ClassFolders):
         missing = sorted(listed - set(class_folders(train))) if train.is_dir() else sorted(listed)
         if missing:
             raise DataError(
-                f"{train} is not whole: {len(missing)} of the {len(listed)} classes in wnids.txt have no images there,"
+                f"{train} is incomplete: {len(missing)} of the {len(listed)} classes in wnids.txt have no images there,"
                 f" such as {missing[0]}: unpack the archive again"
             )
         return {"train": train}
@@ -125,7 +125,7 @@ class TinyImageNet(ClassFolders):
         missing = [path for path, _ in samples if path.name not in existing]
         if missing or not samples:
             raise DataError(
-                f"{folder / 'images'} is not whole: {len(missing)} of the {len(samples)} images in val_annotations.txt"
+                f"{folder / 'images'} is incomplete: {len(missing)} of the {len(samples)} images in val_annotations.txt"
                 f" are missing{f', such as {missing[0].name}' if missing else ''}: unpack the archive again"
             )
         return samples

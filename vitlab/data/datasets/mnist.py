@@ -28,7 +28,7 @@ def read_idx(path: Path) -> np.ndarray:
         if data[:3] != b"\0\0\x08" or len(data) != header + math.prod(shape):
             raise ValueError(f"{len(data)} bytes for the shape {shape}")
     except (ValueError, IndexError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path} is not a whole IDX file of bytes ({error}): fetch it again") from error
+        raise DataError(f"{path} is not a complete IDX file of bytes ({error}): fetch it again") from error
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()
 
 

@@ -141,7 +141,7 @@ def read_members(file: Any, shard: str, stream: bool) -> Iterator[tuple[tarfile.
 
 
 def label_text(content: bytes | None, key: str, label: str) -> str:
-    """The label in a member: its whole text, or the value of a key in its JSON; `label` names it in errors."""
+    """The label in a member: its text, or the value of a key in its JSON; `label` names it in errors."""
     assert content is not None
     try:
         text = content.decode()

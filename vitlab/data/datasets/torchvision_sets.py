@@ -75,7 +75,7 @@ class TorchvisionDataset(Dataset):
                 reason = "a file is missing, or is not the published one by its checksum"
             if self.download and not folder.exists():
                 raise DataError(f"{self.name} could not be fetched to {root}: {reason}") from error
-            raise DataError(f"{folder} is not a whole copy of {self.name} ({reason}): {remedy}") from error
+            raise DataError(f"{folder} is not a complete copy of {self.name} ({reason}): {remedy}") from error
         if (count := self.counts.get(split, len(examples))) != len(examples):
             raise DataError(f"{folder} has {len(examples):,} {split} images, and {self.name} has {count:,}: {remedy}")
         return examples

@@ -28,7 +28,7 @@ log = logging.getLogger("vitlab")
 class WebDataset(CustomDataset):
     """Samples in tar files: members `NAME.jpg` and `NAME.cls` are an image and its label (webdataset's convention).
 
-    One pass over a shard makes an index, which is kept; after that any image can be read at once, so splits, subsets
+    One pass over a shard makes an index, which is kept; after that images can be read in any order, so splits, subsets
     and resumed runs are the same as for other datasets. A remote shard is downloaded when its first image is read.
     Validation images that are cut from remote training shards would download all of them at every evaluation: give
     such data validation shards of its own.
