@@ -78,7 +78,7 @@ def test_the_sweep_of_the_page_can_be_asked(tmp_path):
     path.write_text(block("yaml", "question:"))
     plan = plan_module.plan(read(path))
     assert len(plan.jobs) == 3 * 4 * 2  # the baseline is one of its own grid
-    assert read(path, "quick").expect.says
+    assert read(path, "quick").expect.finding
 
 
 def test_the_search_of_the_questions_page_can_be_asked(tmp_path):

@@ -273,7 +273,7 @@ def test_of_names_of_one_cell_the_first_is_shown_and_any_may_be_the_baseline():
         arms(a=[0.8, 0.9], b=[0.7, 0.9]),
         cells={"other": "b", "one": "a", "same": "a"},
         baseline="same",
-        expect={"says": "", "of": "", "numbers": {"same": 80, "other": 70, "one": 80}},
+        expect={"finding": "", "setting": "", "numbers": {"same": 80, "other": 70, "one": 80}},
     )
     assert [(row.name, row.baseline) for row in found.rows] == [("other", False), ("one", True)]
     assert [(pair.first, pair.second) for pair in found.agreement.pairs] == [("other", "one"), ("other", "same")]
@@ -390,7 +390,7 @@ CLEAR = {"a": [0.50, 0.51, 0.52], "b": [0.60, 0.612, 0.62], "c": [0.70, 0.712, 0
 
 def test_what_is_found_is_held_against_what_is_reported():
     numbers = {"a": 70.0, "b": 80.0, "c": 75.0, "e": 1.0}
-    expect = SimpleNamespace(says="b is best", of="top-1", numbers=numbers)
+    expect = SimpleNamespace(finding="b is best", setting="top-1", numbers=numbers)
     found = compared(arms(**{k: CLEAR[k] for k in "abc"}), expect=expect)
     agreement = found.agreement
     assert [(p.first, p.second, p.reported, p.verdict) for p in agreement.pairs] == [
@@ -405,14 +405,14 @@ def test_what_is_found_is_held_against_what_is_reported():
         " be told. Each is judged by a 95 % interval of its own, without correction. The order is not the same"
         " (tau 0.33)."
     )
-    assert (agreement.says, agreement.of, agreement.numbers) == ("b is best", "top-1", numbers)
+    assert (agreement.finding, agreement.setting, agreement.numbers) == ("b is best", "top-1", numbers)
     assert found.notes[-1] == "Reported, but no arm here: e."
 
 
 def test_where_it_cannot_be_told_the_seeds_that_it_would_take_are_named():
     """The differences are 0, 0.1, -1.2 points: mean -0.367, deviation 0.723; (1.96 * 0.723 / 0.367)^2 = 14.9."""
     numbers = {"a": 1.0, "c": 3.0, "d": 2.0}
-    found = compared(arms(**{k: CLEAR[k] for k in "acd"}), expect={"says": "", "of": "", "numbers": numbers})
+    found = compared(arms(**{k: CLEAR[k] for k in "acd"}), expect={"finding": "", "setting": "", "numbers": numbers})
     assert [(p.verdict, p.seeds) for p in found.agreement.pairs] == [
         ("agrees", None),
         ("agrees", None),
@@ -441,8 +441,8 @@ def test_without_a_spread_nothing_is_told(a, b):
 
 def test_a_source_without_numbers_has_words_alone_and_equal_numbers_are_no_difference():
     agreement = compared(arms(a=[0.5]), expect={"says": "it helps", "of": "", "numbers": {}}).agreement
-    assert (agreement.says, agreement.words, agreement.pairs, agreement.order) == ("it helps", "", (), None)
-    assert compared(arms(a=[0.5]), expect=SimpleNamespace(says="", of="", numbers={})).agreement is None
+    assert (agreement.finding, agreement.words, agreement.pairs, agreement.order) == ("it helps", "", (), None)
+    assert compared(arms(a=[0.5]), expect=SimpleNamespace(finding="", setting="", numbers={})).agreement is None
     equal = compared(arms(a=[0.5, 0.6], b=[0.6, 0.8]), expect={"numbers": {"a": 5, "b": 5}}).agreement
     assert (equal.pairs, equal.order) == ((), None)
     assert equal.words == "There are no two arms yet of which a difference is reported."

@@ -66,7 +66,7 @@ def comparison(root=None, *, numeric=True, agreement=True):
         arm("patch 8", x=xs[4], state="3 failed"),
     )  # fmt: skip
     told = Agreement(
-        says="Smaller patches win.", of="ImageNet top-1 after pre-training on JFT",
+        finding="Smaller patches win.", setting="ImageNet top-1 after pre-training on JFT",
         numbers={"patch 1": 80.0, "patch 2": 81.4, "</script><b>bold</b>": 77.0},
         pairs=(
             Pair(first="patch 1", second="patch 2", reported=1.4, found=gain, verdict="agrees"),

@@ -144,9 +144,9 @@ def test_every_sweep_that_ships_can_be_asked_at_every_scale(name, scale):
     words = ["dataset.root=nowhere"] if scale == "imagenet" and images else []
     plan = planned(find(name), *words, scale=scale, elsewhere=True)
     assert plan.question.question.endswith("?")
-    assert plan.question.takes
-    assert plan.question.expect.says
-    trained = len({cell.identity for cell in (*plan.first, *plan.cells)})
+    assert plan.question.duration
+    assert plan.question.expect.finding
+    trained = len({cell.identity for cell in (*plan.pretrain, *plan.cells)})
     assert len(plan.jobs) == trained * len(plan.question.seeds) == len({job.run.folder for job in plan.jobs})
     assert len({cell.arm for cell in plan.cells if cell.baseline}) == 1
 
@@ -257,11 +257,11 @@ def test_comparing_what_is_not_there_is_one_sentence(tmp_path, capsys, what):
 
 STAGED = f"""\
 question: What does a start from other images give?
-baseline: [{TINY}, tracking=off, patch=p4, init=first/large, init.head=new]
-first:
+baseline: [{TINY}, tracking=off, patch=p4, init=pretrain/large, init.head=new]
+pretrain:
   large: [dataset.image_size=16, fit.epochs=2]
 arms:
-  large: init=first/large
+  large: init=pretrain/large
   bicubic: init.positions=bicubic
   chance: [init=chance, "optimizer.lr=1e-3,2e-3"]
 seeds: [0, 1]
@@ -271,8 +271,8 @@ seeds: [0, 1]
 def test_each_seed_starts_from_the_run_of_its_own_seed_and_they_are_one_cell(file, tmp_path):
     file.write_text(STAGED)
     plan = planned(file, f"system.runs={tmp_path}")
-    (first,) = plan.first
-    before = {job.seed: job.run.folder for job in plan.jobs if job.name == "first/large"}
+    (first,) = plan.pretrain
+    before = {job.seed: job.run.folder for job in plan.jobs if job.name == "pretrain/large"}
     starts = [job for job in plan.jobs if job.after]
     assert len(starts) == 4
     for job in starts:
@@ -284,7 +284,7 @@ def test_each_seed_starts_from_the_run_of_its_own_seed_and_they_are_one_cell(fil
         assert identity.cell_identity(node) in {cell.identity for cell in plan.cells}
     elsewhere = planned(file, f"system.runs={tmp_path}/other")
     assert [cell.identity for cell in elsewhere.cells] == [cell.identity for cell in plan.cells]
-    assert [job.name for job in plan.jobs[:1]] == ["first/large"]
+    assert [job.name for job in plan.jobs[:1]] == ["pretrain/large"]
     assert [[job.after is None for job in wave] for wave in waves(plan.jobs)] == [[True] * 6, [False] * 4]
 
 
@@ -300,7 +300,7 @@ def test_a_sweep_trains_what_its_arms_start_from_and_compares_the_rest(file, tmp
     assert names[2:4] == ["large (baseline)", "bicubic"]
     assert names[4].startswith("chance, lr=")
     assert "## What was tried" in text
-    assert "**command of first/large, trained before:**" in text
+    assert "**command of pretrain/large, trained before:**" in text
     assert "in 10 runs" in text
     assert main(["sweep", str(file), "launcher=serial", f"system.runs={tmp_path}/runs"]) == 0
     assert "10 finished already" in capsys.readouterr().out
@@ -310,7 +310,7 @@ def test_a_sweep_trains_what_its_arms_start_from_and_compares_the_rest(file, tmp
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        ("init=first/large]", "init=first/larg]", "there is no first.larg; there is large"),
+        ("init=pretrain/large]", "init=pretrain/larg]", "there is no pretrain.larg; there is large"),
         ("dataset.image_size=16,", "model.width=16,", "tensors do not fit"),
         ("fit.epochs=2]", "'optimizer.lr=1e-3,2e-3']", "several values for one run"),
         ("arms:", "metric: inference/images_per_second\narms:", "nothing is trained for it"),
@@ -330,7 +330,7 @@ def test_what_cannot_be_trained_first_is_refused_before_anything_is_trained(file
 def test_what_a_cell_starts_from_only_its_sweep_can_train(file, capsys):
     file.write_text(STAGED)
     assert main(["train", f"cell={file}/bicubic"]) == 2
-    assert "starts from first/large, which the sweep trains before it" in capsys.readouterr().err
+    assert "starts from pretrain/large, which the sweep trains before it" in capsys.readouterr().err
     assert main(["sweep", "export", str(file), "--wandb"]) == 2
     assert "which W&B would not train first" in capsys.readouterr().err
 

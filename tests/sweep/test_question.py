@@ -11,7 +11,7 @@ from vitlab.config.errors import SweepFileError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import merged, several
 from vitlab.sweep import reader
-from vitlab.sweep.question import BASELINE
+from vitlab.sweep.question import BASELINE, source_of
 from vitlab.sweep.reader import find, read
 
 WHOLE = """\
@@ -26,8 +26,8 @@ axes:
 seeds: 2
 x: parameters
 expect:
-  says: it helps
-  of: something, in %
+  finding: it helps
+  setting: something, in %
   numbers:
     small, dropout=0.0: 70.5
 """
@@ -72,6 +72,20 @@ def test_words_of_the_command_line_are_every_cells(tmp_path):
         assert "fit.epochs=3" not in cell.overrides  # another way to say how long
 
 
+def test_the_first_names_of_keys_are_read_as_those_of_today(tmp_path):
+    today = WHOLE.replace("small: patch=p4", "small: [patch=p4, init=pretrain/of]")
+    today += "pretrain: {of: fit.epochs=1, says: fit.epochs=2}\nscale: {takes: {duration: a day}}\n"
+    first = today.replace("finding:", "says:").replace("setting:", "of:").replace("duration:", "takes:")
+    first = first.replace("pretrain:", "first:").replace("pretrain/", "first/")
+    new, old = read(written(tmp_path, today)), read(written(tmp_path, first))
+    assert (new.scale, new.duration, list(new.pretrain)) == ("takes", "a day", ["of", "says"])
+    for name in ("scale", "duration", "pretrain", "axes", "expect", "lines", "seeds"):
+        assert getattr(old, name) == getattr(new, name)
+    assert [source_of(cell.overrides) for cell in old.cells()] == [source_of(cell.overrides) for cell in new.cells()]
+    with pytest.raises(SweepFileError, match="line 18: pretrain is there twice"):
+        read(written(tmp_path, first + "pretrain: {of: fit.epochs=1}\n"))
+
+
 @pytest.mark.parametrize("word", ["patch=p1", "model.dropout=0.3", "optimizer.lr=1", "seed=3"])
 def test_a_word_about_what_is_varied_is_refused(tmp_path, word):
     with pytest.raises(SweepFileError, match=re.escape(word)):
@@ -80,12 +94,14 @@ def test_a_word_about_what_is_varied_is_refused(tmp_path, word):
 
 def test_scales_replace_what_they_name(tmp_path):
     text = "question: q\nbaseline: [patch=p2]\narms: {a: patch=p4}\nscale:\n  quick:\n    overrides: [fit.epochs=1]\n"
-    text += "    seeds: 2\n  large:\n    baseline: [dataset=cifar10]\n    arms:\n      b: patch=p8\n    takes: a day\n"
+    text += (
+        "    seeds: 2\n  large:\n    baseline: [dataset=cifar10]\n    arms:\n      b: patch=p8\n    duration: a day\n"
+    )
     path = written(tmp_path, text)
     quick, large = read(path), read(path, "large")
     assert (quick.scale, quick.seeds, quick.baseline) == ("quick", (0, 1), ("patch=p2", "fit.epochs=1"))
     assert (large.seeds, large.baseline, list(large.arms)) == ((0, 1, 2), ("dataset=cifar10",), ["b"])
-    assert large.takes == "a day"
+    assert large.duration == "a day"
     with pytest.raises(SweepFileError, match="there is no scale 'huge'; there is quick, large"):
         read(path, "huge")
 

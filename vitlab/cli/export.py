@@ -65,9 +65,9 @@ def sweep(asked: Question, words: list[str]) -> dict[str, Any]:
     """
     from vitlab.sweep.plan import plan
 
-    if asked.first:
+    if asked.pretrain:
         raise ConfigError(
-            f"{asked.name}: its arms start from {', '.join(asked.first)}, which W&B would not train first"
+            f"{asked.name}: its arms start from {', '.join(asked.pretrain)}, which W&B would not train first"
         )
     cells = plan(asked, words, elsewhere=True).cells
     by_key = [{key_of(word): word.partition("=")[2] for word in cell.overrides} for cell in cells]

@@ -110,7 +110,9 @@ def index() -> str:
         asked, page = read(file), file.with_suffix(".md")
         link = f"[{asked.name}]({page.relative_to(SWEEPS).as_posix()})" if page.exists() else f"`{asked.name}`"
         found = " ".join(finding_of(page).split()) if page.exists() else "Not run here yet."
-        lines.append(f"| {asked.question} | {link} | {re.split(r'(?<=[.!?]) (?=[A-Z])', found)[0]} | {asked.takes} |")
+        lines.append(
+            f"| {asked.question} | {link} | {re.split(r'(?<=[.!?]) (?=[A-Z])', found)[0]} | {asked.duration} |"
+        )
     return "\n".join(lines)
 
 
@@ -121,7 +123,7 @@ def paper() -> str:
         asked, page = read(file), file.with_suffix(".md")
         found = " ".join(finding_of(page).split()) if page.exists() else "Not run here yet."
         told = f"[{asked.question}]({page.name})" if page.exists() else asked.question
-        lines.append(f"| {told} | {asked.expect.says} | {found} | `vitlab sweep {asked.name}` | {asked.takes} |")
+        lines.append(f"| {told} | {asked.expect.finding} | {found} | `vitlab sweep {asked.name}` | {asked.duration} |")
     return "\n".join(lines)
 
 

@@ -226,7 +226,7 @@ def show(plan: "Plan", slots: int) -> None:
         known = known[known["status"] == "finished"] if len(known) else None
     total, unknown, flops = 0.0, 0, 0.0
     print("\n".join(line for line in (plan.question.question, plan.question.source, at(plan.question)) if line))
-    for cell in (*plan.first, *plan.cells):
+    for cell in (*plan.pretrain, *plan.cells):
         guess = estimate(cell, known)
         cost = cell.training_flops
         time = f"{'time' if guess.seconds is None else f'{span(guess.seconds)} a run'} ({guess.source})"

@@ -18,7 +18,7 @@ def agree(expect: Any, scores: Mapping[str, pd.Series], metric: Metric, owners: 
     """Compares what was measured with what is reported.
 
     Args:
-        expect: has says, of and numbers, as attributes or as keys.
+        expect: has finding, setting and numbers, as attributes or as keys.
         scores: one a seed, by arm.
         metric: of the scores; the reported numbers are accuracies, and where lower is better the signs are turned.
         owners: the arm that is shown, by name of every arm.
@@ -43,8 +43,8 @@ def agree(expect: Any, scores: Mapping[str, pd.Series], metric: Metric, owners: 
         tau = float(kendalltau([reported[name] for name in arms], means).statistic)
         order = None if math.isnan(tau) else tau
     return Agreement(
-        says=str(part(expect, "says") or ""),
-        of=str(part(expect, "of") or ""),
+        finding=str(part(expect, "finding") or ""),
+        setting=str(part(expect, "setting") or ""),
         numbers=reported,
         pairs=tuple(pairs),
         order=order,
@@ -53,7 +53,11 @@ def agree(expect: Any, scores: Mapping[str, pd.Series], metric: Metric, owners: 
 
 
 def part(expect: Any, key: str) -> Any:
-    return expect.get(key) if isinstance(expect, Mapping) else getattr(expect, key, None)
+    """A field of what is expected, by the name that it has or that earlier records have."""
+    for name in (key, {"finding": "says", "setting": "of"}.get(key, key)):
+        if (value := expect.get(name) if isinstance(expect, Mapping) else getattr(expect, name, None)) is not None:
+            return value
+    return None
 
 
 def seeds_needed(found: Estimate | None) -> int | None:

@@ -126,8 +126,8 @@ def legend(comparison: Comparison, mark: str) -> list[str]:
         )
     if comparison.agreement and (base := comparison.reference):
         lines.append(
-            f"reported: {one_line(comparison.agreement.of) or 'by the source'}, and its difference to {base}; here:"
-            " whether the 95 % interval of ours lies on the same side of zero"
+            f"reported: {one_line(comparison.agreement.setting) or 'by the source'}, and its difference to {base};"
+            " here: whether the 95 % interval of ours lies on the same side of zero"
         )
     return lines
 
@@ -180,10 +180,10 @@ def markdown(comparison: Comparison, facts: Mapping[str, str], links: Mapping[st
 
 def agreement_text(agreement: Agreement) -> list[str]:
     """What the source expects, and how far it was met; paragraphs of Markdown."""
-    parts = ["## What the source expects", escaped(agreement.says)]
+    parts = ["## What the source expects", escaped(agreement.finding)]
     if agreement.numbers:
         numbers = ", ".join(f"{escaped(name)} {value:g}" for name, value in agreement.numbers.items())
-        parts.append(f"Reported{f' ({escaped(agreement.of)})' if agreement.of else ''}: {numbers}.")
+        parts.append(f"Reported{f' ({escaped(agreement.setting)})' if agreement.setting else ''}: {numbers}.")
     return [part for part in (*parts, escaped(agreement.words)) if part]
 
 

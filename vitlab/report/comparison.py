@@ -49,7 +49,7 @@ def compare(
         planned: the seeds that were asked for, of every arm or by arm; others are left out. None for those found.
         title: the question.
         source: where it comes from.
-        expect: has `says`, `of` and `numbers` (see `Agreement`), as attributes or as keys; empty is as None.
+        expect: has `finding`, `setting` and `numbers` (see `Agreement`), as attributes or as keys; empty is as None.
         arms: the arm of each of `cells`; by these `baseline` and `expect` then name them. None where each is its own.
 
     Raises:
@@ -134,7 +134,7 @@ def compare(
         agreement = agree(expect, scores, measured, {name: owners[cell] for name, cell in cells.items()})
         if others := [name for name in agreement.numbers if name not in cells]:
             lines.append(f"Reported, but no arm here: {listed(others)}.")
-        agreement = agreement if agreement.says or agreement.numbers else None
+        agreement = agreement if agreement.finding or agreement.numbers else None
     return Comparison(
         title=title, source=source, metric=measured, x=x, rows=tuple(rows), agreement=agreement, notes=tuple(lines)
     )
@@ -162,7 +162,7 @@ def tuned(
         picked[arm] = best(validation, states, tried.metric.validation) or names[0]
     if expect is not None:
         numbers = {picked.get(name, name): value for name, value in (part(expect, "numbers") or {}).items()}
-        expect = {"says": part(expect, "says"), "of": part(expect, "of"), "numbers": numbers}
+        expect = {"finding": part(expect, "finding"), "setting": part(expect, "setting"), "numbers": numbers}
     chosen = {name: cells[name] for name in picked.values()}
     answer = compare(table, cells=chosen, baseline=picked[baseline] if baseline else None, expect=expect, **options)
     several = sum(len(names) > 1 for names in names_of.values())

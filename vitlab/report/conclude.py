@@ -96,7 +96,7 @@ def conclude(
         wandb_report.send(record, found, folder)
     print(f"\n{answer.table_text(found, 'plain')}")
     if found.agreement and found.agreement.words:
-        print(f"{found.agreement.says}\n{found.agreement.words}")
+        print(f"{found.agreement.finding}\n{found.agreement.words}")
     print(f"\nanswer      {folder}/answer.md" + (f", {page}" if page else ""))
     print(f"page        {folder}/answer.html")
 
@@ -115,8 +115,8 @@ def facts(record: dict[str, Any], comparison: "Comparison", store: "pd.DataFrame
     table = pd.concat(rows) if rows else pd.DataFrame()
     search: dict[str, Any] = record.get("search") or {"trials": [], "best": None}
     tried = {Path(trial["run"]).name for trial in search["trials"] if trial.get("run")}
-    first: dict[str, Any] = record.get("first", {})
-    before = store["name"][store["cell"].isin([cell["cell"] for cell in first.values()])] if first else ()
+    pretrain: dict[str, Any] = record.get("pretrain") or record.get("first") or {}  # its name in earlier records
+    before = store["name"][store["cell"].isin([cell["cell"] for cell in pretrain.values()])] if pretrain else ()
     spent = store[store["name"].isin({*tried, *before, *table.get("name", [])})] if len(store) else store
     seconds = pd.to_numeric(spent.get("seconds", pd.Series(dtype=float)), errors="coerce").sum()
     what = "measuring" if comparison.metric.source == "bench" else "training"
@@ -127,7 +127,7 @@ def facts(record: dict[str, Any], comparison: "Comparison", store: "pd.DataFrame
         "search": f"{len(search['trials'])} trials, by validation alone; each is in search.md" if tried else "",
         **{
             f"command of {name}, trained before": f"vitlab train {' '.join(cell['overrides'])}"
-            for name, cell in first.items()
+            for name, cell in pretrain.items()
         },
         "best found": " ".join(search["best"]["overrides"]) if search["best"] else "",
         "cost": f"{duration(seconds)} of {what} in {len(spent)} run{'s' * (len(spent) != 1)}",

@@ -332,7 +332,9 @@ def draw_beside(axes: "Axes", comparison: Comparison, agreement: Agreement, base
     unit = "percentage points" if comparison.metric.share else comparison.metric.heading
     axes.set_xlabel(f"difference to {shorten(base, 40)} ({unit})", parse_math=False)
     dress(axes, "x")
-    caption(axes, [f"◇ reported: {agreement.of}", "● found, with its 95 % interval (hollow: one seed, no interval)"])
+    caption(
+        axes, [f"◇ reported: {agreement.setting}", "● found, with its 95 % interval (hollow: one seed, no interval)"]
+    )
 
 
 def mean_words(rows: Sequence[Row]) -> str:

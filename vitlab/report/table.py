@@ -86,16 +86,16 @@ class Agreement:
     """What was measured beside what the source of the question reports.
 
     Args:
-        says: what the source reports, in words.
-        of: what its numbers are of: "ImageNet top-1 accuracy after pre-training on JFT".
+        finding: what the source reports, in words.
+        setting: what its numbers were measured on: "ImageNet top-1 accuracy after pre-training on JFT".
         numbers: reported, by name of the arm; accuracies in percent, as papers print them.
         pairs: every two arms with both a reported and a measured number, unless the source reports them as equal.
         order: Kendall's tau of the two orders, from -1 to 1; None with fewer than two arms.
         words: the agreement in a sentence or two; empty where there are no numbers.
     """
 
-    says: str
-    of: str
+    finding: str
+    setting: str
     numbers: Mapping[str, float]
     pairs: tuple[Pair, ...]
     order: float | None

@@ -22,7 +22,7 @@ from vitlab.model.meta import on_meta_device, zeroed
 from vitlab.storage.metrics import metric
 from vitlab.storage.run import find
 from vitlab.sweep.job import Job
-from vitlab.sweep.question import BASELINE, FIRST, Cell, Question, source_of
+from vitlab.sweep.question import BASELINE, PRETRAIN, Cell, Question, source_of
 from vitlab.system.distributed import single_process
 from vitlab.training import pretrained
 from vitlab.training.checks import examine
@@ -52,7 +52,7 @@ class Checked:
         arm: that it stands for, if validation chooses it.
         shape: image size, channels and number of classes.
         classes: their names.
-        first: whose run of the same seed it starts from.
+        source: whose run of the same seed it starts from.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Checked:
     arm: str
     shape: Mapping[str, Any]
     classes: tuple[str, ...]
-    first: "Checked | None" = None
+    source: "Checked | None" = None
 
     def weights(self) -> Source:
         """What its training will leave, without memory."""
@@ -81,9 +81,9 @@ class Checked:
         config: Node = {**self.config, "seed": seed}
         name = f"{slug(config, dict(self.choices))}-{identity(config)}"
         run, after, words = find(config["system"]["runs"], name), None, (*self.overrides, f"seed={seed}")
-        if self.first is not None:
-            after = self.first.job(seed).run
-            words = merged(words, begin(after.folder, self.first.identity))
+        if self.source is not None:
+            after = self.source.job(seed).run
+            words = merged(words, begin(after.folder, self.source.identity))
         return Job(name=self.name, seed=seed, words=words, run=run, steps=self.steps, after=after)
 
 
@@ -95,13 +95,13 @@ class Plan:
         question: what is asked.
         words: overrides of every cell that were given with it.
         cells: the baseline first, where no arm is the same.
-        first: what is trained before them.
+        pretrain: what is trained before them.
     """
 
     question: Question
     words: tuple[str, ...]
     cells: tuple[Checked, ...]
-    first: tuple[Checked, ...] = ()
+    pretrain: tuple[Checked, ...] = ()
 
     @property
     def jobs(self) -> list[Job]:
@@ -110,7 +110,7 @@ class Plan:
         What others start from stands before them.
         """
         cells = sorted(self.cells, key=lambda cell: -cell.images * cell.flops_per_image)
-        each = [cell.job(seed) for seed in self.question.seeds for cell in (*self.first, *cells)]
+        each = [cell.job(seed) for seed in self.question.seeds for cell in (*self.pretrain, *cells)]
         return list({job.run.folder: job for job in each}.values())  # two arms may have a cell in common
 
     @property
@@ -135,11 +135,11 @@ class Plan:
             "source": asked.source,
             "metric": asked.metric,
             "x": asked.x,
-            "expect": asdict(asked.expect) if asked.expect.says or asked.expect.numbers else None,
+            "expect": asdict(asked.expect) if asked.expect.finding or asked.expect.numbers else None,
             "seeds": list(asked.seeds),
             "baseline": next(cell.arm for cell in self.cells if cell.baseline),
             "cells": {cell.name: told(cell) for cell in self.cells},
-            **({"first": {cell.name: told(cell) for cell in self.first}} if self.first else {}),
+            **({"pretrain": {cell.name: told(cell) for cell in self.pretrain}} if self.pretrain else {}),
         }
 
 
@@ -178,8 +178,8 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
     costs: dict[str, tuple[int, int, int]] = {}
     tracked = (f"tracking.sweep={question.name}",)
 
-    def checked(cell: Cell, first: Mapping[str, Checked]) -> Checked:
-        source = first[name] if (name := source_of(cell.overrides)) is not None else None
+    def checked(cell: Cell, before: Mapping[str, Checked]) -> Checked:
+        source = before[name] if (name := source_of(cell.overrides)) is not None else None
         try:
             cell = replace(cell, overrides=(*cell.overrides, *tracked))
             found = check_cell(cell, question.seeds[0], images, costs, source, elsewhere=elsewhere)
@@ -191,17 +191,17 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
         return found
 
     cells = question.cells(words)
-    first: dict[str, Checked] = {}
-    for name, overrides in question.first.items():
-        before = merged(
+    before: dict[str, Checked] = {}
+    for name, overrides in question.pretrain.items():
+        words_before = merged(
             (word for word in merged(question.baseline, words) if not key_of(word).startswith("init")), overrides
         )
-        line = question.lines.get(f"first.{name}", 1)
-        first[name] = checked(Cell(name=FIRST + name, overrides=before, line=line, arm=name), first)
+        line = question.lines.get(f"pretrain.{name}", 1)
+        before[name] = checked(Cell(name=PRETRAIN + name, overrides=words_before, line=line, arm=name), before)
     arms: dict[str, list[Checked]] = {}
     shots = metric(question.metric).count
     for cell in cells:
-        one = checked(cell, first)
+        one = checked(cell, before)
         if shots and shots not in one.config["fit"]["shots"]:
             raise ConfigError(
                 f"{question.file}, line {question.lines['metric']}: metric: {question.metric}: {cell.name} has"
@@ -220,7 +220,7 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
             )
         found[key] = its if same is None else [replace(one, baseline=same[0].baseline) for one in its]
     return Plan(
-        question=question, words=words, cells=tuple(itertools.chain(*found.values())), first=tuple(first.values())
+        question=question, words=words, cells=tuple(itertools.chain(*found.values())), pretrain=tuple(before.values())
     )
 
 
@@ -229,7 +229,7 @@ def check_cell(
     seed: int,
     images: dict[str, tuple[int, int]],
     costs: dict[str, tuple[int, int, int]],
-    first: Checked | None = None,
+    source: Checked | None = None,
     *,
     elsewhere: bool = False,
 ) -> Checked:
@@ -240,7 +240,7 @@ def check_cell(
         seed: one of its seeds.
         images: training images of each dataset that was read before, and those of its smallest class.
         costs: parameters, and FLOPs of an image forward and backward, of each model that was built before.
-        first: whose weights it starts from, which are yet to come.
+        source: whose weights it starts from, which are yet to come.
         elsewhere: whether it is trained elsewhere.
 
     Raises:
@@ -248,8 +248,8 @@ def check_cell(
         OSError: a dataset that is not there.
     """
     words = (*cell.overrides, f"seed={seed}")
-    if first is not None:
-        words = merged(words, begin(first.job(seed).run.folder, first.identity))
+    if source is not None:
+        words = merged(words, begin(source.job(seed).run.folder, source.identity))
     node, choices = compose(words)
     config = check(node)
     key, of_data = json.dumps(config["dataset"], sort_keys=True), config["dataset"]
@@ -269,9 +269,9 @@ def check_cell(
     dist = single_process("cuda" if torch.cuda.is_available() and recipe.system.device != "cpu" else "cpu")
     train, smallest = images[key]
     shape, frozen = recipe.image_shape, recipe.init.freeze
-    source = first.weights() if first else None if elsewhere else recipe.init.read()
+    weights = source.weights() if source else None if elsewhere else recipe.init.read()
     steps, steps_per_epoch = examine(
-        recipe, dist, source=source, train=train, smallest=smallest, on_this_machine=not elsewhere
+        recipe, dist, source=weights, train=train, smallest=smallest, on_this_machine=not elsewhere
     )
     model, scale = on_meta_device(recipe.model, **shape), recipe.fit.lr_factor()
     updates = build_optimizer(recipe.optimizer, model, layer_decay=recipe.fit.layer_decay, scale=scale)
@@ -286,7 +286,7 @@ def check_cell(
         identity=cell_identity(config),
         baseline=cell.arm == BASELINE,
         arm=cell.arm,
-        first=first,
+        source=source,
         shape=shape,
         classes=data.classes,
         config=config,

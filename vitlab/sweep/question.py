@@ -1,4 +1,4 @@
-"""A question: the YAML of a sweep, typed, refused with its line, and unfolded into cells."""
+"""A question: what a sweep file asks, and the cells that it is made of."""
 
 import itertools
 import re
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from vitlab.config.errors import SweepFileError
+from vitlab.config.moved import current_key
 from vitlab.config.overrides import key_of, merged, several
 from vitlab.storage.metrics import metric
 
-FIRST = "first/"  # before the name of what is trained before the arms
+PRETRAIN = "pretrain/"  # before the name of a pre-training: init=pretrain/NAME
 BASELINE = "baseline"  # the cell's name where no arm is the same
 
 
@@ -20,13 +21,13 @@ class Expect:
     """What the source of a question reports.
 
     Args:
-        says: in words.
-        of: what the numbers are of.
+        finding: in words.
+        setting: what the numbers were measured on.
         numbers: by name of the arm; accuracies in percent.
     """
 
-    says: str = ""
-    of: str = ""
+    finding: str = ""
+    setting: str = ""
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -78,8 +79,8 @@ class Question:
         baseline: overrides of every cell, which the arms are compared with.
         arms: name -> overrides: each differs from the baseline in its own way. An override of several values, `a=1,2`,
             is one whose value validation chooses for that arm alone.
-        first: name -> overrides of what is trained before the arms, seed by seed: the baseline's, but for its `init`.
-            An arm starts from one with `init=first/NAME`.
+        pretrain: name -> overrides of what is trained before the arms, seed by seed: the baseline's, but for its
+            `init`. An arm starts from one with `init=pretrain/NAME`.
         axes: key -> values: every combination, of every arm.
         seeds: of each cell.
         metric: what is reported; configurations and checkpoints are chosen by validation whatever it is.
@@ -87,7 +88,7 @@ class Question:
         expect: what the source reports.
         search: what is searched instead of, or besides, arms and axes.
         scale: name of the scale; empty where the file has none.
-        takes: how long that takes, and where, in words.
+        duration: how long that takes, and where, in words.
         lines: line of each key, such as `arms.p1`.
     """
 
@@ -96,7 +97,7 @@ class Question:
     source: str
     baseline: tuple[str, ...]
     arms: Mapping[str, tuple[str, ...]]
-    first: Mapping[str, tuple[str, ...]]
+    pretrain: Mapping[str, tuple[str, ...]]
     axes: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
     metric: str
@@ -104,7 +105,7 @@ class Question:
     expect: Expect
     search: Search | None
     scale: str
-    takes: str
+    duration: str
     lines: Mapping[str, int]
 
     @property
@@ -126,8 +127,8 @@ class Question:
             SweepFileError: a word that is about what the sweep varies.
         """
         words = tuple(words)
-        varied = {key_of(word) for arm in self.arms.values() for word in arm} | set(self.axes)
-        varied |= {each.key for each in self.search.space} if self.search else set()
+        varied = {key_of(word) for arm in self.arms.values() for word in arm} | set(map(current_key, self.axes))
+        varied |= {current_key(each.key) for each in self.search.space} if self.search else set()
         for word in words:
             if key_of(word) in varied:
                 raise SweepFileError(
@@ -172,7 +173,7 @@ def slugs(names: Iterable[str]) -> dict[str, str]:
 
 
 def source_of(words: Iterable[str]) -> str | None:
-    """Which of what is trained first these overrides start from."""
+    """Which pre-training these overrides start from."""
     starts = [word for word in words if key_of(word) in ("init", "init.weights")]
-    said = starts[-1].partition("=")[2] if starts else ""
-    return said.removeprefix(FIRST) if said.startswith(FIRST) else None
+    found = re.fullmatch(r"(?:pretrain|first)/(.*)", starts[-1].partition("=")[2]) if starts else None
+    return found[1] if found else None
