@@ -9,8 +9,10 @@ import vitlab
 from tests.storage.test_stored_runs import FINISHED, STORED
 from tests.training.test_loop import fit
 from vitlab.config.errors import ConfigError
+from vitlab.report.comparison import compare
 from vitlab.storage.metrics import METRICS, NONE, metric, number
 from vitlab.storage.run import Run
+from vitlab.storage.runs_table import runs
 
 ROOT = Path(vitlab.__file__).parent
 
@@ -26,6 +28,16 @@ def test_every_number_of_a_run_is_in_the_table(tmp_path):
         assert {"val/accuracy", "train/loss", "lr"} <= numbers(rows)
         assert "row" not in {metric(name).source for name in numbers([said])}
         assert "bench" not in {metric(name).source for name in numbers(rows)}
+
+
+def test_every_number_of_a_stored_result_can_be_compared():
+    table = runs(STORED)
+    for name in numbers([Run(STORED / FINISHED).result()]):
+        found = compare(table, metric=name)
+        assert [row.score.n for row in found.rows] == [1]
+        assert found.metric == metric(name)
+    with pytest.raises(ConfigError, match="metric=train/loss: no run reports such a number"):
+        compare(table, metric="train/loss")
 
 
 def test_the_directions_are_right():

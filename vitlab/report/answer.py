@@ -74,7 +74,7 @@ def table_text(comparison: Comparison, style: Literal["plain", "markdown"] = "pl
 def columns(comparison: Comparison) -> list[Column]:
     """All columns but the names; those that no arm fills are left out."""
     metric, rows = comparison.metric, comparison.rows
-    shown = [METRICS[key] for key in COSTS if key not in ("training_flops", "images")]
+    shown = [METRICS[key] for key in COSTS if key not in ("training_flops", "images", metric.name)]
     if metric.source == "bench":
         shown.remove(METRICS["seconds"])  # of measuring
     all_columns = [
