@@ -11,6 +11,7 @@ import optuna
 import pytest
 
 from vitlab.__main__ import main
+from vitlab.config.errors import Locked
 from vitlab.report import search_figures
 from vitlab.storage.files import read_json
 from vitlab.storage.run import Run
@@ -395,7 +396,7 @@ def test_two_processes_do_not_search_at_once(make):
     words = [sys.executable, "-c", code, plan.folder / "search.lock"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(OSError, match="is being written by process"):
+        with pytest.raises(Locked, match="is being written by process"):
             search.run(plan, [], Board(write=lambda line: None), 0, "serial", instantly)
         other.stdin.close()
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -124,16 +125,6 @@ def pruner(rule: str) -> "optuna.pruners.BasePruner":
     return NopPruner()
 
 
-class NullLock:
-    """No lock: `search.lock` is held, which the kernel lets go when this process is killed."""
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
-
-
 def drop_partial_line(path: Path) -> None:
     """Takes away the line that a killed process left half-written."""
     if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
@@ -152,8 +143,9 @@ def load(plan: Plan) -> "optuna.Study":
 
     search, path = asked(plan), plan.folder / "study.log"
     drop_partial_line(path)
+    lock: Any = threading.Lock()  # between processes `search.lock` is held; Optuna's own would outlive a killed process
     try:
-        storage = JournalStorage(JournalFileBackend(str(path), lock_obj=NullLock()))  # ty: ignore[invalid-argument-type]
+        storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
         study = optuna.create_study(
             study_name="search",
             storage=storage,

@@ -1,6 +1,5 @@
 """Downloads of remote shards into a folder of limited size, shared by several processes."""
 
-import fcntl
 import hashlib
 import os
 import re
@@ -10,6 +9,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from vitlab.config.errors import DataError
 from vitlab.storage.files import write_whole
@@ -44,17 +45,10 @@ def cache_name(name: str, *key: object) -> str:
     return f"{stem[-60:]}-{hashlib.sha256(repr((name, *key)).encode()).hexdigest()[:16]}"
 
 
-@contextmanager
-def locked(path: Path, wait: bool = True) -> Generator[None]:
-    """Holds the lock in this file against other processes and threads; a process that dies lets go of it.
-
-    Raises:
-        BlockingIOError: another holds it, and we do not wait.
-    """
+def locked(path: Path) -> FileLock:
+    """A lock on this file against other processes and threads; the kernel releases it when its process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+    return FileLock(path, fallback_to_soft=False)
 
 
 @contextmanager
@@ -157,9 +151,9 @@ class ShardCache:
         free = self.limit
         for part in self.folder.glob(".*.part"):
             try:
-                with locked(self.lock(Path(part.name[1:-5])), wait=False):
+                with locked(self.lock(Path(part.name[1:-5]))).acquire(blocking=False):
                     part.unlink(missing_ok=True)  # left by a process that died
-            except BlockingIOError:
+            except Timeout:
                 free -= file_stat(part)[0]
         complete = sorted(self.folder.glob("*.tar"), key=lambda path: file_stat(path)[1])
         free -= sum(file_stat(path)[0] for path in complete)
