@@ -7,7 +7,7 @@ and optimizer. All numbers are medians over rounds, after warm-up rounds.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -154,13 +154,14 @@ def measure_steps(works: list[Workload], *, rounds: int, warmup: int) -> Costs:
     }
 
 
+def by_cost(libraries: Iterable[str], value: Callable[[str, str], Any]) -> Costs:
+    """A value for each library and each of `COSTS`."""
+    return {name: {key: value(name, key) for key in COSTS} for name in libraries}
+
+
 def ratios(costs: Costs) -> Costs:
-    """The costs of each library by those of vitlab; None where one is unknown."""
-    ours = costs["vitlab"]
-    return {
-        name: {key: cost[key] / ours[key] if cost[key] and ours[key] else None for key in COSTS}
-        for name, cost in costs.items()
-    }
+    """The costs of each library divided by those of vitlab."""
+    return by_cost(costs, lambda name, key: costs[name][key] / (costs["vitlab"][key] or math.nan))
 
 
 def scaled(work: Workload, axis: str, factor: float) -> Workload:
@@ -201,53 +202,43 @@ def exponent(sizes: tuple[int, int], values: tuple[float | None, float | None]) 
     return math.log(after / before) / math.log(sizes[1] / sizes[0]) if before and after else None
 
 
+def growth(sizes: tuple[int, int], before: Costs, after: Costs) -> Costs:
+    return by_cost(after, lambda name, key: exponent(sizes, (before[name][key], after[name][key])))
+
+
 def measure_growth(
-    work: Workload,
-    axis: str,
-    libraries: list[str],
-    *,
-    rounds: int,
-    warmup: int,
-    report: Callable[[int, Costs, Costs], None],
+    work: Workload, axis: str, libraries: list[str], report: Callable[[int, Costs, Costs], None], **rounds: int
 ) -> dict[str, Any]:
-    """The costs of each library at every size, up to the first that does not fit.
+    """The costs of each library at every size of an axis, up to the first that does not fit.
 
     Args:
-        work: of whose size the sizes are chosen.
+        work: the sizes are around its own.
         axis: batch, tokens, width or depth.
-        libraries: names.
-        rounds: that are measured at each size.
-        warmup: rounds before them.
-        report: is called with each size, its costs, and the exponents by which they grew.
+        libraries: whose models are measured.
+        report: is called with each size, its costs, and the exponents of their growth.
+        rounds: as for `measure_steps`.
     """
     sizes: list[int] = []
     costs: list[Costs] = []
-    growth: list[Costs] = []
+    exponents: list[Costs] = []
     failed = None
     for size, point in sweep_points(work, axis).items():
         works = [replace(point, library=name) for name in libraries]
-        found = result_if_fits(partial(measure_steps, works, rounds=rounds, warmup=warmup))
-        if found is None:
+        now = result_if_fits(partial(measure_steps, works, **rounds))
+        if now is None:
             failed = size
             break
-        grown: Costs = {}
         if costs:
-            for name, of in found.items():
-                grown[name] = {key: exponent((sizes[-1], size), (costs[-1][name][key], of[key])) for key in COSTS}
-            growth.append(grown)
-        report(size, found, grown)
+            exponents.append(growth((sizes[-1], size), costs[-1], now))
+        report(size, now, exponents[-1] if costs else {})
         sizes.append(size)
-        costs.append(found)
-
-    def lists(points: list[Costs]) -> Costs:
-        return {name: {key: [each[name][key] for each in points] for key in COSTS} for name in libraries}
-
+        costs.append(now)
     doubles = axis == "batch" and work.device.type == "cuda"
     return {
         "kind": axis,
         "sizes": sizes,
-        "libraries": lists(costs),
-        "exponents": lists(growth),
+        "libraries": by_cost(libraries, lambda name, key: [each[name][key] for each in costs]),
+        "exponents": by_cost(libraries, lambda name, key: [each[name][key] for each in exponents]),
         "out_of_memory_at": failed,
         "largest_batch": {name: largest_batch(replace(work, library=name)) for name in libraries} if doubles else None,
     }

@@ -122,7 +122,7 @@ def bench(options: argparse.Namespace) -> None:
         if options.sweep:
             print(f"\n{table_header(options.sweep, 'growth')}")
             libraries = [each.library for each in works]
-            found = measure.measure_growth(works[0], options.sweep, libraries, **rounds, report=print_costs)
+            found = measure.measure_growth(works[0], options.sweep, libraries, print_costs, **rounds)
             result["sweep"] = found
             print(f"growth      the exponent between two lines: 1 is proportional to {options.sweep}, 2 quadratic")
             if found["out_of_memory_at"]:
