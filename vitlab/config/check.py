@@ -12,9 +12,9 @@ from vitlab.config.groups import known_keys, menu, nearest
 from vitlab.config.moved import current_name
 from vitlab.config.overrides import show
 
-TRUSTED = ("vitlab.", "torch.optim.", "lion_pytorch.", "schedulefree.")  # what a config of one's own may name
-MODELS = ("vitlab.model.",)  # what a stranger's may
-PARTS = {  # what a training is made of, and the class that each part is a kind of
+TRUSTED = ("vitlab.", "torch.optim.", "lion_pytorch.", "schedulefree.")  # what a trusted configuration may name
+MODELS = ("vitlab.model.",)  # what an untrusted one may name
+PARTS = {  # the parts of a training, and the base class of each
     "dataset": "vitlab.data.dataset.Dataset",
     "model": "vitlab.model.vit.ViT",
     "init": "vitlab.training.pretrained.Start",
@@ -26,15 +26,15 @@ PARTS = {  # what a training is made of, and the class that each part is a kind 
     "system": "vitlab.system.options.System",
     "tracking": "vitlab.tracking.options.Tracking",
 }
-FACTORIES = ("model", "optimizer")  # parts that others finish
-LARGEST = 3.4028234663852886e38  # that 32 bits hold
+FACTORIES = ("model", "optimizer")  # parts that are built later, with further arguments
+LARGEST = 3.4028234663852886e38  # of float32
 
 
 def locate(target: str, allowed: tuple[str, ...] = TRUSTED) -> Any:
-    """The class that a `_target_` names, by its present dotted name or by an earlier one.
+    """The class that a `_target_` names, by its current dotted name or an earlier one.
 
     Raises:
-        ConfigError: it is not among the allowed ones: nothing of it is run.
+        ConfigError: it is not allowed, and nothing of it is run, or does not exist.
     """
     target = current_name(target)
     module, _, name = target.rpartition(".")
@@ -58,9 +58,9 @@ def locate(target: str, allowed: tuple[str, ...] = TRUSTED) -> Any:
 
 
 def check(config: Node, path: str = "", allowed: tuple[str, ...] = TRUSTED) -> Node:
-    """The configuration with every value held against the annotation of the argument that it goes to.
+    """The configuration, every value checked against the type of the constructor's argument.
 
-    Whole numbers become floats where a float is wanted, so that 1 and 1.0 are the same run.
+    Integers become floats where a float is expected, so that 1 and 1.0 are the same run.
 
     Raises:
         ConfigError: a key that is no argument, or a value of another type.
@@ -90,7 +90,7 @@ def check(config: Node, path: str = "", allowed: tuple[str, ...] = TRUSTED) -> N
 
 
 def arguments(config: Node, path: str, allowed: tuple[str, ...]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The type that each key of a node asks for, and the keys that it cannot do without; None where any will do."""
+    """The type of each key of a node (None where any key is allowed), and the keys that are required."""
     if not path:
         kinds = {name: locate(target) for name, target in PARTS.items()}
         kinds |= {name: Callable[..., kinds[name]] for name in FACTORIES}  # ty: ignore[invalid-type-form]
@@ -99,13 +99,13 @@ def arguments(config: Node, path: str, allowed: tuple[str, ...]) -> tuple[dict[s
         return None, []
     found = inspect.signature(locate(str(config["_target_"]), allowed), eval_str=True).parameters
     needed = [name for name, p in found.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    if config.get("_partial_"):  # what no option has is given by the code
+    if config.get("_partial_"):  # arguments that no option has are given by the code
         needed = [name for name in needed if path in FACTORIES and f"{path}.{name}" in known_keys()]
     return {name: p.annotation for name, p in found.items()}, needed
 
 
 def matches(value: Any, hint: Any) -> tuple[bool, Any]:
-    """Whether a plain value is of the annotated type, and the value as that type has it."""
+    """Whether a plain value is of the annotated type, and the value converted to it."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint in (Any, inspect.Parameter.empty):
         return True, value
@@ -136,7 +136,7 @@ def matches(value: Any, hint: Any) -> tuple[bool, Any]:
 
 
 def describes(node: Node, hint: Any) -> bool:
-    """Whether a node is of an object of the annotated class, or of a factory where one is asked for."""
+    """Whether a node describes an object of the annotated class, or a factory where that is expected."""
     if "_target_" not in node:
         return hint is dict
     origin, args = typing.get_origin(hint), typing.get_args(hint)

@@ -13,7 +13,7 @@ from vitlab.config.overrides import complete
 
 
 def compose(overrides: Iterable[str] = ()) -> tuple[Node, dict[str, str]]:
-    """The plain, resolved configuration of these overrides, and the option chosen of each group.
+    """The plain, resolved configuration of these overrides, and the chosen option of each group.
 
     Raises:
         ConfigError: an unknown option, key or value.
@@ -37,7 +37,7 @@ def compose(overrides: Iterable[str] = ()) -> tuple[Node, dict[str, str]]:
 
 @cache
 def composed(options: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
-    """What Hydra makes of chosen options alone: it takes 0.2 s for that, and the cells of a sweep share many."""
+    """Hydra's configuration of these options; cached, for it takes 0.2 s and the cells of a sweep share many."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import open_dict
@@ -52,7 +52,7 @@ def composed(options: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
 
 
 def plain(config: Any, choices: Any) -> tuple[Node, dict[str, str]]:
-    """Hydra's configuration as plain containers, and the option chosen of each group."""
+    """Hydra's configuration as plain containers, and the chosen option of each group."""
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
@@ -67,7 +67,7 @@ def plain(config: Any, choices: Any) -> tuple[Node, dict[str, str]]:
 
 
 def explain(error: Exception, overrides: Iterable[str]) -> Exception:
-    """Hydra's complaint as one sentence with a way out; an error that is not Hydra's or OmegaConf's as it is."""
+    """An error of Hydra or OmegaConf as one sentence with a remedy; other errors unchanged."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 

@@ -10,7 +10,7 @@ from typing import Any
 HERE = Path(__file__).parent.parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
 
-# Ways to say one thing: an override of one of them takes the others' defaults away.
+# Keys that set the same thing: an override of one sets the others to null.
 ALTERNATIVES = (
     ("fit.epochs", "fit.steps", "fit.images"),
     ("schedule.warmup_fraction", "schedule.warmup_epochs", "schedule.warmup_steps"),
@@ -19,7 +19,7 @@ ALTERNATIVES = (
 
 @cache
 def menu(root: Path = CONF) -> dict[str, dict[str, str]]:
-    """Every group, its options, and the line that each option's file opens with."""
+    """Every group, its options, and the first comment of each option's file."""
     groups: dict[str, dict[str, str]] = {}
     for file in sorted(root.rglob("*.yaml"), key=natural):
         if file.parent != root:
@@ -36,7 +36,7 @@ def natural(file: Path) -> list[Any]:
 
 
 def defaults(root: Path = CONF) -> dict[str, str]:
-    """The option of each group that is taken when nothing is said."""
+    """The default option of each group."""
     found = {}
     for file, prefix in ((root / "train.yaml", ""), (root / "model" / "vit.yaml", "model/")):
         for group, option in re.findall(r'^  - (\w+): "?(\w+)', file.read_text(), flags=re.MULTILINE):
@@ -61,7 +61,7 @@ def known_keys(root: Path = CONF) -> dict[str, list[tuple[str, str]]]:
 
 @cache
 def options(root: Path = CONF) -> dict[tuple[str, str], str]:
-    """The option of a group that makes this class, where one alone does, and none of the group is made of another."""
+    """The option of a group that makes this class, where only one does and every option of the group has a class."""
     found: dict[tuple[str, str], list[str]] = {}
     for group, there in menu(root).items():
         texts = {option: (root / group / f"{option}.yaml").read_text() for option in there}
@@ -91,7 +91,7 @@ def unknown_option(group: str, option: str, options: Iterable[str]) -> str:
 
 
 def table() -> str:
-    """Every group with a choice and its options as a table in Markdown, what is taken when nothing is said in bold."""
+    """Every group with a choice and its options as a table in Markdown, the default in bold."""
     taken = defaults()
     rows = ["| group | options |", "|--|--|"]
     for group, options in sorted(menu().items(), key=lambda item: item[0].split("/")):
@@ -114,7 +114,7 @@ def help_text() -> str:
         lines += [f"  {'*' if taken.get(group) == name else ' '} {name:<14} {line}" for name, line in options.items()]
         lines.append("")
     lines += [
-        "* is taken when you say nothing.",
+        "* is the default.",
         "seed=0, and any key of the options: model.width=96 optimizer.lr=3e-4 fit.epochs=10 dataset.train_examples=500",
         "",
         "  vitlab data, schedule, bench      the same words: what the model is fed, its learning rates, its speed",

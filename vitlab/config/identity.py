@@ -1,4 +1,4 @@
-"""Which run a configuration is: its hash, its cell (the same for all seeds) and its readable name."""
+"""The identity of a run: its hash, its cell (equal for all seeds) and its readable name."""
 
 import hashlib
 import json
@@ -9,22 +9,22 @@ from vitlab.config.moved import first_layout
 
 
 def identity(config: Node) -> str:
-    """Eight hexadecimal digits of everything that can change a result: the same run, the same digits.
+    """Hash of everything that can change a result, as eight hexadecimal digits.
 
-    Where a class lives is no part of it (`moved.MOVED`), nor is what cannot change a result: `system`, `tracking`, and
-    where a dataset's files lie; `init` at chance, and where weights lie of which it says what they are (`init.origin`).
+    Left out are names that changed since (`moved`), `system`, `tracking`, the folder of a dataset's files, `init` where
+    weights are drawn at random, and the path of weights whose origin is given (`init.origin`).
     """
     counts = {key: value for key, value in config.items() if key not in ("system", "tracking", "init")}
     if (init := config.get("init", {})).get("weights") is not None:
-        said = "weights" if init["origin"] else "origin"
-        counts["init"] = {key: value for key, value in init.items() if key != said}
+        redundant = "weights" if init["origin"] else "origin"
+        counts["init"] = {key: value for key, value in init.items() if key != redundant}
     path_options = locate(config["dataset"]["_target_"]).path_options
     counts["dataset"] = {key: value for key, value in config["dataset"].items() if key not in path_options}
     return hashlib.sha256(json.dumps(first_layout(counts), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def cell_identity(config: Node) -> str:
-    """The same of everything but the seed: runs of one cell differ by chance alone."""
+    """Hash of everything but the seed: the runs of a cell are repetitions."""
     return identity({**config, "seed": 0})
 
 

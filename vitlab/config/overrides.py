@@ -1,4 +1,4 @@
-"""Overrides as users type them: completed, quoted, merged."""
+"""Overrides as users type them: validated, quoted, merged."""
 
 import itertools
 import json
@@ -12,14 +12,14 @@ from vitlab.config.moved import KEYS, current_key
 
 
 def complete(overrides: Iterable[str], many: bool = False) -> list[str]:
-    """The overrides as Hydra takes them, with `null` for the alternatives of those that they give.
+    """The overrides in Hydra's form; alternatives of a key that is given are set to null.
 
     Args:
         overrides: what the user typed.
-        many: whether several values of one key are asked for (multirun).
+        many: whether a key may have several values (multirun).
 
     Raises:
-        ConfigError: a word that is no override, a key that nothing reads, several values for one run.
+        ConfigError: no override, an unknown key or option, or several values for one run.
     """
     given = []
     groups, known = menu(), known_keys()
@@ -53,7 +53,7 @@ def complete(overrides: Iterable[str], many: bool = False) -> list[str]:
 
 
 def quoted(value: object) -> str:
-    """A value as Hydra takes it for these very characters."""
+    """A value quoted for Hydra, if it needs it."""
     said = str(value)
     return said if re.fullmatch(r"[\w/.\-]+", said) or said[:1] in ("'", '"') else "'" + said.replace("'", r"\'") + "'"
 
@@ -64,23 +64,23 @@ def show(value: Any) -> str:
 
 
 def typed(params: dict[str, Any]) -> list[str]:
-    """Overrides of which the same numbers are read again."""
+    """Parameters as overrides, floats in full precision."""
     return [f"{key}={value if isinstance(value, str) else repr(value)}" for key, value in params.items()]
 
 
 def several(word: str) -> list[str]:
-    """The values of an override: those between commas that stand in no bracket and no quotes."""
+    """The values of an override, separated by commas outside of brackets and quotes."""
     value = word.partition("=")[2]
     return re.findall(r"(?:\[[^\]]*\]|'[^']*'|\"[^\"]*\"|[^,])+", value) or [value]
 
 
 def key_of(word: str) -> str:
-    """The key that an override is about."""
+    """The key of an override, by its current name."""
     return current_key(word.lstrip("+~").partition("=")[0])
 
 
 def merged(*parts: Iterable[str]) -> tuple[str, ...]:
-    """Overrides one after the other; a later one of the same key, or of the same matter, replaces an earlier one."""
+    """Overrides in order; a later one of the same key, or of an alternative of it, replaces an earlier one."""
     found: dict[str, str] = {}
     for word in itertools.chain(*parts):
         key = key_of(word)

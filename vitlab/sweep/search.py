@@ -1,8 +1,8 @@
-"""Search: Optuna says which configuration is tried next and which is given up, the sweep's launcher trains it.
+"""Search: Optuna chooses which configuration is tried next and which is pruned, the sweep's launcher trains it.
 
-What is searched for is the best accuracy on validation, of the first seed. The test set is not looked at until the
-search is over. The best of many trials by one validation score flatters, and the more trials, the more: so what is
-found is then trained with every seed of the question beside the baseline, and these runs are the answer.
+The search maximizes the validation accuracy of the first seed; the test set is not used until it is over. The best
+score of many trials is biased upwards, so the configuration that was found is then trained with every seed of the
+question beside the baseline, and these runs are the answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,24 +25,24 @@ from vitlab.sweep.progress import Board
 from vitlab.sweep.question import Cell
 from vitlab.sweep.study import (
     REFUSED,
-    asked,
-    at,
-    derived,
+    derive_seed,
     design,
     distribution,
     importance,
     load,
-    optuna_or_refuse,
     quiet,
+    require_optuna,
     sampler,
+    search_of,
+    value_at,
 )
 
 if TYPE_CHECKING:
     import optuna
 
 FOUND = "best found"  # the cell's name
-WARM = 0.2  # of a training, in which none is given up: the learning rate is still rising
-ELSEWHERE = 40  # places of the rest of the space where an end that the baseline refuses is tried
+WARM = 0.2  # of a training, in which nothing is pruned: the learning rate is still rising
+ELSEWHERE = 40  # random points at which an end that does not go with the baseline is tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,21 +70,21 @@ def run(
     launcher: str,
     serial: Callable[[list[Job]], int] | None = None,
 ) -> Outcome:
-    """Searches, goes on with a search that was interrupted, and trains what was found with every seed.
+    """Runs or continues a search, and trains the configuration that was found with every seed.
 
     Args:
         plan: its cells are trained with every seed too.
         parts: of the machine.
-        board: shows what goes on.
+        board: shows progress.
         retries: how often a failed training is started again.
         launcher: local or serial.
         serial: trains jobs one after the other in this process, and gives what a command would.
 
     Raises:
-        SweepError: what cannot be searched, and why.
+        SweepError: the search is not possible.
         OSError: another process searches there.
     """
-    search = asked(plan)
+    search = search_of(plan)
     if launcher == "hydra":
         raise SweepError("launcher=hydra: a search decides as trials end, on this machine: take launcher=local")
     if launcher == "serial" and search.prune != "none":
@@ -92,7 +92,7 @@ def run(
         parts, serial = parts[:1], None
     elif launcher != "serial":
         serial = None
-    optuna_or_refuse()
+    require_optuna()
     plan.folder.mkdir(parents=True, exist_ok=True)
     logs = plan.folder / "logs"
     with Lock(plan.folder / "search.lock"), quiet():
@@ -125,7 +125,7 @@ def run(
 
 
 def one_by_one(trials: "Trials", serial: Callable[[list[Job]], int]) -> int:
-    """Trains in this process until no trial is left."""
+    """Trains one trial after the other in this process."""
     status = 0
     while (job := trials.next()) is not None:
         if job.run.result()["status"] != "finished":
@@ -140,16 +140,16 @@ def one_by_one(trials: "Trials", serial: Callable[[list[Job]], int]) -> int:
 
 @dataclass(kw_only=True)
 class Work:
-    """A configuration that is being trained, and the trials that ask for it."""
+    """A configuration in training, and the trials that have it."""
 
     trials: "list[optuna.Trial]"
     steps: list[int] = field(default_factory=list)  # of its evaluations so far
 
 
 class Trials:
-    """The launcher's source of jobs: a study, asked and told. It is on disk after every step, and so can be killed.
+    """The launcher's source of jobs: an Optuna study, which is on disk after every step, so that it can be killed.
 
-    A trial that a killed process left is told as failed, and its parameters are asked for again. Places count the
+    A trial that a killed process left is recorded as failed, and its parameters are queued again. Places count the
     trials without these copies; a trial is called by its place.
 
     Args:
@@ -160,7 +160,7 @@ class Trials:
     def __init__(self, plan: Plan, board: Board):
         self.plan = plan
         self.board = board
-        self.search = asked(plan)
+        self.search = search_of(plan)
         self.seed = plan.question.seeds[0]
         self.baseline = next(cell for cell in plan.cells if cell.baseline)
         self.distributions = {each.key: distribution(each) for each in self.search.space}
@@ -180,10 +180,10 @@ class Trials:
         if ended:
             board.say(f"{len(ended)} of {self.budget} trials are done already")
 
-    # What is there.
+    # Trials of the study.
 
     def kept(self) -> "dict[int, optuna.trial.FrozenTrial]":
-        """The trials by their places; of one that was asked for again, the copy."""
+        """The trials by place; of one that was queued again, the copy."""
         found: dict[int, Any] = {}
         place = 0
         for trial in self.study.get_trials(deepcopy=False):
@@ -193,7 +193,7 @@ class Trials:
         return dict(sorted(found.items()))
 
     def recover(self) -> None:
-        """Asks again for what a killed process was at."""
+        """Queues again the trials that a killed process left running."""
         from optuna.trial import TrialState
 
         there = self.study.get_trials(deepcopy=False)
@@ -209,11 +209,11 @@ class Trials:
                 self.study.tell(trial.number, state=TrialState.FAIL)
 
     def check_ends(self) -> None:
-        """Tries every choice and both ends of every range in the baseline, so that no trial is the first to find a
-        mistake; what the baseline refuses may do with other values of the rest, of which some are tried.
+        """Checks every choice and both ends of every range before the first trial: with the baseline, or else with
+        random values of the other keys.
 
         Raises:
-            SweepError: an end that cannot be anywhere.
+            SweepFileError: an end that is invalid with all of them.
         """
         for dimension in self.search.space:
             for value in dimension.values:
@@ -228,13 +228,13 @@ class Trials:
                         raise SweepFileError(f"{file}, line {line}, {dimension.key}={value}: {error}") from error
 
     def elsewhere(self, key: str, value: str) -> bool:
-        """Whether a value can be anywhere in the space."""
+        """Whether a value is valid at a random point of the space."""
         others = [each for each in self.search.space if each.key != key]
         if not others:
             return False
         random = np.random.default_rng(0)
         for _ in range(ELSEWHERE):
-            point = {each.key: at(each, float(random.random())) for each in others}
+            point = {each.key: value_at(each, float(random.random())) for each in others}
             with suppress(ValueError, OSError):
                 self.check(key, {**point, key: value})
                 return True
@@ -245,13 +245,13 @@ class Trials:
         cell = Cell(name=name, overrides=overrides, line=self.plan.question.lines.get("search", 1), arm=name)
         return planning.check_cell(cell, self.seed, self.images, self.costs)
 
-    # What the launcher asks.
+    # For the launcher.
 
     def next(self) -> Job | None:
         """The next trial's training.
 
         Raises:
-            SweepError: none of the first trials can be.
+            SweepError: all of the first trials are invalid.
         """
         while (asked := self.ask()) is not None:
             place, trial = asked
@@ -276,7 +276,7 @@ class Trials:
         return None
 
     def ask(self) -> "tuple[int, optuna.Trial] | None":
-        """A trial and its place: one to be trained again, or a new one where there is room."""
+        """A trial and its place: one that is queued, or a new one within the budget; None when there are no more."""
         from optuna.trial import TrialState
 
         kept = self.kept()
@@ -305,7 +305,7 @@ class Trials:
             raise SweepError(f"every one of the first {len(kept)} trials was refused, the last: {error}")
 
     def stops(self, job: Job, row: dict[str, Any]) -> bool:
-        """Whether a trial is given up after this evaluation, by its accuracy on validation alone."""
+        """Whether a trial is pruned after this evaluation, by its validation accuracy."""
         work = next((work for work in self.working.values() if self.trained_for(work, job)), None)
         if work is None or self.search.prune == "none":
             return False
@@ -313,7 +313,7 @@ class Trials:
         return row.get("step", job.steps) >= WARM * job.steps and work.trials[0].should_prune()
 
     def note(self, work: Work, row: dict[str, Any]) -> None:
-        """Keeps what an evaluation said, under its number; who goes on from a checkpoint says some of it again."""
+        """Reports an evaluation under its number, once: a resumed training repeats some of its rows."""
         if not isinstance(value := row.get(SELECTED_BY.name), int | float):
             return
         step = int(row.get("step", 0))
@@ -325,7 +325,7 @@ class Trials:
         return work.trials[0].user_attrs.get("run") == job.run.folder.name
 
     def ended(self, job: Job, status: str) -> None:
-        """Tells the study, for every trial that asked for this training."""
+        """Tells the study how a training ended, for every trial that has its configuration."""
         from optuna.trial import TrialState
 
         found = next((item for item in self.working.items() if self.trained_for(item[1], job)), None)
@@ -349,10 +349,10 @@ class Trials:
             if number:
                 self.total -= 1  # the board does not count it
 
-    # What came of it.
+    # The outcome.
 
     def best(self) -> Checked | None:
-        """The configuration of the best finished trial; of equal ones the first."""
+        """The configuration of the best finished trial; the first of equal ones."""
         from optuna.trial import TrialState
 
         finished = [trial for trial in self.kept().values() if trial.state == TrialState.COMPLETE]
@@ -381,5 +381,5 @@ class Trials:
             "space": [asdict(each) for each in self.search.space],
             "trials": lines,
             "best": finished[0] | {"overrides": list(found.overrides)} if finished and found else None,
-            "importance": importance(self.study, derived(self.seed)),
+            "importance": importance(self.study, derive_seed(self.seed)),
         }

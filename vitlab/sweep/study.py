@@ -1,4 +1,9 @@
-"""The Optuna study of a search: its distributions, sampler, pruner and storage."""
+"""The Optuna study of a search: its distributions, sampler, pruner and storage.
+
+Optuna's TPE, random sampler, pruners, journal and queue of trials are used. Its other parts would cost: GridSampler
+ends in a RuntimeError outside of `optimize`; QMCSampler draws choices from a list, and its first trial, at random; its
+retries need a database with heartbeats; and its file lock delays a search that follows a killed one by 30 seconds.
+"""
 
 import itertools
 import json
@@ -18,20 +23,21 @@ from vitlab.sweep.question import Dimension, Search
 
 if TYPE_CHECKING:
     import optuna
-REFUSED = 10  # the first so many trials all refused end a search, and so do that many times its trials in all
-PEERS = 5  # finished trials that the median is taken of before a trial is given up
-REDUCTION = 3  # one of so many goes on at each rung of successive halving
-ENOUGH = 5  # finished trials before anything is said about importance
+
+REFUSED = 10  # a search ends if its first 10 trials are all invalid, or 10 times as many as it has trials
+PEERS = 5  # finished trials before the median prunes
+REDUCTION = 3  # one trial of 3 continues at each rung of successive halving
+ENOUGH = 5  # finished trials before importance is estimated
 
 
-def asked(plan: Plan) -> Search:
+def search_of(plan: Plan) -> Search:
     search = plan.question.search
     if search is None or not search.space:
         raise SweepError(f"{plan.question.file}: search.space is empty: name what is searched, KEY: log: [1e-4, 1e-2]")
     return search
 
 
-def optuna_or_refuse() -> None:
+def require_optuna() -> None:
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -40,7 +46,7 @@ def optuna_or_refuse() -> None:
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Optuna says nothing of its own, not even which of its arguments are new."""
+    """Silences the logging and the experimental warnings of Optuna."""
     import optuna
 
     before = optuna.logging.get_verbosity()
@@ -64,55 +70,52 @@ def distribution(dimension: Dimension) -> "optuna.distributions.BaseDistribution
     return FloatDistribution(float(values[0]), float(values[1]), log=dimension.kind == "log")
 
 
-def derived(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def sampler(search: Search, seed: int, place: int) -> "optuna.samplers.BaseSampler":
-    """Who chooses the trial of this place. A new one for each, so that what it chooses hangs on the seed, the place
-    and the trials before it, and not on how often the search was interrupted."""
+    """The sampler of one trial: what it draws depends on the seed, the trial's place and the trials before it, and not
+    on how often the search was interrupted."""
     from optuna.samplers import RandomSampler, TPESampler
 
-    of = derived(seed, place)
-    if search.method == "tpe":  # with a liar, for trials at work are taken as bad: others are not sent there too
+    of = derive_seed(seed, place)
+    if search.method == "tpe":  # running trials count as bad, so that others go elsewhere
         return TPESampler(seed=of, multivariate=True, constant_liar=True)
     return RandomSampler(seed=of)
 
 
 def design(search: Search, seed: int) -> list[dict[str, Any]] | None:
-    """The trials that are known beforehand: a grid in random order, or a scrambled Sobol sequence (Owen 1998).
-
-    Optuna's own samplers for these draw the first trials, and every choice from a list, at random instead.
-    """
+    """All trials of a grid, in random order, or of a scrambled Sobol sequence (Owen 1998); None for other methods."""
     space = search.space
     if search.method == "grid":
         points = list(itertools.product(*(each.values for each in space)))
-        order = np.random.default_rng(derived(seed)).permutation(len(points))
+        order = np.random.default_rng(derive_seed(seed)).permutation(len(points))
         return [dict(zip((each.key for each in space), points[i], strict=True)) for i in order]
     if search.method == "sobol":
         from scipy.stats import qmc
 
         wanted = 2 * search.trials + REFUSED  # some are refused
-        sobol = qmc.Sobol(len(space), rng=np.random.default_rng(derived(seed)))
+        sobol = qmc.Sobol(len(space), rng=np.random.default_rng(derive_seed(seed)))
         return [
-            {each.key: at(each, float(share)) for each, share in zip(space, row, strict=True)}
+            {each.key: value_at(each, float(fraction)) for each, fraction in zip(space, row, strict=True)}
             for row in sobol.random_base2(int(np.ceil(np.log2(wanted))))
         ]
     return None
 
 
-def at(dimension: Dimension, share: float) -> Any:
-    """The value of a dimension at this share of its length, from 0 to less than 1."""
+def value_at(dimension: Dimension, fraction: float) -> Any:
+    """The value of a dimension at a fraction of its range, from 0 to less than 1."""
     values = dimension.values
     if dimension.kind == "choice":
-        return values[int(share * len(values))]
+        return values[int(fraction * len(values))]
     if dimension.kind == "int":
         low, high = map(int, values)
-        return low + int(share * (high - low + 1))
+        return low + int(fraction * (high - low + 1))
     low, high = map(float, values)
     if dimension.kind == "log":
-        return min(high, max(low, float(np.exp(np.log(low) + share * (np.log(high) - np.log(low))))))
-    return low + share * (high - low)
+        return min(high, max(low, float(np.exp(np.log(low) + fraction * (np.log(high) - np.log(low))))))
+    return low + fraction * (high - low)
 
 
 def pruner(rule: str) -> "optuna.pruners.BasePruner":
@@ -126,14 +129,14 @@ def pruner(rule: str) -> "optuna.pruners.BasePruner":
 
 
 def drop_partial_line(path: Path) -> None:
-    """Takes away the line that a killed process left half-written."""
+    """Removes the last line of a file if a killed process left it incomplete."""
     if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
         with path.open("rb+") as file:
             file.truncate(data.rfind(b"\n") + 1)
 
 
 def load(plan: Plan) -> "optuna.Study":
-    """The study, new or gone on with; for the holder of `search.lock`.
+    """The study, new or continued; the caller holds `search.lock`.
 
     Raises:
         SweepError: the file is damaged, or holds another search.
@@ -141,9 +144,9 @@ def load(plan: Plan) -> "optuna.Study":
     import optuna
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-    search, path = asked(plan), plan.folder / "study.log"
+    search, path = search_of(plan), plan.folder / "study.log"
     drop_partial_line(path)
-    lock: Any = threading.Lock()  # between processes `search.lock` is held; Optuna's own would outlive a killed process
+    lock: Any = threading.Lock()  # other processes are kept out by `search.lock`
     try:
         storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
         study = optuna.create_study(
@@ -179,8 +182,8 @@ def load(plan: Plan) -> "optuna.Study":
 
 
 def importance(study: "optuna.Study", seed: int) -> dict[str, float]:
-    """The share of the variance of the finished trials that each hyper-parameter explains (fANOVA, Hutter et al.
-    2014); empty where there are too few trials or too little variance to say."""
+    """The fraction of the variance of the finished trials that each hyper-parameter explains (fANOVA, Hutter et al.
+    2014); empty with too few trials or too little variance."""
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
 
