@@ -154,13 +154,10 @@ def draw_names(axes: "Axes", comparison: Comparison) -> None:
         if row.baseline and row.score:
             axes.axvline(scale * row.score.mean, color=SOFT, lw=0.8, ls="--", zorder=0)
     names = [shorten(str(row.x), 34) + row.label.removeprefix(row.name) if by_x else name_of(row, 34) for row in rows]
-    axes.set_yticks(range(len(rows)), names, parse_math=False)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
+    list_names(axes, names)
     if by_x:
         axes.set_ylabel(comparison.x or "", parse_math=False)
     axes.set_xlabel(comparison.metric.heading)
-    dress(axes, "x")
     caption(axes, [mean_words(rows)])
 
 
@@ -321,20 +318,23 @@ def draw_beside(axes: "Axes", comparison: Comparison, agreement: Agreement, base
             axes.plot([reported, scale * found.mean], [i, i], color=GRID, lw=3, zorder=1)
             bar(axes, found, i, COLOURS[places.get(arm, i) % len(COLOURS)], "o", scale, upright=False)
         else:
-            axes.annotate(
-                "not found yet", (reported, i), (7, 0), textcoords="offset points", va="center", size=8, color=SOFT
-            )
+            at: Any = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate("not found yet", (reported, i), **at, size=8, color=SOFT)
         axes.plot([reported], [i], "D", ms=5.5, mfc="white", mec=INK, mew=1.2, zorder=4)
     axes.axvline(0, color=SOFT, lw=0.8, ls="--", zorder=0)
-    axes.set_yticks(range(len(arms)), [shorten(arm, 34) for arm in arms], parse_math=False)
-    axes.set_ylim(len(arms) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
+    list_names(axes, [shorten(arm, 34) for arm in arms])
     unit = "percentage points" if comparison.metric.share else comparison.metric.heading
     axes.set_xlabel(f"difference to {shorten(base, 40)} ({unit})", parse_math=False)
+    found = "● found, with its 95 % interval (hollow: one seed, no interval)"
+    caption(axes, [f"◇ reported: {agreement.setting}", found])
+
+
+def list_names(axes: "Axes", names: Sequence[str]) -> None:
+    """Names as the vertical axis, the first at the top."""
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
     dress(axes, "x")
-    caption(
-        axes, [f"◇ reported: {agreement.setting}", "● found, with its 95 % interval (hollow: one seed, no interval)"]
-    )
 
 
 def mean_words(rows: Sequence[Row]) -> str:
