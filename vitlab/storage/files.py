@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes, and bounded reads of files that anybody may have made."""
 
 import json
 import os
@@ -10,15 +10,15 @@ from vitlab.config.errors import StorageError
 
 
 def write_whole(path: Path, write: Callable[[Path], object], before: Path | None = None) -> None:
-    """Has `write` fill a file beside `path`, flushes it to disk, and only then gives it the name.
+    """Writes a temporary file beside `path`, flushes it to disk, then renames it.
 
     Args:
         path: of the file.
-        write: fills the file that it is given.
-        before: another name, under which a file that has the name is kept.
+        write: writes the file whose path it is given.
+        before: a second name, under which an older file at `path` is kept.
     """
     part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody put there
+    part.unlink(missing_ok=True)  # left by a process that was killed, or a link that somebody put there
     try:
         write(part)
         with part.open("rb+") as file:
@@ -34,7 +34,7 @@ def write_whole(path: Path, write: Callable[[Path], object], before: Path | None
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the name too
-    except OSError:  # a file system that cannot
+    except OSError:  # some file systems cannot
         pass
     finally:
         os.close(folder)
@@ -45,11 +45,11 @@ def read_text(path: Path, most: int) -> str:
 
     Args:
         path: of the file.
-        most: bytes that it may have.
+        most: bytes allowed.
 
     Raises:
-        StorageError: it is larger, is not UTF-8, or is no file but something that may never end.
-        FileNotFoundError: there is nothing.
+        StorageError: it is larger, is not UTF-8, or is not a regular file.
+        FileNotFoundError: it does not exist.
     """
     if not path.is_file() and os.path.lexists(path):
         raise StorageError(f"{path} is no regular file: remove it")
@@ -76,5 +76,5 @@ def read_json(path: Path, most: int = 1_000_000) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes readable JSON, whole or not at all."""
+    """Writes indented JSON, atomically."""
     write_whole(path, lambda part: part.write_text(json.dumps(value, indent=2) + "\n"))

@@ -1,4 +1,4 @@
-"""The store of runs: one folder a run, found by what identifies it."""
+"""Run folders: one a run, found by the run's identity."""
 
 import json
 import os
@@ -79,7 +79,7 @@ class Run:
         return self.folder / "lock"
 
     def create(self) -> None:
-        """Makes the folder where there is none.
+        """Creates the folder if there is none.
 
         Raises:
             OSError: it cannot be written there, or the disk is full.
@@ -110,12 +110,12 @@ class Run:
             )
 
     def clean(self) -> None:
-        """Takes away the half-written files of a process that was killed; for the holder of the lock."""
+        """Removes partial files left by a process that was killed; only for the holder of the lock."""
         for part in self.folder.glob(".*.part"):
             part.unlink()
 
     def result(self) -> dict[str, Any]:
-        """What result.json says; a run that never wrote one was interrupted.
+        """The contents of result.json; a run without one was interrupted.
 
         Its `status` is finished, failed or interrupted; and running where a live process holds the run's lock: the
         file itself says interrupted from the start, which is true whenever that process ends.
@@ -152,20 +152,20 @@ class Run:
         return rows
 
     def rewind(self, step: int) -> None:
-        """Takes the rows after this step out of metrics.jsonl: the training goes on from there."""
+        """Removes the rows after this step from metrics.jsonl, before the training resumes there."""
         kept = "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step)
         write_whole(self.metrics, lambda part: part.write_text(kept))
 
 
 def find(root: str | Path, name: str) -> Run:
-    """The run of this name below `root`: what stands before the last dash may differ, what identifies it may not."""
+    """The run with this name's identity below `root`; the slug before the last dash may differ."""
     identity = name.rsplit("-", 1)[1]
     found = sorted(path for path in Path(root).glob(f"*-{identity}") if path.is_dir())
     return Run(found[0] if found else Path(root) / name)
 
 
 def set_aside(run: Run) -> Path:
-    """Gives a finished run's folder another name, under which it is kept."""
+    """Renames a finished run's folder, which is kept."""
     kept = run.folder.with_name(f"{run.folder.name}.{datetime.now():%Y-%m-%d_%H-%M-%S}")
     run.folder.rename(kept)
     return kept

@@ -1,4 +1,4 @@
-"""Devices: found by name, described, and their peak memory."""
+"""Devices by name, their description and their peak memory."""
 
 from pathlib import Path
 
@@ -35,10 +35,10 @@ def describe(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that were in use at most: of the GPU's memory, or of the whole process on a CPU."""
+    """Peak memory in bytes: of the GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")  # what getrusage says began with the parent's peak
+    status = Path("/proc/self/status")  # getrusage starts with the peak of the parent
     for line in status.read_text().splitlines() if status.is_file() else ():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024

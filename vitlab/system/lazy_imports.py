@@ -1,4 +1,8 @@
-"""Start-up: what torch and timm import on the way and no training uses; measured, 6 s and 12 s of a slow core."""
+"""Faster start-up: imports of torch and timm that no training uses are left out.
+
+Measured (CPU seconds, medians of three, after `import torch`): timm.scheduler 2.2 s whole and less than 0.01 s alone;
+an optimizer's first step 1.3 s with the import of `torch._dynamo` and less than 0.01 s without.
+"""
 
 import importlib
 import importlib.util
@@ -9,7 +13,7 @@ from types import MethodType, ModuleType
 
 import torch
 
-# Packages whose __init__ imports every model or every dataset there is.
+# Packages whose __init__ imports every model or every dataset.
 SHELLS = ("torchvision", "torchvision.datasets", "torchvision.models", "timm", "timm.data")
 
 
@@ -17,8 +21,8 @@ SHELLS = ("torchvision", "torchvision.datasets", "torchvision.models", "timm", "
 def modules(*names: str) -> tuple[ModuleType, ...]:
     """Modules of timm and torchvision without the packages around them.
 
-    Each package in `SHELLS` is stood in for by its empty self while the modules are imported; afterwards all of it is
-    taken out of `sys.modules`, so that whoever imports timm or torchvision later gets the whole of it.
+    While they are imported, each package in `SHELLS` is an empty module; afterwards all of them are removed from
+    `sys.modules`, so that a later import of timm or torchvision gets the complete package.
     """
     if {"timm", "torchvision"} & set(sys.modules):
         return tuple(importlib.import_module(name) for name in names)
@@ -34,16 +38,16 @@ def modules(*names: str) -> tuple[ModuleType, ...]:
 
 
 def spare_dynamo(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """An optimizer whose step does not import torch's compiler (`torch._dynamo`) to be left alone by it.
+    """The optimizer, with a step that does not import torch's compiler (`torch._dynamo`).
 
-    The step is the plain one below torch's wrappers, which only tell the compiler not to look, and run hooks that
-    nobody set here. A compiled model is not concerned.
+    It is the step without torch's wrappers, which only exclude it from compilation and run hooks that are not used
+    here. Compiled models are not affected.
     """
     optimizer.step = MethodType(torch.no_grad()(inspect.unwrap(type(optimizer).step)), optimizer)  # type: ignore[method-assign]
     return optimizer
 
 
-# The same for the methods that torch marks with `_disable_dynamo`: each asks for this attribute before it imports.
+# The same for the methods that torch marks with `_disable_dynamo`: each looks for this attribute before it imports.
 for _method in vars(torch.optim.Optimizer).values():
     if hasattr(_method, "__wrapped__"):
         vars(_method.__wrapped__).setdefault("__dynamo_disable", _method.__wrapped__)

@@ -1,4 +1,4 @@
-"""How much memory there is, and what does not fit refused."""
+"""Memory of the machine or GPU, and errors where it does not suffice."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 
 
 def total_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes of memory: a GPU's own, else the computer's, or what a container is allowed of it."""
+    """Bytes of memory: of the GPU, else of the machine or the container."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
@@ -27,7 +27,7 @@ def check_fits(size: float, what: str, remedy: str, device: torch.device | str =
 
 
 def format_bytes(size: float) -> str:
-    """Bytes in words: 17.3 TB."""
+    """Bytes with a unit: 17.3 TB."""
     if size >= 10**18:
         return "more than a million TB"
     unit, name = next((pair for pair in ((10**12, "TB"), (10**9, "GB")) if size >= pair[0]), (10**6, "MB"))

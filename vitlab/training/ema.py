@@ -1,4 +1,8 @@
-"""Weights that follow: an exponential moving average of the model's (Polyak and Juditsky 1992)."""
+"""Exponential moving average of a model's parameters (Polyak and Juditsky 1992).
+
+`torch.optim.swa_utils.AveragedModel` is not used: it copies the whole module, starts from the parameters after the
+first update, and has no warm-up of the decay and no swap in place, so results and checkpoints would change.
+"""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,9 +17,9 @@ class Ema:
     """The moving average of a model's parameters; buffers are the model's own.
 
     Args:
-        model: what is followed.
-        decay: share of the average kept at each update, 0 for no average; in the first updates it is at most
-            (1 + update) / (10 + update), so that the start is soon forgotten.
+        model: whose parameters are averaged.
+        decay: weight of the old average in each update, 0 for no average; at most (1 + update) / (10 + update), a
+            warm-up that soon forgets the initial weights.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -25,7 +29,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, update: int) -> None:
-        """Follows the model after this optimizer update, counted from 0."""
+        """Updates the average after this optimizer update, counted from 0."""
         if self.average:
             weight = 1 - min(self.decay, (1 + update) / (10 + update))
             torch._foreach_lerp_(
