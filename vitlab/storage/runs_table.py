@@ -1,4 +1,4 @@
-"""The store of runs as a table; nothing of a run is built or executed to read it."""
+"""All runs of a folder as a table; nothing of a run is built or executed to read it."""
 
 import json
 import math
@@ -24,7 +24,7 @@ MOST_METRICS = 2**30  # bytes of metrics.jsonl
 SET_ASIDE = re.compile(r"\.\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d$")  # as run.set_aside names folders
 FIRST = ("run", "name", "cell", "seed", "status", "error", "written", "commit", "dirty", "vitlab", "torch")
 COUNTED = ("images", "training_flops")
-# What libyaml, which does not watch its stack, could be led astray by; and anchors, that make much of little.
+# Deep nesting, which overflows the stack of libyaml, and anchors, which expand to large values.
 NESTS, ANCHOR = re.compile(r"[\[{]|[-?:][ \t]+(?=[-?:]\s)"), re.compile(r"(?:^|[\s\[{,])&\S")
 MOST_NESTS = 500
 
@@ -86,7 +86,7 @@ def holds_config(path: Path) -> bool:
 
 
 def column(lines: list[Line], key: str) -> pd.Series:
-    """Of the type of its values where every run has one, or all are numbers; else objects: null is not absent."""
+    """A column, typed if every run has a value or all are numbers; else of objects, so that None and NaN differ."""
     values = [line.get(key, math.nan) for line in lines]
     plain = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     uniform = len({type(v) for v in values}) == 1 and isinstance(values[0], bool)

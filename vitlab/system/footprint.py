@@ -1,4 +1,4 @@
-"""Memory: what a model or a set of images would take, said before any of it is taken."""
+"""Estimates of the memory that a model and its activations need, before any is allocated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ def check_memory(
     half: bool = False,
     recomputed: bool = False,
 ) -> None:
-    """Refuses a model that the device cannot hold, before anything of it is made; what might just fit is let through.
+    """Refuses a model that cannot fit on the device, before it is built; a lower bound, so borderline cases pass.
 
     The weights are counted, those of a model of any depth from one and two blocks without memory. What the layers give
     is counted from below: in training, what every block keeps for its backward pass (the inputs of its two

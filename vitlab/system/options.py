@@ -1,4 +1,4 @@
-"""The `system` group of the configuration: what cannot change a result."""
+"""The `system` group of the configuration: options that do not change results."""
 
 import math
 import os
@@ -12,13 +12,13 @@ from vitlab.config.errors import ConfigError
 
 @dataclass(kw_only=True)
 class System:
-    """What cannot change a result.
+    """Options that do not change results.
 
     Args:
-        device: auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
+        device: auto, cpu, cuda, cuda:1 ...; auto is a GPU if there is one.
         workers: processes that read and augment images; auto is none for images that are held in memory on a CPU, or
             used as they are.
-        threads: of torch on a CPU; None leaves torch's choice.
+        threads: of torch on a CPU; None is torch's default.
         compile: whether the model is compiled (torch.compile), once for all models of a shape that the process trains;
             `graphs` also records its kernels as CUDA graphs, for small models on a GPU that waits for Python.
         parallel: how the processes that torchrun started train together. ddp: each has the whole model and a part of
@@ -37,7 +37,7 @@ class System:
         retrain: trains a finished run anew; the old folder is kept under another name.
 
     Raises:
-        ConfigError: a value that cannot be, or a device that is not there.
+        ConfigError: a value is out of range, or the device does not exist.
     """
 
     device: str

@@ -19,7 +19,7 @@ SHAPES = 256  # of models that a process may train compiled; torch would run a n
 
 
 def parallelize(model: ViT | TrainingModel, dist: Distributed, system: System) -> nn.Module:
-    """The model as the processes train it together: itself where there is one, and nothing else was asked for."""
+    """The model wrapped for training by all processes; unchanged if there is only one."""
     if system.activation_checkpointing:
         if not model.blocks:
             raise ConfigError(
@@ -54,13 +54,13 @@ def parallelize(model: ViT | TrainingModel, dist: Distributed, system: System) -
 
 @contextmanager
 def eagerly(compiled: bool) -> Generator[None]:
-    """While entered, a compiled model runs as it was written: for what is asked of it once."""
+    """While entered, a compiled model runs uncompiled: for computations that happen once."""
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         yield
 
 
 def recomputed(forward: Callable[..., Tensor], *args: Any) -> Tensor:
-    """A block whose activations are computed again in the backward pass."""
+    """Calls a block whose activations are recomputed in the backward pass."""
     return checkpoint.checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
 
 

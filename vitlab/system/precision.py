@@ -11,12 +11,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve(precision: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-    """The precision of a run: `auto` is bf16 where the hardware multiplies it natively, else fp32.
+    """The precision of a run: `auto` is bf16 if the hardware supports it natively, else fp32.
 
     A CPU that only emulates bf16 is many times slower with it: 84 times on an AVX2 server.
 
     Raises:
-        ConfigError: bf16 on a GPU that has none.
+        ConfigError: bf16 on a GPU that does not support it.
     """
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -31,5 +31,5 @@ def resolve(precision: Precision, device: torch.device) -> Literal["fp32", "bf16
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Matrix products in this precision, one of `DTYPES`; fp32 leaves everything as it is."""
+    """Autocast to this precision, one of `DTYPES`; off for fp32."""
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")

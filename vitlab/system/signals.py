@@ -1,4 +1,4 @@
-"""A polite answer to signals: the training saves and leaves at the next step."""
+"""Signals that end a training: it saves and leaves at the next step."""
 
 import os
 import signal
@@ -7,9 +7,9 @@ from types import FrameType
 
 
 class Signals:
-    """While entered, SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 set `asked`; a second SIGINT interrupts at once.
+    """While entered, SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 set `received`; a second SIGINT raises KeyboardInterrupt.
 
-    SIGUSR1 and SIGUSR2 are what Slurm's `--signal` and its preemption send ahead of the end.
+    Slurm's `--signal` and its preemption send SIGUSR1 or SIGUSR2 before they end a job.
     """
 
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -19,7 +19,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.ask) for number in self.signals}
+            self.before = {number: signal.signal(number, self.handle) for number in self.signals}
         else:
             self.before = {}
         return self
@@ -28,9 +28,9 @@ class Signals:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def ask(self, number: int, _: FrameType | None) -> None:
+    def handle(self, number: int, _: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or number
-        if number == signal.SIGINT:  # no print: the signal may have come in the middle of one
+        if number == signal.SIGINT:  # not print, which the signal may have interrupted
             os.write(2, b"\nsaves at the next step and leaves; Ctrl-C again leaves at once\n")
