@@ -105,7 +105,7 @@ def test_a_killed_training_is_told_from_one_that_failed(stage):
     job = stage.job("killed", "os.kill(os.getpid(), 9)")
     local = stage.local()
     assert local.run(Listed([job])) == 1
-    assert "SIGKILL, perhaps for want of memory" in local.failures[0].reason
+    assert "SIGKILL, perhaps out of memory" in local.failures[0].reason
 
 
 def test_what_fails_is_tried_again_as_often_as_asked(stage):
@@ -115,7 +115,7 @@ def test_what_fails_is_tried_again_as_often_as_asked(stage):
     local = stage.local(retries=2)
     assert local.run(Listed([job])) == 0
     assert (job.run.folder / "tries").read_text() == "xxx"
-    assert any("tried again (2 of 2)" in line for line in stage.lines)
+    assert any("retried (2 of 2)" in line for line in stage.lines)
 
 
 def test_what_was_refused_is_not_tried_again(stage):

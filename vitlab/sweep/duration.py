@@ -1,4 +1,4 @@
-"""How long a sweep will take, from the runs in the store."""
+"""The duration of a training, estimated from finished runs."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from vitlab.sweep.plan import Checked
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """How long a training will take, and how that is known."""
+    """An estimated duration, and what it is based on."""
 
     seconds: float | None
     source: str
 
 
 def estimate(cell: Checked, known: Any) -> Estimate:
-    """The time of a cell's training from what the store knows: of its own runs, or of those of the nearest cost.
+    """The duration of a cell's training: that of its own runs, or by the speed of the runs of nearest cost.
 
     Args:
         cell: what is to be trained.

@@ -1,4 +1,4 @@
-"""One training of a sweep: what is to be run, where, and how it ended."""
+"""One training of a sweep: the job, its slot, its process and its failure."""
 
 import shlex
 import subprocess
@@ -32,7 +32,7 @@ class Job:
 
     @property
     def command(self) -> str:
-        """To be pasted."""
+        """The command line of it."""
         return shlex.join(("vitlab", "train", *self.words))
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A training that did not end well: what became of it, and the end of what it said."""
+    """A training that failed: the reason, and the end of its output."""
 
     job: Job
     reason: str
@@ -59,7 +59,7 @@ class Slot:
 
 @dataclass(kw_only=True)
 class Child:
-    """A training at work."""
+    """A running training."""
 
     job: Job
     slot: Slot
@@ -67,7 +67,7 @@ class Child:
     out: Path
     attempt: int
     began: float = field(default_factory=time.monotonic)
-    row: dict[str, Any] = field(default_factory=dict)  # the last one with what validation said
+    row: dict[str, Any] = field(default_factory=dict)  # the last one with validation metrics
     read: int = 0  # bytes of its metrics
     step: int = 0
     first: int | None = None  # the step of its first row
@@ -78,7 +78,7 @@ class Child:
         return min(1.0, self.step / self.job.steps)
 
     def left(self) -> float | None:
-        """Seconds until it ends, at the pace so far."""
+        """Seconds until it ends, at the speed so far."""
         done = self.step - (self.first or 0)
         if self.first is None or done <= 0:
             return None

@@ -1,4 +1,4 @@
-"""The local launcher: one fresh process a training, as many at once as there are slots."""
+"""The local launcher: one process a training, as many at once as there are slots."""
 
 import contextlib
 import ctypes
@@ -20,15 +20,15 @@ from vitlab.sweep.job import Child, Failure, Job, Slot
 from vitlab.sweep.progress import Board
 from vitlab.system.signals import Signals
 
-WATCH = 0.2  # seconds between two looks at the processes
-READ = 1.0  # seconds between two looks at their rows
-FIRST = 2**30  # bytes that a training is thought to need before one has been seen
+WATCH = 0.2  # seconds between two polls of the processes
+READ = 1.0  # seconds between two reads of their rows
+FIRST = 2**30  # bytes of memory assumed of a training before one has been measured
 TAIL = 12  # lines of a failed training's output
 DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Source(Protocol):
-    """Where jobs come from."""
+    """A source of jobs."""
 
     total: int  # how many there will be
 
@@ -43,12 +43,14 @@ class Source(Protocol):
 
 
 class Listed:
-    """Jobs that are known beforehand, in order; one that starts from another's weights waits until they are there."""
+    """A list of jobs, in order; one that starts from another run's weights waits for that run."""
 
     def __init__(self, jobs: Iterable[Job]):
         self.jobs = list(jobs)
         self.total = len(self.jobs)
-        self.lost: set[Path] = set()  # runs that failed: who waits for them is started, and says what is missing
+        self.lost: set[Path] = (
+            set()
+        )  # runs that failed: jobs that wait for them are started, and report the missing weights
 
     def next(self) -> Job | None:
         for job in self.jobs:
@@ -69,7 +71,7 @@ class Listed:
 def slots(count: int | None, jobs: int, device: str = "auto") -> list[Slot]:
     """The machine in parts.
 
-    A number of threads changes the last bits of a result, so the parts depend on the whole sweep and never on how much
+    The number of threads changes the last bits of a result, so the parts depend on the whole sweep and not on how much
     of it is left.
 
     Args:
@@ -107,7 +109,7 @@ def visible_gpus() -> list[str]:
 
 
 def start(job: Job, slot: Slot, out: Path, attempt: int) -> Child:
-    """A fresh process for a job; it is told to save and leave when this one dies."""
+    """A process for a job; it gets SIGTERM when this one dies, saves and exits."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def settle() -> None:
@@ -135,7 +137,7 @@ class Local:
     Args:
         parts: of the machine.
         logs: folder for what the trainings print.
-        board: shows what goes on.
+        board: shows progress.
         retries: how often a failed training is started again.
     """
 
@@ -145,12 +147,12 @@ class Local:
         self.board = board
         self.retries = retries
         self.running: list[Child] = []
-        self.waiting: deque[tuple[Job, int]] = deque()  # to be tried again, or at work in another process
+        self.waiting: deque[tuple[Job, int]] = deque()  # to be retried, or running in another process
         self.failures: list[Failure] = []
         self.largest = FIRST  # bytes that a training needed so far
 
     def run(self, source: Source) -> int:
-        """Trains until the source is dry; gives 0, 1 where some failed, or 128 + the signal that asked to leave."""
+        """Trains until the source is empty; returns 0, 1 if some failed, or 128 + the signal that was received."""
         looked, leaving = 0.0, False
         with Signals() as interrupt, self.board:
             try:
@@ -182,7 +184,7 @@ class Local:
         return 1 if self.failures else 0
 
     def fill(self, source: Source) -> None:
-        """Starts what may start."""
+        """Starts jobs in free slots."""
         for part in self.parts:
             if any(child.slot is part for child in self.running):
                 continue
@@ -194,7 +196,7 @@ class Local:
             self.running.append(start(job, part, self.logs / f"{job.run.folder.name}.txt", attempt))
 
     def choose(self, source: Source) -> tuple[Job, int] | None:
-        """The next job that nobody trains; what is finished meanwhile is not trained again."""
+        """The next job that no process trains; jobs that finished meanwhile are not trained again."""
         for _ in range(len(self.waiting)):
             self.waiting.append(self.waiting.popleft())
             job, attempt = self.waiting[-1]
@@ -219,7 +221,7 @@ class Local:
         source.ended(job, "finished")
 
     def room(self) -> bool:
-        """Whether the memory holds one more training, if it and those at work take as much as the largest so far."""
+        """Whether one more training fits in memory, if every one takes as much as the largest so far."""
         from vitlab.system.memory import total_memory
 
         sizes = [resident(child.process.pid) for child in self.running]
@@ -228,7 +230,7 @@ class Local:
         return free > self.largest + sum(self.largest - size for size in sizes)
 
     def settle(self, child: Child, source: Source, leaving: bool) -> None:
-        """What became of a process that has ended."""
+        """Handles a process that has ended."""
         job, code = child.job, child.process.returncode
         status = job.run.result()["status"] if code == 0 or child.pruned else "failed"
         if status == "finished":
@@ -240,9 +242,9 @@ class Local:
         elif not leaving:
             reason = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
             if code == -signal.SIGKILL:
-                reason += ", perhaps for want of memory: fewer slots=N need less"
+                reason += ", perhaps out of memory: use fewer slots, slots=N"
             if child.attempt < self.retries and code != 2:
-                self.board.say(f"{job}: {reason}; tried again ({child.attempt + 1} of {self.retries})")
+                self.board.say(f"{job}: {reason}; retried ({child.attempt + 1} of {self.retries})")
                 self.waiting.append((job, child.attempt + 1))
                 return
             self.failures.append(Failure(job=job, reason=reason, tail=tail(child.out)))
@@ -250,7 +252,7 @@ class Local:
             source.ended(job, "failed")
 
     def look(self, source: Source) -> None:
-        """Reads the new rows of the trainings at work."""
+        """Reads the new rows of the running trainings."""
         for child in self.running:
             for row in fresh(child):
                 if SELECTED_BY.name in row:
@@ -270,11 +272,11 @@ class Local:
 
 
 def fresh(child: Child) -> list[dict[str, Any]]:
-    """The rows that a training wrote since the last look."""
+    """The rows that a training wrote since the last call."""
     path, rows = child.job.run.metrics, []
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         size = path.stat().st_size
-        child.read = child.read if child.read <= size else 0  # who goes on from a checkpoint writes its file anew
+        child.read = child.read if child.read <= size else 0  # a resumed training rewrites its file
         file.seek(child.read)
         for line in file:
             if not line.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""A sweep: every cell of a question composed, checked and built before its first run starts."""
+"""The plan of a sweep: every cell of a question composed, checked and built before its first run starts."""
 
 import hashlib
 import itertools
@@ -39,8 +39,8 @@ class Checked:
 
     Args:
         name: of the cell.
-        overrides: what gives it.
-        identity: what its runs have in common, whatever their seed.
+        overrides: that it is composed of.
+        identity: hash that its runs share, whatever their seed.
         baseline: whether the others are compared with it.
         config: of its first seed.
         choices: option of each group.
@@ -52,7 +52,7 @@ class Checked:
         arm: that it stands for, if validation chooses it.
         shape: image size, channels and number of classes.
         classes: their names.
-        source: whose run of the same seed it starts from.
+        source: pre-training whose run of the same seed it starts from.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Checked:
     source: "Checked | None" = None
 
     def weights(self) -> Source:
-        """What its training will leave, without memory."""
+        """The weights that its training will save, as shapes alone."""
         model = on_meta_device(build(self.config["model"]), **self.shape)
         return to_come(self.job(0).run.best, model, self.shape["image_size"], self.classes)
 
@@ -83,7 +83,7 @@ class Checked:
         run, after, words = find(config["system"]["runs"], name), None, (*self.overrides, f"seed={seed}")
         if self.source is not None:
             after = self.source.job(seed).run
-            words = merged(words, begin(after.folder, self.source.identity))
+            words = merged(words, start_from(after.folder, self.source.identity))
         return Job(name=self.name, seed=seed, words=words, run=run, steps=self.steps, after=after)
 
 
@@ -95,7 +95,7 @@ class Plan:
         question: what is asked.
         words: overrides of every cell that were given with it.
         cells: the baseline first, where no arm is the same.
-        pretrain: what is trained before them.
+        pretrain: pre-trainings, which run before them.
     """
 
     question: Question
@@ -105,10 +105,7 @@ class Plan:
 
     @property
     def jobs(self) -> list[Job]:
-        """Every run: seed by seed, so that an early end leaves whole comparisons; of a seed the longest first.
-
-        What others start from stands before them.
-        """
+        """Every run, seed by seed, so that an early end leaves complete comparisons; pre-trainings first, then the longest."""
         cells = sorted(self.cells, key=lambda cell: -cell.images * cell.flops_per_image)
         each = [cell.job(seed) for seed in self.question.seeds for cell in (*self.pretrain, *cells)]
         return list({job.run.folder: job for job in each}.values())  # two arms may have a cell in common
@@ -124,7 +121,7 @@ class Plan:
         return folder(self.runs, self.question, self.words)
 
     def record(self) -> dict[str, Any]:
-        """What is kept of it beside the answer, which is made anew from it and the store, without torch or Hydra."""
+        """What sweep.json holds: with it and the runs the answer is written again, without torch or Hydra."""
         asked = self.question
         return {
             "name": asked.name,
@@ -138,23 +135,23 @@ class Plan:
             "expect": asdict(asked.expect) if asked.expect.finding or asked.expect.numbers else None,
             "seeds": list(asked.seeds),
             "baseline": next(cell.arm for cell in self.cells if cell.baseline),
-            "cells": {cell.name: told(cell) for cell in self.cells},
-            **({"pretrain": {cell.name: told(cell) for cell in self.pretrain}} if self.pretrain else {}),
+            "cells": {cell.name: cell_record(cell) for cell in self.cells},
+            **({"pretrain": {cell.name: cell_record(cell) for cell in self.pretrain}} if self.pretrain else {}),
         }
 
 
-def told(cell: Checked) -> dict[str, Any]:
-    """What is kept of a cell."""
+def cell_record(cell: Checked) -> dict[str, Any]:
+    """What sweep.json holds of a cell."""
     return {"cell": cell.identity, "overrides": list(cell.overrides), "arm": cell.arm}
 
 
-def begin(weights: Path | str, origin: str) -> tuple[str, str]:
+def start_from(weights: Path | str, origin: str) -> tuple[str, str]:
     """Overrides of a training that starts from the run of its own seed."""
     return f"init={quoted(weights)}", f"init.origin={quoted(origin)}"
 
 
 def folder(runs: Path, question: Question, words: Sequence[str]) -> Path:
-    """Where a sweep's answer is written: the same words, the same folder."""
+    """The folder of a sweep's answer, by its name, scale and overrides."""
     name = "-".join(word for word in (question.name, question.scale) if word)
     counted = sorted(word for word in words if not word.startswith(("system.", "tracking")))
     if counted:
@@ -193,11 +190,11 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
     cells = question.cells(words)
     before: dict[str, Checked] = {}
     for name, overrides in question.pretrain.items():
-        words_before = merged(
+        inherited = merged(
             (word for word in merged(question.baseline, words) if not key_of(word).startswith("init")), overrides
         )
         line = question.lines.get(f"pretrain.{name}", 1)
-        before[name] = checked(Cell(name=PRETRAIN + name, overrides=words_before, line=line, arm=name), before)
+        before[name] = checked(Cell(name=PRETRAIN + name, overrides=inherited, line=line, arm=name), before)
     arms: dict[str, list[Checked]] = {}
     shots = metric(question.metric).count
     for cell in cells:
@@ -233,23 +230,23 @@ def check_cell(
     *,
     elsewhere: bool = False,
 ) -> Checked:
-    """A cell, checked as its training would be, without memory for its weights.
+    """A cell, checked as its training would be, on the meta device.
 
     Args:
-        cell: what to compose.
+        cell: to be composed.
         seed: one of its seeds.
         images: training images of each dataset that was read before, and those of its smallest class.
         costs: parameters, and FLOPs of an image forward and backward, of each model that was built before.
-        source: whose weights it starts from, which are yet to come.
-        elsewhere: whether it is trained elsewhere.
+        source: pre-training that it starts from, which has not run yet.
+        elsewhere: whether other machines train it.
 
     Raises:
-        ValueError: what cannot be.
+        ValueError: the cell is invalid.
         OSError: a dataset that is not there.
     """
     words = (*cell.overrides, f"seed={seed}")
     if source is not None:
-        words = merged(words, begin(source.job(seed).run.folder, source.identity))
+        words = merged(words, start_from(source.job(seed).run.folder, source.identity))
     node, choices = compose(words)
     config = check(node)
     key, of_data = json.dumps(config["dataset"], sort_keys=True), config["dataset"]

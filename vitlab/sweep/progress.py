@@ -1,4 +1,4 @@
-"""What is seen of a sweep at work: a live table in a terminal, plain lines elsewhere."""
+"""Progress of a sweep: a live table in a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -16,10 +16,10 @@ QUIET = 30.0  # seconds between two lines of progress where no table can be draw
 
 
 class Board:
-    """A live table in a terminal; plain lines elsewhere.
+    """The progress display.
 
     Args:
-        before: runs of the sweep that were finished when it began.
+        before: runs that were finished when the sweep started.
     """
 
     def __init__(self, before: int = 0, write: Callable[[str], object] = print):
@@ -95,7 +95,7 @@ class Board:
 
 
 def span(seconds: float) -> str:
-    """Seconds as a person says them: 42 s, 3 min 20 s, 2 h 5 min, 3 days 4 h."""
+    """A readable duration: 42 s, 3 min 20 s, 2 h 5 min, 3 days 4 h."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:

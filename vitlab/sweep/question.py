@@ -77,18 +77,18 @@ class Question:
         question: in words.
         source: paper and table; empty for a question of one's own.
         baseline: overrides of every cell, which the arms are compared with.
-        arms: name -> overrides: each differs from the baseline in its own way. An override of several values, `a=1,2`,
+        arms: name -> overrides, in which an arm differs from the baseline. An override of several values, `a=1,2`,
             is one whose value validation chooses for that arm alone.
         pretrain: name -> overrides of what is trained before the arms, seed by seed: the baseline's, but for its
             `init`. An arm starts from one with `init=pretrain/NAME`.
         axes: key -> values: every combination, of every arm.
         seeds: of each cell.
-        metric: what is reported; configurations and checkpoints are chosen by validation whatever it is.
-        x: what the figure's axis is: a configuration key or a cost; None is the arms' names.
+        metric: that is reported; configurations and checkpoints are chosen by validation whatever it is.
+        x: axis of the figure: a configuration key or a cost; None is the arms' names.
         expect: what the source reports.
-        search: what is searched instead of, or besides, arms and axes.
+        search: instead of, or besides, arms and axes.
         scale: name of the scale; empty where the file has none.
-        duration: how long that takes, and where, in words.
+        duration: how long it takes, and on what hardware, in words.
         lines: line of each key, such as `arms.p1`.
     """
 
@@ -124,7 +124,7 @@ class Question:
             words: overrides of every cell.
 
         Raises:
-            SweepFileError: a word that is about what the sweep varies.
+            SweepFileError: an override of a key that the sweep varies.
         """
         words = tuple(words)
         varied = {key_of(word) for arm in self.arms.values() for word in arm} | set(map(current_key, self.axes))
@@ -150,7 +150,7 @@ class Question:
 
 
 def chosen_of(arm: str, overrides: tuple[str, ...], line: int) -> list[Cell]:
-    """The cells of an arm, of which validation chooses one: every combination of overrides with several values."""
+    """The cells of an arm: every combination of overrides with several values, of which validation chooses one."""
     ways = [[f"{word.partition('=')[0]}={value}" for value in several(word)] for word in overrides]
     cells = []
     for point in itertools.product(*ways):
@@ -161,7 +161,7 @@ def chosen_of(arm: str, overrides: tuple[str, ...], line: int) -> list[Cell]:
 
 
 def slugs(names: Iterable[str]) -> dict[str, str]:
-    """Names of cells by a word for each that no shell, Hydra or W&B takes for anything else."""
+    """Names of cells by a slug of each, which needs no quotes in a shell, Hydra or W&B."""
     found: dict[str, str] = {}
     for name in names:
         plain = re.sub(r"[^\w.]+", "-", name).strip("-") or "arm"

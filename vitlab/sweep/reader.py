@@ -20,7 +20,7 @@ from vitlab.sweep.question import BASELINE, PRETRAIN, Cell, Dimension, Expect, Q
 
 
 def cell(said: str) -> tuple[Question, Cell]:
-    """The cell that `SWEEP/ARM` or `SWEEP/SCALE/ARM` means; an arm may be said as the word that `slugs` makes of it.
+    """The cell of `SWEEP/ARM` or `SWEEP/SCALE/ARM`; an arm is given by its name's slug.
 
     Raises:
         SweepError: there is none.
@@ -145,9 +145,9 @@ def inside(path: str, key: yaml.Node) -> str:
 
 
 class Reader:
-    """The nodes of a YAML file as typed values; every complaint has the line.
+    """The nodes of a YAML file as typed values; every error has the line.
 
-    Scalars are taken as they are written, so that `1e-3` and `on` stay what the user typed.
+    Scalars stay as they are written, so that `1e-3` and `on` are not converted.
     """
 
     def __init__(self, file: Path):
