@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def jobs(self) -> list[Job]:
-        """Every run, seed by seed, so that an early end leaves complete comparisons; pre-trainings first, then the longest."""
+        """Every run, seed by seed, so that an early end leaves complete comparisons; pre-trainings first."""
         cells = sorted(self.cells, key=lambda cell: -cell.images * cell.flops_per_image)
         each = [cell.job(seed) for seed in self.question.seeds for cell in (*self.pretrain, *cells)]
         return list({job.run.folder: job for job in each}.values())  # two arms may have a cell in common
