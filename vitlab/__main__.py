@@ -27,8 +27,8 @@ USAGE = """vitlab: train Vision Transformers and answer questions about them
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command and gives its exit status.
 
-    0 is done, 1 failed, 2 refused before anything was written, and 128 + n left because of signal n with everything
-    saved: 130 SIGINT, 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM.
+    0 is done, 1 failed, 2 refused before anything was written (a VitlabError), and 128 + n left because of signal n
+    with everything saved: 130 SIGINT, 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM.
     """
     words = sys.argv[1:] if arguments is None else arguments
     if "-sc" in words and words[0] != "train":  # the shell asks for completions, Hydra's way
@@ -44,22 +44,25 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"vitlab {version('vitlab')}")
         return 0
-    if command not in COMMANDS:
-        from difflib import get_close_matches
-
-        near = get_close_matches(command, COMMANDS, n=1)
-        print(
-            f"vitlab: there is no command {command!r}{f'; did you mean {near[0]}?' if near else ''} (vitlab --help)",
-            file=sys.stderr,
-        )
-        return 2
     from importlib import import_module
 
-    return import_module(f"vitlab.cli.{command}").main(rest)
+    from vitlab.cli.exit import refuse
+    from vitlab.config.errors import ConfigError, VitlabError
+
+    try:
+        if command not in COMMANDS:
+            from difflib import get_close_matches
+
+            near = get_close_matches(command, COMMANDS, n=1)
+            mean = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"there is no command {command!r}{mean} (vitlab --help)")
+        return import_module(f"vitlab.cli.{command}").main(rest)
+    except VitlabError as error:
+        return refuse(error)
 
 
 def console() -> int:
-    """`main`, quiet where its reader has left (`vitlab train --help | head`)."""
+    """`main`, quiet where its reader has left (`vitlab train --help | head`); a bug asks to be reported."""
     try:
         return main()
     except BrokenPipeError:
@@ -68,6 +71,11 @@ def console() -> int:
     except KeyboardInterrupt:
         print("vitlab: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        from vitlab.cli.exit import bug_report
+
+        print(bug_report(error), file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.cli.exit import DONE, FAILED, refuse
+from vitlab.cli.exit import DONE, FAILED
 from vitlab.config.errors import ConfigError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ def main(words: list[str]) -> int:
 
     try:
         bench(options)
-    except (ValueError, OSError) as error:
-        return refuse(error)
     except RuntimeError as error:
         if not (isinstance(error, OutOfMemory) or out_of_memory(error)):
             raise
@@ -70,7 +68,7 @@ def bench(options: argparse.Namespace) -> None:
     from vitlab.config.compose import compose
     from vitlab.model import count
     from vitlab.plotting import save
-    from vitlab.storage.files import write_json
+    from vitlab.storage.files import make_folder, write_json
     from vitlab.system.distributed import join_processes
     from vitlab.system.hardware import describe
     from vitlab.training.setup import prepare
@@ -131,7 +129,7 @@ def bench(options: argparse.Namespace) -> None:
                 largest = ", ".join(f"{name} {images:,}" for name, images in found["largest_batch"].items())
                 print(f"largest     batch that fits, by doubling: {largest}")
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
+        make_folder(options.out)
         write_json(options.out / "bench.json", result)
         if options.sweep:
             save(draw(result), options.out / "bench.png")

@@ -2,15 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from vitlab.cli.exit import DONE, refuse
+from vitlab.cli.exit import DONE
 from vitlab.config.errors import ConfigError
 from vitlab.report.conclude import MOST, conclude, held, picked
-from vitlab.storage.files import read_json
-
-if TYPE_CHECKING:
-    pass
+from vitlab.storage.files import file_errors, read_json
 
 DESCRIPTION = """Compares what was trained: the arms of a sweep, single runs, or every run of a folder. Runs that differ
 by their seed alone are one row: mean, spread, 95 % interval, and the difference to the baseline, paired by seed."""
@@ -30,22 +26,20 @@ def main(words: list[str]) -> int:
     parser.add_argument("--wandb", action="store_true", help="the table and the figures to Weights & Biases as well")
     options = parser.parse_intermixed_args(words)
     changed = {key: getattr(options, key) for key in ("metric", "x", "baseline") if getattr(options, key)}
-    try:
-        if (folder := asked(options.what, options.runs)) is not None:
-            record = read_json(folder / "sweep.json", MOST) | changed
-            conclude(record, held(folder), options.out or folder, wandb=options.wandb)
-        else:
-            table = picked(options.what, options.runs)
-            of = ", ".join(options.what) or str(options.runs)
-            record = {"name": "comparison", "question": f"How do the runs of {of} differ?"} | changed
-            alone = len(options.what) == 1 and not (Path(options.what[0]) / "config.yaml").is_file()
-            root = Path(options.what[0]) if alone else options.runs  # beside the runs that it is about
-            conclude(record, table, options.out or root / "comparison", wandb=options.wandb)
-    except (ValueError, OSError) as error:
-        return refuse(error)
+    if (folder := asked(options.what, options.runs)) is not None:
+        record = read_json(folder / "sweep.json", MOST) | changed
+        conclude(record, held(folder), options.out or folder, wandb=options.wandb)
+    else:
+        table = picked(options.what, options.runs)
+        of = ", ".join(options.what) or str(options.runs)
+        record = {"name": "comparison", "question": f"How do the runs of {of} differ?"} | changed
+        alone = len(options.what) == 1 and not (Path(options.what[0]) / "config.yaml").is_file()
+        root = Path(options.what[0]) if alone else options.runs  # beside the runs that it is about
+        conclude(record, table, options.out or root / "comparison", wandb=options.wandb)
     return DONE
 
 
+@file_errors()
 def asked(what: list[str], runs: Path) -> Path | None:
     """The folder of the sweep's answer that is meant, if one is.
 

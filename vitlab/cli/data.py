@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitlab.cli.exit import DONE, refuse
+from vitlab.cli.exit import DONE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,17 +32,13 @@ def main(words: list[str]) -> int:
     from vitlab.config.check import check
     from vitlab.config.compose import compose
     from vitlab.plotting import save
+    from vitlab.system.distributed import single_process
+    from vitlab.training.setup import prepare
 
-    try:
-        from vitlab.system.distributed import single_process
-        from vitlab.training.setup import prepare
-
-        parts = assemble(check(compose(options.overrides)[0]))
-        setup = prepare(**parts, dist=single_process())
-        print(facts(setup))
-        save(picture(setup), options.save)
-    except (ValueError, OSError) as error:
-        return refuse(error)
+    parts = assemble(check(compose(options.overrides)[0]))
+    setup = prepare(**parts, dist=single_process())
+    print(facts(setup))
+    save(picture(setup), options.save)
     print(f"picture     {options.save}: each image as it is, and as the model sees it")
     print(f"next        vitlab train {' '.join(options.overrides)}".rstrip())
     return DONE

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.cli.exit import DONE, FAILED, printable, refuse
-from vitlab.config.errors import ConfigError
+from vitlab.cli.exit import DONE, FAILED, printable
+from vitlab.config.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from vitlab.evaluation.classification import ClassificationReport
@@ -40,28 +40,25 @@ def main(words: list[str]) -> int:
     from vitlab.storage.run import Run
 
     run, name = Run(Path(options.run)), ""
-    try:
-        if options.workers < 0:
-            raise ConfigError(f"--workers {options.workers}: must be at least 0")
-        if options.overrides and options.root:
-            raise ConfigError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
-        model = load(run.folder, options.device)
-        if options.overrides:
-            dataset, name = dataset_from_overrides(options.overrides)
-        else:
-            dataset = training_dataset(run.folder, root=options.root)
-        split = options.split or ("test" if name else "both")
-        splits = ("validation", "test") if split == "both" else (split,)
-        folder = run.folder / "evaluation"
-        if name or splits[-1] != "test":
-            folder = folder / (name or splits[-1])
-        for place in (run.folder / "evaluation", folder):
-            if place.is_symlink():
-                raise ConfigError(f"{place} is a link, and what is written there would go elsewhere: remove it")
-        found = measure(run.folder, model, dataset, splits, external=bool(name), workers=options.workers)
-        before = {} if name else recorded(run)
-    except (ValueError, OSError) as error:
-        return refuse(error)
+    if options.workers < 0:
+        raise ConfigError(f"--workers {options.workers}: must be at least 0")
+    if options.overrides and options.root:
+        raise ConfigError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
+    model = load(run.folder, options.device)
+    if options.overrides:
+        dataset, name = dataset_from_overrides(options.overrides)
+    else:
+        dataset = training_dataset(run.folder, root=options.root)
+    split = options.split or ("test" if name else "both")
+    splits = ("validation", "test") if split == "both" else (split,)
+    folder = run.folder / "evaluation"
+    if name or splits[-1] != "test":
+        folder = folder / (name or splits[-1])
+    for place in (run.folder / "evaluation", folder):
+        if place.is_symlink():
+            raise ConfigError(f"{place} is a link, and what is written there would go elsewhere: remove it")
+    found = measure(run.folder, model, dataset, splits, external=bool(name), workers=options.workers)
+    before = {} if name else recorded(run)
 
     facts: dict[str, Any] = {"run": str(run.folder), "dataset": options.overrides or "of the run"}
     tables = {split: {**part.scores, **part.judgement.plain()} for split, part in found.items()}
@@ -72,9 +69,8 @@ def main(words: list[str]) -> int:
         print("\n".join(["", *lines(splits[-1], found[splits[-1]].judgement)]))
     try:
         written = write(folder, splits[-1], found[splits[-1]], {**facts, "split": splits[-1], **tables[splits[-1]]})
-    except OSError as error:
-        reason = printable(f"{folder} cannot be written ({error.strerror or error})")
-        print(f"vitlab: {reason}; the numbers are above", file=sys.stderr)
+    except StorageError as error:
+        print(f"vitlab: {printable(error)}; the numbers are above", file=sys.stderr)
         return FAILED
     if not options.json:
         print(f"files       {printable(folder)}/  {'  '.join(written)}")
@@ -113,11 +109,11 @@ def write(folder: Path, split: str, part: "Measured", table: dict[str, Any]) -> 
     """Everything about a split into a folder; gives the names of the files."""
     from vitlab.evaluation import pictures
     from vitlab.plotting import save
-    from vitlab.storage.files import write_whole
+    from vitlab.storage.files import make_folder, write_whole
 
     names = tuple(printable(name) for name in part.judgement.classes)
     judged, title = replace(part.judgement, classes=names), printable(f"{table['run']}, {split}")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), json.dumps(table, indent=2))
     write_whole(folder / f"{split}.json", lambda file: file.write_text(f"{text}\n"))
 

@@ -1,19 +1,31 @@
-"""The commands: one module a word after `vitlab`, each with `main(words) -> exit status`."""
+"""Exit statuses, and how an error ends a command."""
 
 import os
+import shlex
 import sys
+import traceback
 from pathlib import Path
+
+from vitlab.config.errors import VitlabError
 
 DONE, FAILED, REFUSED = 0, 1, 2
 
 
-def refuse(error: Exception) -> int:
-    """One sentence for a user's mistake; anything else is ours, and goes on as a traceback."""
-    if not isinstance(error, ValueError | OSError):
-        raise error
+def refuse(error: VitlabError) -> int:
+    """Prints an error that the user can correct in one line, with VITLAB_TRACEBACK=1 below its traceback."""
     if int(os.environ.get("RANK", "0")) == 0:
+        if os.environ.get("VITLAB_TRACEBACK"):
+            traceback.print_exception(error)
         print(f"vitlab: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return REFUSED
+
+
+def bug_report(error: Exception) -> str:
+    """The traceback of a bug of vitlab, and what to do with it."""
+    return (
+        f"{''.join(traceback.format_exception(error))}\nvitlab: this is a bug of vitlab. Please report it, with the"
+        f" traceback above and the command: vitlab {shlex.join(sys.argv[1:])}"
+    )
 
 
 def printable(said: object) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from vitlab.cli.exit import DONE, refuse
+from vitlab.cli.exit import DONE
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import key_of
@@ -35,16 +35,13 @@ def main(words: list[str]) -> int:
     parser.add_argument("--project", default="vitlab", help="of W&B; vitlab")
     parser.add_argument("--out", type=Path, metavar="FILE", help="NAME-wandb.yaml when nothing is said")
     options = parser.parse_intermixed_args(words)
-    try:
-        scales = [word.partition("=")[2] for word in options.words if word.startswith("scale=")]
-        asked = read(find(options.question), scales[-1] if scales else None)
-        given = [word for word in options.words if not word.startswith("scale=")]
-        written = sweep(asked, given) | {"project": options.project}
-        path = options.out or Path(f"{asked.name}-wandb.yaml")
-        text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
-        write_whole(path, lambda part: part.write_text(text))
-    except (ValueError, OSError) as error:
-        return refuse(error)
+    scales = [word.partition("=")[2] for word in options.words if word.startswith("scale=")]
+    asked = read(find(options.question), scales[-1] if scales else None)
+    given = [word for word in options.words if not word.startswith("scale=")]
+    written = sweep(asked, given) | {"project": options.project}
+    path = options.out or Path(f"{asked.name}-wandb.yaml")
+    text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+    write_whole(path, lambda part: part.write_text(text))
     print(
         f"{path} is written. Start it with\n  wandb sweep {path}\nand on each machine what it prints: wandb agent ..."
     )

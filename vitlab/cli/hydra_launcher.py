@@ -18,8 +18,8 @@ from typing import Any
 
 from vitlab.cli.exit import DONE, FAILED
 from vitlab.cli.hydra_task import Task, launcher_overrides, notes, option, timed, tolerate_lost_jobs
-from vitlab.config.compose import explain
-from vitlab.config.errors import ConfigError
+from vitlab.config.compose import explained
+from vitlab.config.errors import ConfigError, StorageError
 from vitlab.config.groups import CONF
 from vitlab.config.overrides import complete, quoted
 from vitlab.sweep.job import Job
@@ -120,15 +120,15 @@ def prepared(jobs: list[Job], words: list[str]) -> Launch:
     task = Task(typed=list(sys.argv), many=True, folder=folder)
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3", job_name="vitlab"):
+        with explained(words), initialize_config_dir(str(CONF), version_base="1.3", job_name="vitlab"):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             config = hydra.compose_config("train", given, run_mode=RunMode.MULTIRUN)
             context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
             launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
-    except Exception as error:
+    except BaseException:
         folder.rmdir()
-        raise explain(error, words) from error
+        raise
     overrides = [complete(job.words) for job in jobs]
     return Launch(launcher=launcher, overrides=overrides, folder=folder)
 
@@ -181,7 +181,7 @@ def persist(jobs: list[Job], launch: Launch) -> dict[int, BaseException]:
 def state(job: Job) -> str:
     try:
         return job.run.result()["status"]
-    except ValueError:
+    except StorageError:
         return "damaged"
 
 

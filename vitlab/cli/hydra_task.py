@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,13 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.cli.exit import DONE, FAILED, refuse
+from vitlab.cli.exit import DONE, FAILED, bug_report, refuse
 from vitlab.cli.run import place, run
 from vitlab.config.check import check
 from vitlab.config.compose import plain
-from vitlab.config.errors import ConfigError
+from vitlab.config.errors import StorageError, VitlabError
 from vitlab.config.groups import CONF
-from vitlab.storage.files import read_json, write_json
+from vitlab.storage.files import file_errors, make_folder, read_json, write_json
 from vitlab.storage.metrics import SELECTED_BY
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class Task:
         self.codes.append(code)
         accuracy = math.nan
         if folder is not None:
-            with suppress(ValueError, TypeError):
+            with suppress(StorageError, ValueError, TypeError):
                 accuracy = float(folder.result().get(SELECTED_BY.name, math.nan)) if code == DONE else math.nan
         where = str(folder.folder.absolute()) if folder is not None else None
         self.note(given, {"status": code, "words": words, "run": where})
@@ -79,19 +78,19 @@ class Task:
         try:
             node, choices = plain(composed, options)
             config = check(node)
-        except ConfigError as error:  # said by us: Hydra would say it in its own words as well
+        except VitlabError as error:  # said by us: Hydra would say it in its own words as well
             return refuse(error), None
         try:
             return run(node, choices), place(config, choices)
-        except Exception:
+        except Exception as error:
             if not self.many:
                 raise
-            traceback.print_exc()
+            print(bug_report(error), file=sys.stderr)
             return FAILED, place(config, choices)
 
     def note(self, given: Any, said: dict[str, Any]) -> None:
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             write_json(self.folder / f"{given.job.num}.json", said)
 
 
@@ -204,6 +203,7 @@ def launcher_overrides(words: list[str]) -> list[str]:
     return given
 
 
+@file_errors(verb="written", remedy="give another folder, system.runs=PATH")
 def timed(runs: Path) -> Path:
     """A new folder for what several runs have in common, hidden among them."""
     name, number = f"{datetime.now():%Y-%m-%d_%H-%M-%S}", 0

@@ -6,19 +6,15 @@ import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vitlab.cli.exit import DONE, FAILED, refuse
 from vitlab.cli.hydra_task import Task, handed, launcher_overrides, notes, option, timed, tolerate_lost_jobs
 from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.compose import compose
-from vitlab.config.errors import ConfigError
+from vitlab.config.errors import ConfigError, VitlabError
 from vitlab.config.groups import CONF
 from vitlab.config.overrides import quoted
-
-if TYPE_CHECKING:
-    pass
 
 
 def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
@@ -44,6 +40,8 @@ def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
             if first:
                 with suppress(OSError):  # it is empty, or Hydra's
                     folder.rmdir()
+            if isinstance(error, OSError | ValueError | TypeError):  # a value that a plugin of Hydra's refuses
+                raise ConfigError(f"Hydra has started no run: {error}") from error
             raise
         broken = error
     if not first:
@@ -73,7 +71,7 @@ def compared(folder: Path, runs: list[str | None], words: list[str]) -> int:
 
         question = f"How do the runs of `vitlab train {shlex.join(words)}` differ?"
         conclude({"name": "multirun", "question": question}, picked(there, folder), folder)
-    except (ValueError, OSError) as error:
+    except VitlabError as error:
         refuse(error)
         return FAILED
     return DONE
@@ -106,6 +104,6 @@ def rehearse(overrides: list[str]) -> int:
             footprint.check_memory(
                 parts["model"], image_size=data.shape, channels=data.channels, classes=len(data.classes), copies=3
             )
-        except (ValueError, OSError) as error:
+        except VitlabError as error:
             raise ConfigError(f"[{' '.join(cell)}] {error}") from error
     return len(cells)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitlab.cli.exit import DONE, FAILED, printable, refuse
+from vitlab.cli.exit import DONE, FAILED, printable
 from vitlab.config.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,12 +32,9 @@ def main(words: list[str]) -> int:
     from vitlab.evaluation.load import load
     from vitlab.evaluation.pictures import MOST
 
-    try:
-        paths, lost = predict.find(options.images)
-        check(options, paths, lost)
-        model = load(options.run, options.device)
-    except (ValueError, OSError) as error:
-        return refuse(error)
+    paths, lost = predict.find(options.images)
+    check(options, paths, lost)
+    model = load(options.run, options.device)
     faults = [predict.Prediction(path=Path(word), fault="there is no image") for word in lost]
     answers = predict.predict(model, paths, top=options.top, pictures=MOST if options.save else 0)
     few = len(paths) <= predict.BATCH
@@ -55,10 +52,7 @@ def main(words: list[str]) -> int:
     if options.json:
         print(json.dumps({"run": str(options.run), "images": [plain(answer) for answer in faults + done]}, indent=2))
     if options.save:
-        try:
-            draw(done, options.save, options.run)
-        except (ValueError, OSError) as error:
-            return refuse(error)
+        draw(done, options.save, options.run)
     return FAILED if lost or any(answer.fault for answer in done) else DONE
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.cli.exit import DONE, FAILED, printable, refuse
-from vitlab.config.errors import ConfigError
+from vitlab.cli.exit import DONE, FAILED, printable
+from vitlab.config.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from vitlab.data.dataset import Dataset
@@ -47,45 +47,38 @@ def main(words: list[str]) -> int:
     from vitlab.evaluation.reevaluate import dataset_from_overrides, eval_inputs, training_dataset
 
     folder = Path(options.run)
-    try:
-        shots = numbers(options.shots)
-        if not 1 <= options.seeds <= MOST:
-            raise ConfigError(f"--seeds {options.seeds}: must be at least 1 and at most {MOST:,}; 5 is usual")
-        l2 = probe.L2 if options.l2 is None else options.l2
-        if not 0 < l2 < math.inf:
-            raise ConfigError(f"--l2 {l2}: must be above 0; the authors' code has 1024")
-        if options.workers < 0:
-            raise ConfigError(f"--workers {options.workers}: must be at least 0")
-        if options.overrides and options.root:
-            raise ConfigError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
-        model, name = load(folder, options.device, classifies=False), ""
-        if options.overrides:
-            dataset, name = dataset_from_overrides(options.overrides)
-        else:
-            dataset = training_dataset(folder, root=options.root)
-        source = eval_inputs(folder, model, dataset, external=bool(name), workers=options.workers)
-        images, least = probe.fewest(source.splits["train"].labels, dataset.classes)
-        probe.check(f"--shots {options.shots}", shots, images, printable(least))
-    except (ValueError, OSError) as error:
-        return refuse(error)
+    shots = numbers(options.shots)
+    if not 1 <= options.seeds <= MOST:
+        raise ConfigError(f"--seeds {options.seeds}: must be at least 1 and at most {MOST:,}; 5 is usual")
+    l2 = probe.L2 if options.l2 is None else options.l2
+    if not 0 < l2 < math.inf:
+        raise ConfigError(f"--l2 {l2}: must be above 0; the authors' code has 1024")
+    if options.workers < 0:
+        raise ConfigError(f"--workers {options.workers}: must be at least 0")
+    if options.overrides and options.root:
+        raise ConfigError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
+    model, name = load(folder, options.device, classifies=False), ""
+    if options.overrides:
+        dataset, name = dataset_from_overrides(options.overrides)
+    else:
+        dataset = training_dataset(folder, root=options.root)
+    source = eval_inputs(folder, model, dataset, external=bool(name), workers=options.workers)
+    images, least = probe.fewest(source.splits["train"].labels, dataset.classes)
+    probe.check(f"--shots {options.shots}", shots, images, printable(least))
 
     file = folder / (
         "-".join(["probe", *[word for word in (name, options.split) if word not in ("", "test")]]) + ".json"
     )
     reading = Reading(model=model, source=source, dataset=dataset)
-    try:
-        found = reading.probe(shots, options.seeds, options.split, l2, linear=options.linear, knn=options.knn)
-    except (ValueError, OSError) as error:  # an image that cannot be read
-        return refuse(error)
+    found = reading.probe(shots, options.seeds, options.split, l2, linear=options.linear, knn=options.knn)
     table = {"run": str(folder), "dataset": options.overrides or "of the run", **found}
     print(json.dumps({**table, "file": str(file)}, indent=2) if options.json else "\n".join(lines(table)))
     from vitlab.storage.files import write_json
 
     try:
         write_json(file, table)
-    except OSError as error:
-        reason = printable(f"{file} cannot be written ({error.strerror or error})")
-        print(f"vitlab: {reason}; the numbers are above", file=sys.stderr)
+    except StorageError as error:
+        print(f"vitlab: {printable(error)}; the numbers are above", file=sys.stderr)
         return FAILED
     if not options.json:
         print(f"file        {printable(file)}")

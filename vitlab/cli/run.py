@@ -11,11 +11,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vitlab.cli.exit import DONE, FAILED, refuse
+from vitlab.cli.exit import DONE, FAILED, bug_report, refuse
 from vitlab.config import identity
 from vitlab.config.build import assemble
 from vitlab.config.check import check
-from vitlab.config.errors import ConfigError, Interrupted, Node, OutOfMemory, RankLost
+from vitlab.config.errors import ConfigError, Interrupted, Node, RankLost, StorageError, VitlabError
 from vitlab.config.groups import defaults
 
 if TYPE_CHECKING:
@@ -35,33 +35,35 @@ def place(config: Node, choices: dict[str, str]) -> "Run":
 
 
 def run(node: Node, choices: dict[str, str]) -> int:
-    """One training, from its configuration to its summary."""
+    """One training, from its configuration to its summary; gives its exit status."""
+    try:
+        return train(node, choices)
+    except VitlabError as error:  # here, so that the other runs of a sweep go on
+        return refuse(error)
+
+
+def train(node: Node, choices: dict[str, str]) -> int:
+    """`run` without its handler: what raises a VitlabError has trained nothing."""
     from vitlab.system.distributed import detect_lost_rank, join_processes
     from vitlab.tracking.logs import logging_to
     from vitlab.training.loop import fit
     from vitlab.training.setup import prepare
 
-    try:
-        config = check(node)
-        parts = assemble(config)
-    except (ValueError, OSError) as error:
-        return refuse(error)
+    config = check(node)
+    parts = assemble(config)
     system = parts["system"]
     with join_processes(system) as dist, ExitStack() as stack:
         slug = identity.slug(config, choices)
         folder = place(config, choices)
-        try:
-            result = dist.run_on_rank0(folder.result)
-            if result["status"] == "finished" and not system.retrain:
-                came = summary(folder, result)
-                if dist.is_rank0:
-                    print(f"This run is finished already; system.retrain=true trains it anew.\n\n{came}")
-                return DONE
-            parts["tracking"] = called(parts["tracking"], slug, config, choices)
-            setup = prepare(**parts, dist=dist)
-            dist.run_on_rank0(lambda: claim(folder, system.retrain, stack))
-        except (ValueError, OSError) as error:
-            return refuse(error)
+        result = dist.run_on_rank0(folder.result)
+        if result["status"] == "finished" and not system.retrain:
+            came = summary(folder, result)
+            if dist.is_rank0:
+                print(f"This run is finished already; system.retrain=true trains it anew.\n\n{came}")
+            return DONE
+        parts["tracking"] = called(parts["tracking"], slug, config, choices)
+        setup = prepare(**parts, dist=dist)
+        dist.run_on_rank0(lambda: claim(folder, system.retrain, stack))
         stack.enter_context(logging_to(folder.log if dist.is_rank0 else None, speak=dist.is_rank0))
         began = time.perf_counter()
         try:
@@ -78,7 +80,7 @@ def run(node: Node, choices: dict[str, str]) -> int:
             leave_alone()
         except Exception as error:
             if dist.is_rank0:
-                with suppress(OSError):  # where the disk is full it says interrupted, which is true too
+                with suppress(StorageError):  # where the disk is full it says interrupted, which is true too
                     folder.write_result(
                         {
                             "status": "failed",
@@ -87,9 +89,9 @@ def run(node: Node, choices: dict[str, str]) -> int:
                             "cell": identity.cell_identity(config),
                         }
                     )
-            expected = isinstance(error, ArithmeticError | ValueError | OSError | OutOfMemory)
-            whole = os.environ.get("VITLAB_TRACEBACK") or not expected
-            said = traceback.format_exc() if whole else f"vitlab: {error}"
+            said = f"vitlab: {error}" if isinstance(error, VitlabError) else bug_report(error)
+            if isinstance(error, VitlabError) and os.environ.get("VITLAB_TRACEBACK"):
+                said = f"{traceback.format_exc()}\n{said}"
             log.error("%s", said)
             if dist.size > 1:
                 if not dist.is_rank0:
@@ -111,8 +113,8 @@ def claim(folder: "Run", retrain: bool, stack: ExitStack) -> None:
     """Takes a run's folder for this process, a finished one's under a new name aside.
 
     Raises:
-        ConfigError: the run has just been finished, or the folder is not to be written to.
-        OSError: another process has it, or it cannot be written.
+        ConfigError: the run has just been finished.
+        StorageError: another process has the folder, or it cannot be written.
     """
     from vitlab.storage.lock import Lock
     from vitlab.storage.run import set_aside
@@ -162,7 +164,7 @@ def few_shots(result: dict[str, Any]) -> str:
 
 
 def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -> str:
-    """What came out of a run, and what to type next; raises ValueError where result.json lacks something."""
+    """What came out of a run, and what to type next; raises StorageError where result.json lacks something."""
     offline = any(folder.folder.glob("wandb/offline-run-*"))
     try:
         took = f"{result['seconds']:.0f} s of training" + (
@@ -183,5 +185,5 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             *([f"            vitlab sync {folder.folder}      (to Weights & Biases)"] if offline else []),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{folder.folder}/result.json is damaged ({error}): move the run's folder away") from error
+        raise StorageError(f"{folder.folder}/result.json is damaged ({error}): move the run's folder away") from error
     return "\n".join(lines)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.cli.exit import DONE, refuse
+from vitlab.cli.exit import DONE
 from vitlab.config.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,15 +29,12 @@ def main(words: list[str]) -> int:
     from vitlab.config.compose import compose
     from vitlab.plotting import save
 
-    try:
-        if options.examples is not None and options.examples < 1:
-            raise ConfigError(f"--examples={options.examples}: must be at least 1")
-        parts = assemble(check(compose(options.overrides)[0]))
-        examples = options.examples or len(parts["dataset"].splits()["train"])
-        updates, rates, steps_per_epoch = curve(parts, examples)
-        save(draw(updates, rates, steps_per_epoch), options.save)
-    except (ValueError, OSError) as error:
-        return refuse(error)
+    if options.examples is not None and options.examples < 1:
+        raise ConfigError(f"--examples={options.examples}: must be at least 1")
+    parts = assemble(check(compose(options.overrides)[0]))
+    examples = options.examples or len(parts["dataset"].splits()["train"])
+    updates, rates, steps_per_epoch = curve(parts, examples)
+    save(draw(updates, rates, steps_per_epoch), options.save)
     highest = rates[-1].index(max(rates[-1]))
     steps = updates[-1] + 1
     print(f"training    {steps:,} steps, {steps / steps_per_epoch:.4g} epochs of {examples:,} images")

@@ -7,13 +7,13 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vitlab.cli.exit import DONE, FAILED, refuse
+from vitlab.cli.exit import DONE, FAILED
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import complete
 from vitlab.report.conclude import MEASURED, conclude, held
-from vitlab.storage.files import write_json
+from vitlab.storage.files import make_folder, write_json
 from vitlab.sweep import question
 from vitlab.sweep.reader import find, read
 
@@ -55,11 +55,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--retries", type=int, default=0, metavar="N", help="how often a failed run is tried again")
     parser.add_argument("--wandb", action="store_true", help="the table and the figures to Weights & Biases as well")
     parser.add_argument("--publish", action="store_true", help="the answer beside the sweep file as well: NAME.md")
-    options = parser.parse_intermixed_args(words)
-    try:
-        return ask(options)
-    except (ValueError, OSError) as error:
-        return refuse(error)
+    return ask(parser.parse_intermixed_args(words))
 
 
 def listed() -> str:
@@ -99,7 +95,7 @@ def ask(options: argparse.Namespace) -> int:
     if options.dry:
         show(plan, len(parts))
         return DONE
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(plan.folder)
     write_json(plan.folder / "sweep.json", record)
     print(
         f"{asked.question}{at(asked, ' (', ')')}\n{count(len(jobs), 'run')} of {count(len(plan.cells), 'cell')};"

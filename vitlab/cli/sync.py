@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vitlab.cli.exit import DONE, refuse
+from vitlab.cli.exit import DONE
 from vitlab.config.errors import ConfigError
+from vitlab.storage.files import file_errors
 
 DESCRIPTION = """Uploads offline runs to Weights & Biases, with its own `wandb sync`. What was uploaded before is left
 out."""
@@ -19,10 +20,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="PATH", help="folder of all runs; runs")
     parser.add_argument("--dry-run", action="store_true", help="only prints the command")
     options = parser.parse_intermixed_args(words)
-    try:
-        found = offline(options.run, options.runs)
-    except (ValueError, OSError) as error:
-        return refuse(error)
+    found = offline(options.run, options.runs)
     if not found:
         print("Nothing to upload: every offline run that is there has been uploaded.")
         return DONE
@@ -33,10 +31,11 @@ def main(words: list[str]) -> int:
     from vitlab.tracking.options import logged_in
 
     if not logged_in():
-        return refuse(ValueError("Weights & Biases has no key here: run `wandb login`, then the same command again"))
+        raise ConfigError("Weights & Biases has no key here: run `wandb login`, then the same command again")
     return subprocess.run(command, check=False).returncode
 
 
+@file_errors()
 def offline(folders: list[Path], root: Path) -> list[Path]:
     """The folders of offline runs that were not uploaded yet, the oldest first, in all runs or in those that are named.
 

@@ -1,16 +1,12 @@
 """`vitlab train`: a Hydra application, with errors in one sentence."""
 
 import os
-from typing import TYPE_CHECKING
 
-from vitlab.cli.exit import DONE, refuse
-from vitlab.config.compose import explain
+from vitlab.cli.exit import DONE
+from vitlab.config.compose import explained
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import help_text
 from vitlab.config.overrides import complete
-
-if TYPE_CHECKING:
-    pass
 
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc", "--shell-completion")
 
@@ -25,22 +21,20 @@ def main(words: list[str]) -> int:
     overrides = [word for word in words if not word.startswith("-")] if not set(HYDRA_FLAGS) & set(words) else []
     many = bool({"-m", "--multirun"} & set(words))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own reports hide which value was wrong
-    try:
+    with explained(overrides):
         given = complete(unfold(overrides, many=many), many=many)
         flags = [word for word in words if word not in overrides]
         from vitlab.cli.hydra_task import hydra_main
         from vitlab.cli.multirun import multirun
 
         return multirun(flags, given, words) if many else hydra_main([*flags, *given], many=False)
-    except Exception as error:
-        return refuse(explain(error, overrides))
 
 
 def unfold(overrides: list[str], many: bool = False) -> list[str]:
     """The overrides, with those of a sweep's cell for `cell=SWEEP/ARM`.
 
     Raises:
-        ValueError: there is no such cell, or several are asked for.
+        SweepError: there is no such cell, or several are asked for.
     """
     if not (named := [word for word in overrides if word.startswith("cell=")]):
         return overrides

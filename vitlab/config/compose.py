@@ -3,7 +3,8 @@
 import copy
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -23,15 +24,13 @@ def compose(overrides: Iterable[str] = ()) -> tuple[Node, dict[str, str]]:
 
     given, groups = complete(overrides), menu()
     values = [word for word in given if re.match(r"(?!hydra)\w", word) and word.split("=")[0] not in groups]
-    try:
+    with explained(given):
         parsed = OverridesParser.create().parse_overrides(values)
         if several := [str(word.input_line) for word in parsed if word.is_sweep_override()]:
             raise ConfigError(f"{' '.join(several)}: several values for one run; add -m to train each")
         config, choices = composed(tuple(word for word in given if word not in values))
         config = copy.deepcopy(config)
         ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
-    except Exception as error:
-        raise explain(error, given) from error
     return plain(config, choices)
 
 
@@ -66,13 +65,22 @@ def plain(config: Any, choices: Any) -> tuple[Node, dict[str, str]]:
     return typing.cast(Node, node), {str(k): str(v) for k, v in choices.items() if not str(k).startswith("hydra/")}
 
 
-def explain(error: Exception, overrides: Iterable[str]) -> Exception:
-    """An error of Hydra or OmegaConf as one sentence with a remedy; other errors unchanged."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+@contextmanager
+def explained(overrides: Iterable[str]) -> Generator[None]:
+    """Turns an error of Hydra's or OmegaConf's into a ConfigError of one sentence."""
+    try:
+        yield
+    except Exception as error:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
 
-    if not isinstance(error, HydraException | OmegaConfBaseException):
-        return error
+        if not isinstance(error, HydraException | OmegaConfBaseException):
+            raise
+        raise explain(error, overrides) from error
+
+
+def explain(error: Exception, overrides: Iterable[str]) -> ConfigError:
+    """Hydra's complaint as one sentence with a way out."""
     text = " ".join(line.strip() for line in str(error).split("\n") if line.strip())
     if text.startswith("Ambiguous value"):
         several = [word for word in overrides if "," in word]

@@ -1,6 +1,6 @@
 """The errors that vitlab raises for its user. Each message says which value, why it cannot be, and what to do instead.
 
-The commands catch `VitlabError` alone; any other exception is a bug of vitlab's, and shows its traceback. Where one is
+The commands catch `VitlabError` alone; any other exception is a bug of vitlab, and shows its traceback. Where one is
 also a ValueError, an OSError or a RuntimeError, that is for callers of the Python API who catch those.
 """
 
@@ -41,7 +41,7 @@ class SweepFileError(SweepError):
     """A mistake in a sweep file; the message names the line."""
 
 
-class StorageError(VitlabError, ValueError):
+class StorageError(VitlabError, OSError, ValueError):
     """A file or folder that is missing, damaged, or cannot be read or written."""
 
 

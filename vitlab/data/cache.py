@@ -1,6 +1,5 @@
 """Cache of decoded images: each file is decoded once for all epochs and trainings, then read from a memory map."""
 
-import errno
 import hashlib
 import math
 import os
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from vitlab.config.errors import DataError, DiskFull, StorageError
 from vitlab.data.examples import Examples, Files, unreadable
-from vitlab.storage.files import write_whole
+from vitlab.storage.files import make_folder, write_whole
 from vitlab.storage.lock import Lock
 
 FORMAT = 1  # version of the files; caches of another version are made again
@@ -29,7 +28,6 @@ STAT_CHUNK = 4096  # files that a thread stats at a time
 CHUNK = 8  # images that a worker decodes at a time
 SAMPLE = 32  # images of a split from which its size is estimated
 RESERVED = 2**28  # bytes of the disk that stay free
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Chunk = tuple[Int[np.ndarray, "n two"], UInt8[Tensor, " bytes"]]  # height and width of each image; all their pixels
 
@@ -80,7 +78,7 @@ def cache_images(splits: dict[str, Examples], folder: Path, workers: int) -> dic
     cached = {name: open_cache(paths[name], part) for name, part in files.items()}
     if None in cached.values():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             with Lock(folder / "lock", waiting=lambda who: print(f"{who}: waiting for its decoded images", flush=True)):
                 cached = {name: open_cache(paths[name], part) for name, part in files.items()}
                 missing = {name: part for name, part in files.items() if cached[name] is None}
@@ -88,12 +86,8 @@ def cache_images(splits: dict[str, Examples], folder: Path, workers: int) -> dic
                 for name, part in missing.items():
                     write_cache(paths[name], part, name, workers)
                     cached[name] = open_cache(paths[name], part)
-        except OSError as error:
-            if error.errno in FULL:
-                raise disk_full(folder, "the disk is full, and not all decoded images are written") from error
-            raise StorageError(
-                f"system.cache={folder} cannot be written ({error.strerror or error}): give another"
-            ) from error
+        except StorageError as error:
+            raise type(error)(f"system.cache={folder}: {error}") from error
     return {name: cached.get(name) or part for name, part in splits.items()}
 
 
@@ -156,7 +150,7 @@ def check_disk_space(missing: dict[str, Files], folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if size + RESERVED > free:
         available = f"of {free / 1e9:,.1f} GB that are free there, {RESERVED / 1e9:.1f} are left to others"
-        raise disk_full(folder, f"{images:,} decoded images take about {size / 1e9:,.1f} GB, and {available}")
+        raise disk_full(f"{images:,} decoded images take about {size / 1e9:,.1f} GB, and {available}")
 
 
 def write_cache(path: Path, examples: Files, name: str, workers: int) -> None:
@@ -174,7 +168,7 @@ def write_cache(path: Path, examples: Files, name: str, workers: int) -> None:
         with part.open("wb") as out, tqdm(**progress, leave=False, disable=None, dynamic_ncols=True) as bar:
             for shapes, pixels in decode_chunks(examples, workers):
                 if shutil.disk_usage(path.parent).free < RESERVED:
-                    raise disk_full(path.parent, f"the disk is nearly full after {done:,} of {len(examples):,} images")
+                    raise disk_full(f"the disk is nearly full after {done:,} of {len(examples):,} images")
                 out.write(pixels.numpy().data)
                 sizes[done : done + len(shapes)] = shapes
                 done += len(shapes)
@@ -226,9 +220,6 @@ def decode_chunks(examples: Files, workers: int) -> Iterator[Chunk]:
         yield chunk
 
 
-def disk_full(folder: Path, reason: str) -> DiskFull:
+def disk_full(reason: str) -> DiskFull:
     """The error for a disk that is too small for a cache."""
-    return DiskFull(
-        f"system.cache={folder}: {reason}: free some, give a folder on a larger disk, or decode in every epoch,"
-        " system.cache=null"
-    )
+    return DiskFull(f"{reason}: free some, give a folder on a larger disk, or decode in every epoch, system.cache=null")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from vitlab.config.errors import ConfigError, DataError
 from vitlab.data.examples import Examples, Pixels
 from vitlab.data.split import stratified_split
+from vitlab.storage.files import file_errors
 from vitlab.system.memory import check_fits
 
 Size = int | tuple[int, int]
@@ -129,7 +130,8 @@ class Dataset:
         return dict(cache[key])
 
     def make_splits(self) -> dict[str, Examples]:
-        splits = self.read()
+        with file_errors():
+            splits = self.read()
         train = splits["train"]
         for name, seed in (("test", self.split_seed + 2), ("validation", self.split_seed)):
             if name not in splits:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitlab.config.build import build
 from vitlab.config.check import MODELS, check, describes, locate
-from vitlab.config.errors import ConfigError, Node
+from vitlab.config.errors import ConfigError, Node, VitlabError
 from vitlab.data.preprocess import Preprocess
 from vitlab.evaluation.untrusted import read_config, told
 from vitlab.model.vit import ViT
@@ -68,7 +68,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: boo
         make = factory(config["model"])
         footprint.check_memory(make, **shape, device=device)
         model = make(**shape)
-    except ConfigError:
+    except VitlabError:
         raise
     except Exception as error:  # what a stranger's values make of a model is anybody's guess
         raise ConfigError(f"{folder.config}: {told(error)}") from error

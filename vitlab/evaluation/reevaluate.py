@@ -15,7 +15,7 @@ from torch import Tensor
 from vitlab.config.build import build
 from vitlab.config.check import check, describes
 from vitlab.config.compose import compose
-from vitlab.config.errors import ConfigError, Node
+from vitlab.config.errors import ConfigError, Node, VitlabError
 from vitlab.config.groups import CONF
 from vitlab.data.augment import eval_transform
 from vitlab.data.dataset import Dataset
@@ -123,7 +123,7 @@ def dataset_of(node: Node, where: str) -> Dataset:
         raise ConfigError(f"{where}: dataset: {node['_target_']} is refused: expected one of vitlab's datasets")
     try:
         return build(node, DATASETS)
-    except (ValueError, OSError):
+    except VitlabError:
         raise
     except Exception as error:  # what a stranger's values make of a dataset is anybody's guess
         raise ConfigError(f"{where}: dataset: {told(error)}") from error

@@ -1,13 +1,14 @@
 """Files of an untrusted run, read as plain values: nothing in them is built or executed."""
 
+import os
 from typing import Any
 
 import yaml
 
-from vitlab.config.errors import ConfigError, Node
+from vitlab.config.errors import ConfigError, Node, StorageError, VitlabError
 from vitlab.config.moved import upgrade
 from vitlab.config.overrides import show
-from vitlab.storage.files import read_json, read_text
+from vitlab.storage.files import file_errors, read_json, read_text
 from vitlab.storage.run import Run
 
 MOST_BYTES, MOST_LETTERS = 100_000, 10_000  # of a config.yaml, and of a value there; vitlab's have some 3,000 and 80
@@ -41,17 +42,18 @@ class Plain(yaml.SafeLoader):
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=there.start_mark)
 
 
+@file_errors()
 def read_config(run: Run) -> Node:
     """The configuration of a run, as plain values: interpolations stay text, and nothing is built.
 
     Raises:
-        ValueError: there is none, or it is none of vitlab's.
+        ConfigError: there is none, or it is none of vitlab's.
     """
     if not run.config.is_file():
         raise ConfigError(f"{run.folder} is not a run: it has no config.yaml")
     try:
         config = yaml.load(read_text(run.config, MOST_BYTES), Plain)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, StorageError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
         line = f", line {mark.line + 1}" if mark else ""
@@ -68,13 +70,11 @@ def read_config(run: Run) -> Node:
 
 def recorded(run: Run) -> Node:
     """What a run's result.json says, whoever wrote it; a run that never wrote one was interrupted."""
-    try:
-        return read_json(run.folder / "result.json", MOST_BYTES)
-    except FileNotFoundError:
-        return {"status": "interrupted"}
+    path = run.folder / "result.json"
+    return read_json(path, MOST_BYTES) if os.path.lexists(path) else {"status": "interrupted"}
 
 
 def told(error: Exception) -> str:
     """What an error says, in one line; of one that is not meant for users, its name as well."""
     said = " ".join(str(error).split())
-    return said if isinstance(error, ValueError | OSError) and said else f"{type(error).__name__}: {said}"
+    return said if isinstance(error, VitlabError) and said else f"{type(error).__name__}: {said}"

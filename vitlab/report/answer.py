@@ -16,7 +16,7 @@ from vitlab.report import figures
 from vitlab.report.page import page as page_of
 from vitlab.report.statistics import Estimate
 from vitlab.report.table import Agreement, Comparison, Row
-from vitlab.storage.files import read_text, write_whole
+from vitlab.storage.files import make_folder, read_text, write_whole
 from vitlab.storage.metrics import COSTS, METRICS, NONE, Metric
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def write(comparison: Comparison, folder: Path, *, facts: Mapping[str, str], pic
     Raises:
         ConfigError: answer.md is there and has lost the marks of its finding.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     finding = finding_of(folder / "answer.md")
     plots: dict[str, Figure | None] = {}
     if pictures:

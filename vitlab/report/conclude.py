@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.config.errors import ConfigError
-from vitlab.storage.files import read_json
+from vitlab.storage.files import file_errors, read_json
 from vitlab.storage.metrics import duration
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def held(folder: Path) -> "Path | pd.DataFrame":
     return pd.DataFrame(read_json(folder / MEASURED, MOST)["lines"])
 
 
+@file_errors()
 def picked(what: list[str], runs: Path) -> "pd.DataFrame":
     """The table of these runs and folders of runs; of all runs where none is named.
 
@@ -86,7 +87,6 @@ def conclude(
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder}/sweep.json is damaged ({error!r}): run the sweep again") from error
     made = facts(record, found, table)
-    folder.mkdir(parents=True, exist_ok=True)
     answer.write(found, folder, facts=made)
     if page is not None:
         answer.publish(found, page, facts=made)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitlab.config.errors import CheckpointError
-from vitlab.storage.files import write_whole
+from vitlab.config.errors import CheckpointError, StorageError
+from vitlab.storage.files import file_errors, write_whole
 from vitlab.storage.run import Run
 
 log = logging.getLogger("vitlab")
@@ -33,7 +33,10 @@ def save(path: Path, state: dict[str, Any], before: Path | None = None) -> None:
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch's word for a disk that is full
+                raise StorageError(f"{path} cannot be written ({reason(error)}): free some space") from error
 
     write_whole(path, write, before)
 
@@ -43,9 +46,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file is truncated, changed, or not a checkpoint.
-        OSError: it cannot be read.
+        StorageError: it cannot be read.
     """
-    with path.open("rb") as file:  # an OSError here does not mean that the file is damaged
+    with file_errors(path), path.open("rb") as file:  # one that cannot be read is not damaged for it
         try:
             archive = zipfile.ZipFile(file)
             if any(entry.compress_type for entry in archive.infolist()):
@@ -146,12 +149,12 @@ class Checkpoints:
             save(self.run.last, state, self.run.previous)
             self.step = state["step"]
             self.write_best()
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
+        except (OSError, RuntimeError) as error:
             if self.abandoned:  # what it writes to is closed
                 return
-            reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+            reason = getattr(error, "strerror", None) or error
             last = "there is none yet" if self.step is None else f"that of step {self.step} stands"
-            log.warning("no checkpoint of step %d (%s): %s; training continues", state["step"], reason, last)
+            log.warning("no checkpoint of step %d: %s; %s; training continues", state["step"], reason, last)
 
     def write_best(self) -> None:
         if self.best is not None:
@@ -165,7 +168,7 @@ class Checkpoints:
             self.thread = None
 
     def finish(self) -> None:
-        """Waits until best.pt holds the best weights; raises OSError if it cannot be written."""
+        """Waits until best.pt holds the best weights; raises StorageError if it cannot be written."""
         self.wait()
         if self.on:
             self.write_best()

@@ -1,12 +1,44 @@
-"""Atomic writes, and bounded reads of files that anybody may have made."""
+"""Atomic writes, bounded reads of files that anybody may have made, and errors of files with a remedy."""
 
+import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitlab.config.errors import StorageError
+from vitlab.config.errors import DiskFull, StorageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def file_errors(
+    path: Path | None = None, verb: str = "read", remedy: str = "look whether it is there and may be read"
+) -> Generator[None]:
+    """Turns an OSError into a StorageError, or a DiskFull; as a `with` block or a decorator.
+
+    Args:
+        path: to be named; None is the file that the OSError names.
+        verb: what was tried: read or written.
+        remedy: what the user can do, where the disk is not full.
+    """
+    try:
+        yield
+    except (StorageError, BrokenPipeError):
+        raise
+    except OSError as error:
+        message = f"{path or error.filename or 'a file'} cannot be {verb} ({error.strerror or error})"
+        if error.errno in FULL:
+            raise DiskFull(f"{message}: free some space, or give a folder on another disk") from error
+        raise StorageError(f"{message}: {remedy}") from error
+
+
+def make_folder(path: Path, remedy: str = "give another folder") -> None:
+    """Makes a folder, and those above it, where there is none; raises StorageError."""
+    with file_errors(path, "written", remedy):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def write_whole(path: Path, write: Callable[[Path], object], before: Path | None = None) -> None:
@@ -16,21 +48,22 @@ def write_whole(path: Path, write: Callable[[Path], object], before: Path | None
         path: of the file.
         write: writes the file whose path it is given.
         before: a second name, under which an older file at `path` is kept.
+
+    Raises:
+        StorageError: it cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)  # left by a process that was killed, or a link that somebody put there
-    try:
-        write(part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        if before is not None and path.exists():
-            path.replace(before)
-        part.replace(path)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    finally:
-        part.unlink(missing_ok=True)
+    with file_errors(path, "written", "give a place that can be written to"):
+        part.unlink(missing_ok=True)  # left by a process that was killed, or a link that somebody put there
+        try:
+            write(part)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            if before is not None and path.exists():
+                path.replace(before)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the name too
@@ -48,13 +81,13 @@ def read_text(path: Path, most: int) -> str:
         most: bytes allowed.
 
     Raises:
-        StorageError: it is larger, is not UTF-8, or is not a regular file.
-        FileNotFoundError: it does not exist.
+        StorageError: it does not exist, cannot be read, is larger, is not UTF-8, or is not a regular file.
     """
-    if not path.is_file() and os.path.lexists(path):
-        raise StorageError(f"{path} is no regular file: remove it")
-    with path.open("rb") as file:
-        data = file.read(most + 1)
+    with file_errors(path):
+        if not path.is_file() and os.path.lexists(path):
+            raise StorageError(f"{path} is no regular file: remove it")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
     if len(data) > most:
         raise StorageError(f"{path} has more than {most:,} bytes, which vitlab never writes there: remove it")
     try:

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vitlab.config.errors import Locked
+from vitlab.storage.files import file_errors
 
 PATIENCE = 1.0  # seconds to wait first: `holder` takes the lock for a moment
 
@@ -32,6 +33,7 @@ class Lock:
         self.waiting = waiting
         self.lock = FileLock(path, fallback_to_soft=False)  # a soft lock outlives its process
 
+    @file_errors(verb="written", remedy="give another folder")
     def __enter__(self) -> "Lock":
         try:
             self.lock.acquire(timeout=PATIENCE)

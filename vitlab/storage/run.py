@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vitlab.config.errors import StorageError
-from vitlab.storage.files import read_json, write_json, write_whole
+from vitlab.config.errors import DiskFull, StorageError
+from vitlab.storage.files import file_errors, read_json, write_json, write_whole
 from vitlab.storage.lock import holder
 
 LEAST_DISK = 64 * 2**20  # bytes
@@ -82,10 +82,10 @@ class Run:
         """Creates the folder if there is none.
 
         Raises:
-            OSError: it cannot be written there, or the disk is full.
-            StorageError: a file of it is a link, which would be written through.
+            StorageError: it cannot be written there, or a file of it is a link, which would be written through.
+            DiskFull: there is too little space.
         """
-        try:
+        with file_errors(self.folder, "written", "give another folder, system.runs=PATH"):
             self.folder.mkdir(parents=True, exist_ok=True)
             if links := [path.name for path in self.folder.iterdir() if path.is_symlink()]:
                 raise StorageError(
@@ -95,16 +95,11 @@ class Run:
             odd = [path.name for path in self.folder.iterdir() if not (path.is_file() or path.is_dir())]
             if odd:
                 raise StorageError(f"{self.folder} holds {odd[0]}, which is no file: move it away")
-            write_json(self.folder / "writable.json", {})
+            (self.folder / "writable.json").write_text("{}")
             (self.folder / "writable.json").unlink()
-        except OSError as error:
-            reason = error.strerror or error
-            raise OSError(
-                f"{self.folder} cannot be written ({reason}): give another folder, system.runs=PATH"
-            ) from error
         free = shutil.disk_usage(self.folder).free
         if free < LEAST_DISK:
-            raise OSError(
+            raise DiskFull(
                 f"{self.folder} has {free / 2**20:.0f} MB of disk left, too little for a run: free some, or give"
                 " another folder, system.runs=PATH"
             )
@@ -128,7 +123,7 @@ class Run:
             result = read_json(path, MOST_RESULT) if path.exists() else {"status": "interrupted"}
             if not isinstance(result.get("status"), str):
                 raise StorageError("it holds no status")
-        except ValueError as error:
+        except StorageError as error:
             raise StorageError(f"{path} is damaged ({error}): move the run's folder away and train it again") from error
         running = result["status"] == "interrupted" and holder(self.lock) is not None
         return result | {"status": "running"} if running else result
@@ -136,6 +131,7 @@ class Run:
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.folder / "result.json", result)
 
+    @file_errors()
     def rows(self, having: str = "") -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, up to one that was cut short; only those that have a key, where one is given."""
         rows, word = [], f'"{having}"' if having else ""
@@ -157,6 +153,7 @@ class Run:
         write_whole(self.metrics, lambda part: part.write_text(kept))
 
 
+@file_errors()
 def find(root: str | Path, name: str) -> Run:
     """The run with this name's identity below `root`; the slug before the last dash may differ."""
     identity = name.rsplit("-", 1)[1]
@@ -167,7 +164,8 @@ def find(root: str | Path, name: str) -> Run:
 def set_aside(run: Run) -> Path:
     """Renames a finished run's folder, which is kept."""
     kept = run.folder.with_name(f"{run.folder.name}.{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    run.folder.rename(kept)
+    with file_errors(run.folder, "renamed", "look whether the folder above it can be written to"):
+        run.folder.rename(kept)
     return kept
 
 

@@ -15,7 +15,7 @@ import yaml
 from vitlab.config.errors import StorageError
 from vitlab.config.groups import options
 from vitlab.config.moved import current_name, upgrade
-from vitlab.storage.files import read_json, read_text
+from vitlab.storage.files import file_errors, read_json, read_text
 from vitlab.storage.run import Run
 
 MOST_CONFIG = 100_000  # bytes of config.yaml
@@ -31,6 +31,7 @@ MOST_NESTS = 500
 Line = dict[str, Any]
 
 
+@file_errors()
 def runs(folder: str | Path = "runs") -> pd.DataFrame:
     """The table of all runs of a folder: one line a run, sorted by name.
 
@@ -64,6 +65,7 @@ def runs(folder: str | Path = "runs") -> pd.DataFrame:
     return pd.DataFrame({key: column(lines, key) for key in order}, index=pd.RangeIndex(len(found)))
 
 
+@file_errors()
 def history(run: str | Path) -> pd.DataFrame:
     """The rows of a run's metrics.jsonl: step, epoch, images, seconds, lr, and what was measured (else NaN).
 
@@ -101,16 +103,16 @@ def read(run: Run) -> tuple[Line, Line]:
         config = {str(key): value for key, value in flatten(nested)}
         if len(config) > MOST_VALUES:
             raise StorageError(f"{run.config} holds more than {MOST_VALUES:,} values, no configuration has so many")
-    except (ValueError, OSError, RecursionError) as error:
+    except (StorageError, RecursionError) as error:
         nested, config = None, {}
         problems.append(str(error) or type(error).__name__)
     try:
         result = {key: tidy(value) for key, value in run.result().items() if isinstance(value, str | int | float)}
-    except (ValueError, OSError, RecursionError) as error:
+    except (StorageError, RecursionError) as error:
         problems.append(str(error))
     try:
         known = read_json(run.environment)
-    except (ValueError, OSError):  # what it ran on is then not known; the run itself may be whole
+    except StorageError:  # what it ran on is then not known; the run itself may be whole
         known = {}
     git, packages = (known[key] if isinstance(known.get(key), dict) else {} for key in ("git", "packages"))
     facts = {"commit": git.get("commit"), "dirty": git.get("dirty")}
@@ -179,8 +181,7 @@ def parse(path: Path) -> Any:
     """The configuration in a file that anybody may have made, in 1 ms; in C, unless it looks odd.
 
     Raises:
-        StorageError: it is damaged.
-        OSError: it cannot be read.
+        StorageError: it is damaged, or cannot be read.
     """
     text = read_text(path, MOST_CONFIG)
     odd = ANCHOR.search(text) or len(NESTS.findall(text)) > MOST_NESTS

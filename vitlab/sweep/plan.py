@@ -13,7 +13,7 @@ import torch
 from vitlab.config.build import assemble, build
 from vitlab.config.check import check, locate
 from vitlab.config.compose import compose
-from vitlab.config.errors import ConfigError, DatasetMissing, Node
+from vitlab.config.errors import ConfigError, DatasetMissing, Node, VitlabError
 from vitlab.config.identity import cell_identity, identity, slug
 from vitlab.config.overrides import key_of, merged, quoted
 from vitlab.evaluation import probe
@@ -180,7 +180,7 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
         try:
             cell = replace(cell, overrides=(*cell.overrides, *tracked))
             found = check_cell(cell, question.seeds[0], images, costs, source, elsewhere=elsewhere)
-        except (ValueError, OSError) as error:
+        except VitlabError as error:
             where = f"{question.file}, line {cell.line}, {cell.name}"
             raise ConfigError(
                 f"{where}: {error}" if cell.name != BASELINE else f"{where} of all cells: {error}"
@@ -241,8 +241,8 @@ def check_cell(
         elsewhere: whether other machines train it.
 
     Raises:
-        ValueError: the cell is invalid.
-        OSError: a dataset that is not there.
+        ConfigError: the cell is invalid.
+        DataError: a dataset that is not there, or damaged.
     """
     words = (*cell.overrides, f"seed={seed}")
     if source is not None:

@@ -14,7 +14,7 @@ from vitlab.config.errors import ConfigError, SweepError, SweepFileError
 from vitlab.config.groups import SWEEPS, is_known, known_keys, nearest
 from vitlab.config.moved import current_key
 from vitlab.config.overrides import key_of, merged
-from vitlab.storage.files import read_text
+from vitlab.storage.files import file_errors, read_text
 from vitlab.storage.metrics import COSTS, metric
 from vitlab.sweep.question import BASELINE, PRETRAIN, Cell, Dimension, Expect, Question, Search, slugs, source_of
 
@@ -28,9 +28,9 @@ def cell(said: str) -> tuple[Question, Cell]:
     name, _, arm = said.rpartition("/")
     try:
         asked = read(find(name))
-    except (SweepFileError, OSError):
+    except SweepFileError:
         raise
-    except ValueError as error:
+    except SweepError as error:
         sweep, _, scale = name.rpartition("/")
         if not sweep:
             raise SweepError(f"cell={said}: expected SWEEP/ARM or SWEEP/SCALE/ARM; {error}") from error
@@ -48,6 +48,7 @@ def cell(said: str) -> tuple[Question, Cell]:
     return asked, cells[found]
 
 
+@file_errors()
 def find(name: str) -> Path:
     """The sweep file of this path or name.
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitlab.config.errors import DatasetMissing, SweepError, SweepFileError
+from vitlab.config.errors import DatasetMissing, StorageError, SweepError, SweepFileError, VitlabError
 from vitlab.config.overrides import merged, typed
 from vitlab.report.search import ranked, report
+from vitlab.storage.files import make_folder
 from vitlab.storage.lock import Lock
 from vitlab.storage.metrics import SELECTED_BY
 from vitlab.sweep import plan as planning
@@ -93,7 +94,7 @@ def run(
     elif launcher != "serial":
         serial = None
     require_optuna()
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(plan.folder)
     logs = plan.folder / "logs"
     with Lock(plan.folder / "search.lock"), quiet():
         trials = Trials(plan, board)
@@ -221,8 +222,8 @@ class Trials:
                     value = repr(float(value))
                 try:
                     self.check(f"{dimension.key}={value}", {dimension.key: value})
-                except (ValueError, OSError) as error:
-                    if isinstance(error, DatasetMissing) or not self.elsewhere(dimension.key, value):
+                except VitlabError as error:
+                    if isinstance(error, DatasetMissing | StorageError) or not self.elsewhere(dimension.key, value):
                         file, lines = self.plan.question.file, self.plan.question.lines
                         line = lines.get(f"search.space.{dimension.key}", lines.get("search", 1))
                         raise SweepFileError(f"{file}, line {line}, {dimension.key}={value}: {error}") from error
@@ -235,7 +236,7 @@ class Trials:
         random = np.random.default_rng(0)
         for _ in range(ELSEWHERE):
             point = {each.key: value_at(each, float(random.random())) for each in others}
-            with suppress(ValueError, OSError):
+            with suppress(VitlabError):
                 self.check(key, {**point, key: value})
                 return True
         return False
@@ -258,7 +259,7 @@ class Trials:
             name = f"trial {place}"
             try:
                 checked = self.check(name, trial.params)
-            except (ValueError, OSError) as error:
+            except VitlabError as error:
                 self.refuse(name, trial, error)
                 continue
             job = checked.job(self.seed)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from vitlab.config.errors import RankLost
+from vitlab.config.errors import RankLost, VitlabError
 from vitlab.system.options import System
 
 PATIENCE = timedelta(minutes=30)  # that processes wait for each other, for example while one downloads a dataset
@@ -66,16 +66,24 @@ class Distributed:
         return told[0]
 
     def run_on_rank0(self, question: Callable[[], Any]) -> Any:
-        """What the first process answers, in every process; the ValueError or OSError that it raises, all raise."""
-        answer = None
+        """What the first process answers, in every process; where it raises, every process does.
+
+        Raises:
+            VitlabError: the first process's.
+            RuntimeError: in the other processes, where the first raised something else, which may not be pickled.
+        """
+        if self.size == 1:
+            return question()
+        answer = failure = None
         if self.is_rank0:
             try:
                 answer = question()
-            except (ValueError, OSError) as error:
-                answer = error
-        answer = self.broadcast(answer)
-        if isinstance(answer, Exception):
-            raise answer
+            except Exception as error:
+                failure = error
+        told = failure if failure is None or isinstance(failure, VitlabError) else RuntimeError(f"rank 0: {failure!r}")
+        answer, told = self.broadcast((answer, told))
+        if told is not None:
+            raise failure or told
         return answer
 
     def all_gather(self, value: Any) -> list[Any]:

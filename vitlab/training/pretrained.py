@@ -18,6 +18,7 @@ from vitlab.model.position import Learned1d, Learned2d
 from vitlab.model.stem import Patches
 from vitlab.model.vit import ViT
 from vitlab.storage import checkpoint
+from vitlab.storage.files import file_errors
 from vitlab.storage.run import Run
 
 SAME = ("stem.", "blocks.", "norm.")  # parts that a model must have in common with the one that it starts from
@@ -75,6 +76,7 @@ class Start:
                 f"init.origin={self.origin}, and the weights are drawn at random: give their run, init=RUN"
             )
 
+    @file_errors()
     def read(self) -> Source | None:
         """The weights to start from; None for chance.
 
@@ -194,7 +196,7 @@ def exported(file: Path) -> dict[str, Any]:
         with safe_open(file, "pt") as held:
             facts = json.loads((held.metadata() or {}).get("vitlab", "{}"))
             weights = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (it is no dictionary)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read ({error}): get it again") from error
     return {"model": weights, "facts": facts.get("facts") if isinstance(facts, dict) else None}
 

@@ -13,6 +13,7 @@ from PIL import Image
 from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.dataset import CustomDataset, Dataset
 from vitlab.data.examples import Examples, Files, ignore_pillow_warnings, unreadable
+from vitlab.storage.files import file_errors
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
@@ -46,6 +47,7 @@ class ClassFolders(Dataset):
     verify: bool
     skip_corrupted: bool
 
+    @file_errors()
     def __post_init__(self) -> None:
         super().__post_init__()
         self.folders = self.split_folders()
@@ -140,6 +142,7 @@ def is_file(entry: os.DirEntry[str]) -> bool:
     return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()  # noqa: PTH113 (links in a circle too)
 
 
+@file_errors()
 def list_images(folder: Path) -> list[Path]:
     """The image files below a folder, sorted by name, folder by folder."""
     return [Path(path) for path in sorted(walk_images(folder), key=lambda path: path.replace(os.sep, "\0"))]

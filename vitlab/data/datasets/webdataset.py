@@ -19,7 +19,7 @@ from vitlab.data.dataset import CustomDataset
 from vitlab.data.datasets.download import ShardCache, cache_name, check_address, is_remote, locked, open_url
 from vitlab.data.datasets.tar_index import Index, index_shard, member_name
 from vitlab.data.examples import Examples, decode_image, unreadable
-from vitlab.storage.files import write_whole
+from vitlab.storage.files import file_errors, write_whole
 
 log = logging.getLogger("vitlab")
 
@@ -67,6 +67,7 @@ class WebDataset(CustomDataset):
     cache: str
     cache_bytes: int | None
 
+    @file_errors()
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("lanes", "window", "cache_bytes"):
@@ -247,7 +248,8 @@ class Tars(Examples):
     def image(self, index: int) -> Image.Image:
         shard, offset, size = (int(array[index]) for array in (self.shard, self.offsets, self.sizes))
         name = self.names[shard]
-        file = self.store.open(name, self.bytes[shard]) if is_remote(name) else os.open(name, os.O_RDONLY)
+        with file_errors():
+            file = self.store.open(name, self.bytes[shard]) if is_remote(name) else os.open(name, os.O_RDONLY)
         try:
             data = os.pread(file, size, offset)
             return decode_image(io.BytesIO(data), self.mode, self.min_size)
