@@ -38,6 +38,7 @@ class Task:
         process: which the command was typed for.
         place: where it was typed; the machines share its file system.
         codes: exit statuses of the jobs of this process.
+        begun: whether a job of this process has begun.
     """
 
     typed: list[str]
@@ -46,12 +47,13 @@ class Task:
     process: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     place: str = field(default_factory=os.getcwd)
     codes: list[int] = field(default_factory=list)
+    begun: bool = False
 
     def __call__(self, composed: Any) -> float:
         """Trains; gives the validation accuracy, which is what a sweeper goes by, or NaN."""
         from hydra.core.hydra_config import HydraConfig
 
-        given = HydraConfig.get()
+        self.begun, given = True, HydraConfig.get()
         here = self.process == f"{socket.gethostname()}:{os.getpid()}"
         words = list(given.overrides.task)
         if not here:
@@ -171,7 +173,12 @@ def tolerate_lost_jobs(words: Iterable[str]) -> Generator[None]:
 def hydra_main(words: list[str], many: bool) -> int:
     """Hands the words to Hydra, which runs what they ask for in this process."""
     task = Task(typed=sys.argv, many=many)
-    handed(task, words)
+    try:
+        handed(task, words)
+    except OSError as error:
+        if task.begun:
+            raise
+        raise StorageError(f"Hydra cannot start the run: {error}") from error
     return max(task.codes, default=DONE)
 
 

@@ -95,7 +95,7 @@ def ask(options: argparse.Namespace) -> int:
     if options.dry:
         show(plan, len(parts))
         return DONE
-    make_folder(plan.folder)
+    make_folder(plan.folder, "give another folder, system.runs=PATH")
     write_json(plan.folder / "sweep.json", record)
     print(
         f"{asked.question}{at(asked, ' (', ')')}\n{count(len(jobs), 'run')} of {count(len(plan.cells), 'cell')};"

@@ -95,7 +95,7 @@ def build_optimizer(
         optimizer = make([groups[key] for key in sorted(groups, reverse=True)], **fused)
     except (ValueError, AssertionError) as error:
         said = ", ".join(f"{name}={value}" for name, value in values.items())
-        raise ConfigError(f"optimizer: {error or 'it cannot work with one of these values'} ({said})") from error
+        raise ConfigError(f"optimizer: {str(error) or 'it cannot work with one of these values'} ({said})") from error
     for name, value in values.items():
         least, most = RANGES.get(name, (-math.inf, math.inf))
         if not all(least <= v <= most for v in (value if isinstance(value, tuple) else (value,))):

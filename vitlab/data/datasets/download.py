@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vitlab.config.errors import DataError
-from vitlab.storage.files import write_whole
+from vitlab.storage.files import make_folder, write_whole
 
 SCHEMES = ("http", "https", "s3", "gs")
 
@@ -47,7 +47,7 @@ def cache_name(name: str, *key: object) -> str:
 
 def locked(path: Path) -> FileLock:
     """A lock on this file against other processes and threads; the kernel releases it when its process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "give another folder, dataset.cache=PATH")
     return FileLock(path, fallback_to_soft=False)
 
 

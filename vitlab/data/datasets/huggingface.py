@@ -14,6 +14,7 @@ from PIL import Image
 from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.dataset import CustomDataset
 from vitlab.data.examples import Examples, decode_image, one_line, unreadable
+from vitlab.storage.files import file_errors
 
 FORMATS = ("parquet", "arrow", "imagefolder", "webdataset", "cache")  # plain data: no code of a dataset is run
 
@@ -77,7 +78,8 @@ class HuggingFace(CustomDataset):
                 ' pip install "vitlab[hf]"'
             ) from error
         path = Path(self.path).expanduser()
-        local = path.exists()
+        with file_errors():
+            local = path.exists()
         if not local and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", self.path):
             raise DatasetMissing("hf", [path], "Give a file or folder that is there, or the hub's owner/name")
         options = {"path": self.path, "config": self.config, "revision": self.revision, "download": "true"}

@@ -6,6 +6,7 @@ from pathlib import Path
 from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.datasets.image_folder import ClassFolders, Samples, class_folders, walk_images
 from vitlab.data.examples import Examples
+from vitlab.storage.files import read_text
 from vitlab.system.lazy_imports import modules
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training pixels, as torchvision's models use them
@@ -91,7 +92,7 @@ class TinyImageNet(ClassFolders):
                 "Get http://cs231n.stanford.edu/tiny-imagenet-200.zip, unpack it, and give its folder:"
                 " dataset.root=PATH",
             )
-        listed = set(wnids.read_text().split())
+        listed = set(read_text(wnids, 1_000_000).split())
         train = wnids.parent / "train"
         missing = sorted(listed - set(class_folders(train))) if train.is_dir() else sorted(listed)
         if missing:

@@ -3,6 +3,7 @@
 import json
 import re
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,11 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> "Index":
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(int(arrays["bytes"]), *(arrays[key] for key in ("offsets", "sizes", "labels", "names")))
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(int(arrays["bytes"]), *(arrays[key] for key in ("offsets", "sizes", "labels", "names")))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} is not a whole index of a shard ({error}): remove it") from error
 
 
 class CountingReader:

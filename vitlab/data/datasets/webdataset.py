@@ -19,7 +19,7 @@ from vitlab.data.dataset import CustomDataset
 from vitlab.data.datasets.download import ShardCache, cache_name, check_address, is_remote, locked, open_url
 from vitlab.data.datasets.tar_index import Index, index_shard, member_name
 from vitlab.data.examples import Examples, decode_image, unreadable
-from vitlab.storage.files import file_errors, write_whole
+from vitlab.storage.files import file_errors, read_text, write_whole
 
 log = logging.getLogger("vitlab")
 
@@ -104,7 +104,7 @@ class WebDataset(CustomDataset):
             path = Path(self.classes_file).expanduser()
             if not path.is_file():
                 raise DatasetMissing("webdataset's dataset.classes_file", [path], "Give a file with a name a line")
-            return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+            return tuple(line.strip() for line in read_text(path, 100_000_000).splitlines() if line.strip())
         names = {strip_zeros(text) for index in self.train_indices for text in index.names.tolist()}
         return tuple(sorted(names, key=int if all(map(is_number, names)) else None))
 
