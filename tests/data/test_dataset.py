@@ -6,13 +6,14 @@ import torch
 from PIL import Image
 
 from tests.disk import write_idx, write_images, write_mnist
-from vitlab.config.errors import DatasetMissing
+from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.dataset import read_once
 from vitlab.data.datasets.digits import Digits
 from vitlab.data.datasets.image_folder import ImageFolder
 from vitlab.data.datasets.mnist import FashionMnist, Mnist, read_idx
 from vitlab.data.datasets.synthetic import Synthetic
 from vitlab.data.examples import Files, Pixels
+from vitlab.data.loader import EvalSampler, loader
 from vitlab.data.split import stratified_split
 
 COMMON = {
@@ -289,3 +290,13 @@ def test_an_unreadable_file_says_what_can_be_done_about_it(tmp_path):
     (tmp_path / "x.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"x\.png is not a readable image .*: mend it"):
         Files([tmp_path / "x.png"], np.array([0]), "RGB", "mend it").image(0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named_in_one_line_whichever_process_reads_it(workers, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    batches = loader(
+        Files([tmp_path / "a.png"], np.array([0]), "RGB"), np.asarray, EvalSampler(examples=1, batch=1), workers=workers
+    )
+    with pytest.raises(DataError, match=rf"^{tmp_path}/a.png is not a readable image \(.*\): fetch it again$"):
+        list(batches)

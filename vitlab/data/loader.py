@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vitlab.config.errors import VitlabError
 from vitlab.data.augment import Transform
 from vitlab.data.examples import Examples, Pixels
 from vitlab.data.geometry import Geometry
@@ -137,6 +139,20 @@ class EvalSampler(Sampler):
             yield self.keys[start : start + self.batch]
 
 
+class Loader(DataLoader):
+    """A DataLoader that raises a worker's VitlabError as the worker did, without the traceback that torch adds."""
+
+    def __iter__(self) -> Any:
+        return self.unwrap(super().__iter__())  # the workers start now
+
+    def unwrap(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        try:
+            yield from batches
+        except VitlabError as error:
+            kind = type(error)
+            raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from error
+
+
 def loader(
     examples: Examples,
     transform: Transform | Geometry | None,
@@ -147,7 +163,7 @@ def loader(
     pin: bool = False,
 ) -> DataLoader:
     """A DataLoader of (pixels 0 ... 255, labels); `seed` is the transform's."""
-    return DataLoader(
+    return Loader(
         View(examples, transform, seed),
         batch_sampler=batches,
         num_workers=workers,
