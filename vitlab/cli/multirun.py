@@ -40,8 +40,8 @@ def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
             if first:
                 with suppress(OSError):  # it is empty, or Hydra's
                     folder.rmdir()
-            if isinstance(error, OSError | ValueError | TypeError):  # a value that a plugin of Hydra's refuses
-                raise ConfigError(f"Hydra has started no run: {error}") from error
+            if isinstance(error, OSError | ValueError | TypeError) and not isinstance(error, VitlabError):
+                raise ConfigError(f"Hydra has started no run: {error}") from error  # a plugin refuses a value
             raise
         broken = error
     if not first:
