@@ -1,19 +1,19 @@
-"""`vitlab COMMAND`: the doors. Nothing heavy is imported before it is known to be needed."""
+"""`vitlab COMMAND`: the entry point. Nothing heavy is imported before it is needed."""
 
 import os
 import sys
 
 COMMANDS = {
     "train": "train a Vision Transformer: vitlab train [group=option] [key=value] ...",
-    "sweep": "ask a question: vitlab sweep patch_size [scale=NAME] [key=value] ...; --dry lists its runs",
-    "compare": "runs as a table with intervals, figures, a page: vitlab compare [SWEEP | RUN... | FOLDER]",
-    "data": "look at what a composition feeds the model: vitlab data [group=option] [key=value] ...",
-    "schedule": "draw a composition's learning rates: vitlab schedule [group=option] [key=value] ...",
-    "bench": "measure a composition's speed and memory: vitlab bench [group=option] [key=value] ...; --peers, --sweep",
-    "evaluate": "read a trained run again: vitlab evaluate RUN",
-    "probe": "few-shot, linear and k-NN accuracy of a trained run's features, frozen: vitlab probe RUN",
-    "predict": "say what a trained run takes images for: vitlab predict RUN IMAGE...",
-    "sync": "upload runs that were tracked offline to Weights & Biases: vitlab sync [RUN...]",
+    "sweep": "train the runs of a question: vitlab sweep patch_size [scale=NAME] [key=value] ...; --dry lists them",
+    "compare": "compare runs in a table with intervals, figures, a page: vitlab compare [SWEEP | RUN... | FOLDER]",
+    "data": "show the images that a configuration feeds the model: vitlab data [group=option] [key=value] ...",
+    "schedule": "draw the learning rates of a configuration: vitlab schedule [group=option] [key=value] ...",
+    "bench": "measure speed and memory: vitlab bench [group=option] [key=value] ...; --peers, --sweep",
+    "evaluate": "evaluate a trained run again, with calibration and confusions: vitlab evaluate RUN",
+    "probe": "measure few-shot, linear and k-NN accuracy of frozen features: vitlab probe RUN",
+    "predict": "predict the classes of images: vitlab predict RUN IMAGE...",
+    "sync": "upload offline runs to Weights & Biases: vitlab sync [RUN...]",
 }
 USAGE = """vitlab: train Vision Transformers and answer questions about them
 
@@ -21,7 +21,7 @@ USAGE = """vitlab: train Vision Transformers and answer questions about them
 
 {commands}
 
-  vitlab COMMAND --help tells more; vitlab --version"""
+  vitlab COMMAND --help prints the options of a command; vitlab --version"""
 
 
 def main(arguments: list[str] | None = None) -> int:

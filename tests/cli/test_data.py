@@ -43,7 +43,7 @@ def test_data_says_what_the_model_is_fed(tmp_path, capsys):
 
 def test_the_statistics_are_those_of_the_training_pixels():
     composed = setup()
-    mean, std, images = data.statistics(composed)
+    mean, std, images = data.pixel_statistics(composed)
     pixels = composed.splits["train"].pixels.numpy() / 255
     assert images == len(pixels)
     assert mean == pytest.approx(pixels.mean(), abs=1e-6)

@@ -18,7 +18,7 @@ import torch
 
 from vitlab.__main__ import main
 from vitlab.cli import hydra_launcher, hydra_task
-from vitlab.cli.hydra_task import isolated, notes, reraise_signal, timed
+from vitlab.cli.hydra_task import multirun_folder, read_records, reraise_signal
 from vitlab.config.errors import ConfigError
 from vitlab.config.overrides import quoted
 from vitlab.storage.lock import holder
@@ -139,28 +139,13 @@ def test_the_basic_launcher_is_taken_when_none_is_named_and_leaves_nothing_behin
     assert hydra_launcher.run([], []) == 0
 
 
-def test_what_a_job_sets_is_not_the_next_ones():
-    os.environ["VITLAB_TEST"] = "before"
-    try:
-        with isolated():
-            os.environ |= {"VITLAB_TEST": "changed", "VITLAB_TEST_NEW": "1"}
-            torch.set_num_threads(torch.get_num_threads() + 1)
-            random.seed(1)
-            del os.environ["HOME"]
-        assert os.environ["VITLAB_TEST"] == "before"
-        assert "VITLAB_TEST_NEW" not in os.environ
-        assert "HOME" in os.environ
-    finally:
-        del os.environ["VITLAB_TEST"]
-
-
 def test_a_signal_leaves_the_jobs_that_follow_in_this_process(tmp_path, monkeypatch):
     monkeypatch.setattr(hydra_task, "run", lambda *_: 143)
     todo = jobs(tmp_path, {"gap": "model/pool=gap", "map": "model/pool=map"})
     assert hydra_launcher.run(todo, []) == 143
     (folder,) = (tmp_path / "runs" / ".multirun").iterdir()
-    assert notes(folder)[0]["status"] == 143
-    assert len(notes(folder)) == 1
+    assert read_records(folder)[0]["status"] == 143
+    assert len(read_records(folder)) == 1
 
 
 def test_a_signal_goes_on_to_whoever_listened_before_the_training():
@@ -219,7 +204,7 @@ def test_what_began_with_a_dead_job_goes_on_alone_and_the_rest_together(tmp_path
 
     launcher = Dies(1, finish, tmp_path)
     launch = hydra_launcher.Launch(launcher=launcher, overrides=[[str(n)] for n in range(6)], folder=tmp_path)
-    lost = hydra_launcher.persist(todo, launch)
+    lost = hydra_launcher.launch_all(todo, launch)
     assert launcher.batches == [[0, 1, 2, 3, 4, 5], [2, 3, 4, 5], [0], [1]]
     assert list(lost) == [1]
     assert statuses(todo) == ["finished", "interrupted", *["finished"] * 4]
@@ -238,7 +223,7 @@ def test_a_multirun_in_other_processes_is_compared_and_a_failure_is_its_status(t
     found = sorted(json.loads(file.read_text())["status"] for file in (tmp_path / "runs").glob("*/result.json"))
     assert found == ["failed", "failed", "finished", "finished"]
     (folder,) = (tmp_path / "runs" / ".multirun").iterdir()
-    assert sorted(note["status"] for note in notes(folder).values()) == [0, 0, 1, 1]
+    assert sorted(note["status"] for note in read_records(folder).values()) == [0, 0, 1, 1]
     assert (folder / "answer.md").is_file()
     assert f"answer      {folder}/answer.md" in capfd.readouterr().out
 
@@ -289,7 +274,7 @@ def test_a_sweeper_is_given_the_validation_accuracy(tmp_path, monkeypatch):
 
 
 def test_two_multiruns_of_one_second_have_folders_of_their_own(tmp_path):
-    folders = [timed(tmp_path) for _ in range(5)]
+    folders = [multirun_folder(tmp_path) for _ in range(5)]
     assert len(set(folders)) == 5
     assert all(folder.is_absolute() for folder in folders)
 

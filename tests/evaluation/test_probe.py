@@ -14,7 +14,7 @@ from tests.processes import Training
 from tests.training.test_loop import ALONE, SMALL, fit
 from tests.training.test_resume import only
 from vitlab.__main__ import main
-from vitlab.cli.probe import Reading
+from vitlab.cli.probe import Probing
 from vitlab.config.errors import ConfigError, SweepFileError
 from vitlab.evaluation import probe
 from vitlab.evaluation.load import load
@@ -195,8 +195,8 @@ def test_without_all_training_images_the_same_few_are_read(run, capsys):
 
 def test_the_test_images_are_not_touched_where_validation_is_asked_for(run, capsys, monkeypatch):
     read = []
-    plain = Reading.features
-    monkeypatch.setattr(Reading, "features", lambda self, part: read.append(len(part)) or plain(self, part))
+    plain = Probing.features
+    monkeypatch.setattr(Probing, "features", lambda self, part: read.append(len(part)) or plain(self, part))
     assert main(["probe", str(run), "--shots=1", "--split=validation", "--linear"]) == 0
     assert read == [144, 200]  # each once
     assert "chosen here" in capsys.readouterr().out
@@ -209,14 +209,14 @@ def test_each_split_is_read_once_and_test_labels_choose_nothing(run, capsys, mon
     for turn in range(2):
         read = []
 
-        def features(self, part, plain=Reading.features, read=read, turn=turn):
+        def features(self, part, plain=Probing.features, read=read, turn=turn):
             read.append(len(part))
             got = plain(self, part)
             right = turn == 0 or len(part) != 359
             return got if right else probe.Features(values=got.values, labels=(got.labels + 1) % 10)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Reading, "features", features)
+            patch.setattr(Probing, "features", features)
             assert main(["probe", "--json", str(run), "--shots=1", "--linear", "--knn"]) == 0
         assert sorted(read) == [144, 200, 359]
         found.append(json.loads(capsys.readouterr().out))

@@ -1,11 +1,11 @@
-"""`vitlab compare`: runs as a table with intervals, figures and a page; offline, from the store."""
+"""`vitlab compare`: finished runs as a table with intervals, figures and a page."""
 
 import argparse
 from pathlib import Path
 
 from vitlab.cli.exit import DONE
 from vitlab.config.errors import ConfigError
-from vitlab.report.conclude import MOST, conclude, held, picked
+from vitlab.report.conclude import MAX_BYTES, answer_runs, conclude, select_runs
 from vitlab.storage.files import file_errors, read_json
 
 DESCRIPTION = """Compares what was trained: the arms of a sweep, single runs, or every run of a folder. Runs that differ
@@ -13,7 +13,7 @@ by their seed alone are one row: mean, spread, 95 % interval, and the difference
 
 
 def main(words: list[str]) -> int:
-    """Prints the table, and writes the answer beside the sweep or where it is told to."""
+    """Prints the table, and writes the answer into the folder of the sweep, or --out."""
     parser = argparse.ArgumentParser(prog="vitlab compare", description=DESCRIPTION)
     parser.add_argument(
         "what", nargs="*", help="a sweep's name or folder, runs, or a folder of runs; the folder of --runs"
@@ -26,11 +26,11 @@ def main(words: list[str]) -> int:
     parser.add_argument("--wandb", action="store_true", help="the table and the figures to Weights & Biases as well")
     options = parser.parse_intermixed_args(words)
     changed = {key: getattr(options, key) for key in ("metric", "x", "baseline") if getattr(options, key)}
-    if (folder := asked(options.what, options.runs)) is not None:
-        record = read_json(folder / "sweep.json", MOST) | changed
-        conclude(record, held(folder), options.out or folder, wandb=options.wandb)
+    if (folder := find_sweep(options.what, options.runs)) is not None:
+        record = read_json(folder / "sweep.json", MAX_BYTES) | changed
+        conclude(record, answer_runs(folder), options.out or folder, wandb=options.wandb)
     else:
-        table = picked(options.what, options.runs)
+        table = select_runs(options.what, options.runs)
         of = ", ".join(options.what) or str(options.runs)
         record = {"name": "comparison", "question": f"How do the runs of {of} differ?"} | changed
         alone = len(options.what) == 1 and not (Path(options.what[0]) / "config.yaml").is_file()
@@ -40,8 +40,8 @@ def main(words: list[str]) -> int:
 
 
 @file_errors()
-def asked(what: list[str], runs: Path) -> Path | None:
-    """The folder of the sweep's answer that is meant, if one is.
+def find_sweep(what: list[str], runs: Path) -> Path | None:
+    """The folder of the sweep that is named; None where runs are named.
 
     Raises:
         ConfigError: a sweep of that name was not run, or at several scales.
@@ -53,10 +53,12 @@ def asked(what: list[str], runs: Path) -> Path | None:
     name = Path(what[0]).stem if what[0].endswith(".yaml") else what[0]
     there = sorted(path.parent for path in (runs / "sweeps").glob("*/sweep.json"))
     found = [path for path in there if path.name == name]
-    found = found or [path for path in there if read_json(path / "sweep.json", MOST).get("name") == name]
+    found = found or [path for path in there if read_json(path / "sweep.json", MAX_BYTES).get("name") == name]
     if len(found) == 1:
         return found[0]
     if found:
-        raise ConfigError(f"{name} was run several times: say {' or '.join(map(str, found))}")
+        raise ConfigError(f"{name} was run several times: give {' or '.join(map(str, found))}")
     listed = f" (there are {', '.join(path.name for path in there)})" if there else ""
-    raise ConfigError(f"{what[0]} is no run, no folder of runs, and no sweep that was run{listed}: vitlab sweep {name}")
+    raise ConfigError(
+        f"{what[0]} is neither a run, nor a folder of runs, nor a sweep that was run{listed}: vitlab sweep {name}"
+    )

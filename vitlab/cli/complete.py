@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 
 from vitlab.cli.exit import DONE
-from vitlab.cli.hydra_task import hydra_main
+from vitlab.cli.hydra_task import train_with_hydra
 
 COMPOSING = ("train", "data", "schedule", "bench")
 
@@ -18,4 +18,4 @@ def complete_line(words: list[str], commands: Iterable[str]) -> int:
         print(" ".join(name for name in commands if name.startswith(command)))
         return DONE
     os.environ["COMP_LINE"] = f"{program} {overrides}"
-    return hydra_main(words, many=False)
+    return train_with_hydra(words)

@@ -1,4 +1,4 @@
-"""`vitlab data ...`: what a composition feeds the model, before anything is trained on it."""
+"""`vitlab data ...`: the images that a configuration feeds the model."""
 
 import argparse
 from dataclasses import replace
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 SHOWN = 24  # images of the picture
 SAMPLE = 2000  # training images whose pixels are measured
 LISTED = 20  # the most classes that are listed one by one
-DESCRIPTION = """Shows what a composition feeds the model: the size and class balance of each split, the pixels'
+DESCRIPTION = """Shows what a configuration feeds the model: the size and class balance of each split, the pixels'
 statistics, and a picture of the first training batch, each image as it is and as the model sees it."""
 
 
 def main(words: list[str]) -> int:
-    """Prints the facts and draws the picture."""
+    """Prints the statistics and draws the picture."""
     parser = argparse.ArgumentParser(prog="vitlab data", description=DESCRIPTION)
     parser.add_argument("overrides", nargs="*", metavar="group=option | key=value", help="as for vitlab train")
     parser.add_argument("--save", type=Path, default=Path("data.png"), metavar="FILE.png", help="the picture; data.png")
@@ -37,15 +37,15 @@ def main(words: list[str]) -> int:
 
     parts = assemble(check(compose(options.overrides)[0]))
     setup = prepare(**parts, dist=single_process())
-    print(facts(setup))
+    print(describe_data(setup))
     save(picture(setup), options.save)
     print(f"picture     {options.save}: each image as it is, and as the model sees it")
     print(f"next        vitlab train {' '.join(options.overrides)}".rstrip())
     return DONE
 
 
-def facts(setup: "TrainingSetup") -> str:
-    """Splits, balance and statistics, as lines."""
+def describe_data(setup: "TrainingSetup") -> str:
+    """The splits, their class balance, and the pixel statistics."""
     data, fit = setup.dataset, setup.fit
     size = f"{data.shape[0]}x{data.shape[1]} pixels, {data.channels} channel{'s' * (data.channels > 1)}"
     lines = [
@@ -67,13 +67,13 @@ def facts(setup: "TrainingSetup") -> str:
         lines += ["", f"{'class':<{wide}}" + "".join(f"{name:>12}" for name in counts)]
         for label, name in enumerate(data.classes):
             lines.append(f"{name:<{wide}}" + "".join(f"{count[label]:>12,}" for count in counts.values()))
-    mean, std, images = statistics(setup)
-    measured = f"mean {spell(mean)}, std {spell(std)} of {images:,} training images"
-    lines += ["", f"pixels      {measured}; normalised by {spell(data.mean)}, {spell(data.std)}"]
+    mean, std, images = pixel_statistics(setup)
+    measured = f"mean {format_channels(mean)}, std {format_channels(std)} of {images:,} training images"
+    lines += ["", f"pixels      {measured}; normalised by {format_channels(data.mean)}, {format_channels(data.std)}"]
     return "\n".join(lines)
 
 
-def statistics(setup: "TrainingSetup") -> tuple[np.ndarray, np.ndarray, int]:
+def pixel_statistics(setup: "TrainingSetup") -> tuple[np.ndarray, np.ndarray, int]:
     """Mean and standard deviation of each channel of the training pixels in 0 ... 1, and of how many images."""
     from vitlab.data.augment import eval_transform
     from vitlab.data.loader import EvalSampler, loader
@@ -91,7 +91,7 @@ def statistics(setup: "TrainingSetup") -> tuple[np.ndarray, np.ndarray, int]:
     return mean, np.sqrt(np.maximum(np.asarray(squares) / pixels - mean**2, 0)), len(part)
 
 
-def spell(values: "np.ndarray | tuple[float, ...]") -> str:
+def format_channels(values: "np.ndarray | tuple[float, ...]") -> str:
     words = [f"{value:.3f}" for value in values]
     return words[0] if len(words) == 1 else f"({', '.join(words)})"
 

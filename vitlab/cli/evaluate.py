@@ -24,7 +24,7 @@ WORST = 24  # mistakes in the picture
 
 
 def main(words: list[str]) -> int:
-    """`vitlab evaluate RUN`: the accuracy of a trained run, measured again, and what stands behind it."""
+    """`vitlab evaluate RUN`: the accuracy of a trained run, measured again, with its details."""
     parser = argparse.ArgumentParser(prog="vitlab evaluate", description=DESCRIPTION)
     parser.add_argument("run", help="the run's folder")
     parser.add_argument("overrides", nargs="*", metavar="dataset=NAME", help="another dataset, as for vitlab train")
@@ -65,8 +65,8 @@ def main(words: list[str]) -> int:
     if options.json:
         print(json.dumps({**facts, **tables, "files": str(folder)}, indent=2))
     else:
-        print("\n".join(line(split, part.scores, None if name else before) for split, part in found.items()))
-        print("\n".join(["", *lines(splits[-1], found[splits[-1]].judgement)]))
+        print("\n".join(format_scores(split, part.scores, None if name else before) for split, part in found.items()))
+        print("\n".join(["", *format_report(splits[-1], found[splits[-1]].judgement)]))
     try:
         written = write(folder, splits[-1], found[splits[-1]], {**facts, "split": splits[-1], **tables[splits[-1]]})
     except StorageError as error:
@@ -77,7 +77,7 @@ def main(words: list[str]) -> int:
     return DONE
 
 
-def line(split: str, scores: dict[str, float], before: dict[str, Any] | None) -> str:
+def format_scores(split: str, scores: dict[str, float], before: dict[str, Any] | None) -> str:
     """A split's scores, and whether the run recorded the same ones; `before` is its result.json, if it has one."""
     said = f"{split:<11} accuracy {scores['accuracy']:.6f}  loss {scores['loss']:.6f}"
     if before is None:
@@ -86,11 +86,13 @@ def line(split: str, scores: dict[str, float], before: dict[str, Any] | None) ->
     return f"{said}  ({'as' if same else 'not as'} recorded)"
 
 
-def lines(split: str, judged: "ClassificationReport") -> list[str]:
-    """What stands behind a split's accuracy, a few lines long."""
+def format_report(split: str, judged: "ClassificationReport") -> list[str]:
+    """The interval, the calibration error, and the hardest classes of a split."""
     low, high = judged.interval
     share = f"{low:.2%} to {high:.2%}"
-    said = [f"interval    {share}  (95 % of what the accuracy may be, from {len(judged.labels):,} {split} images)"]
+    said = [
+        f"interval    {share}  (95 % confidence interval of the accuracy, from {len(judged.labels):,} {split} images)"
+    ]
     if judged.top5 is not None:
         said.append(f"top-5       {judged.top5:.2%}")
     said.append(f"ECE         {judged.ece:.2%}  (calibration error; 0 is best)")
@@ -106,7 +108,7 @@ def lines(split: str, judged: "ClassificationReport") -> list[str]:
 
 
 def write(folder: Path, split: str, part: "Measured", table: dict[str, Any]) -> list[str]:
-    """Everything about a split into a folder; gives the names of the files."""
+    """Writes the report of a split into a folder; returns the names of the files."""
     from vitlab.evaluation import pictures
     from vitlab.plotting import save
     from vitlab.storage.files import make_folder, write_whole
@@ -131,7 +133,7 @@ def write(folder: Path, split: str, part: "Measured", table: dict[str, Any]) -> 
     if not worst:
         (folder / "mistakes.png").unlink(missing_ok=True)  # of weights that were there before
         return written
-    title = f"{title}: wrong answers that were given with the highest probability"
+    title = f"{title}: wrong predictions with the highest probability"
     images = [pictures.small(part.examples.image(mistake.index)) for mistake in worst]
     save(pictures.mistakes(images, worst, title), folder / "mistakes.png")
     return [*written, "mistakes.png"]

@@ -22,7 +22,7 @@ DISTRIBUTIONS = {"log": "log_uniform_values", "uniform": "uniform", "int": "int_
 
 
 def main(words: list[str]) -> int:
-    """Writes the sweep's YAML, and says how an agent is started."""
+    """Writes the sweep's YAML, and prints how to start an agent."""
     parser = argparse.ArgumentParser(
         prog="vitlab sweep export",
         usage="vitlab sweep export QUESTION --wandb [scale=NAME] [key=value ...] [--project NAME] [--out FILE]",
@@ -33,12 +33,12 @@ def main(words: list[str]) -> int:
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--wandb", action="store_true", required=True, help="the only format so far")
     parser.add_argument("--project", default="vitlab", help="of W&B; vitlab")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="NAME-wandb.yaml when nothing is said")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="by default NAME-wandb.yaml")
     options = parser.parse_intermixed_args(words)
     scales = [word.partition("=")[2] for word in options.words if word.startswith("scale=")]
     asked = read(find(options.question), scales[-1] if scales else None)
     given = [word for word in options.words if not word.startswith("scale=")]
-    written = sweep(asked, given) | {"project": options.project}
+    written = wandb_sweep(asked, given) | {"project": options.project}
     path = options.out or Path(f"{asked.name}-wandb.yaml")
     text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
     write_whole(path, lambda part: part.write_text(text))
@@ -48,7 +48,7 @@ def main(words: list[str]) -> int:
     return DONE
 
 
-def sweep(asked: Question, words: list[str]) -> dict[str, Any]:
+def wandb_sweep(asked: Question, words: list[str]) -> dict[str, Any]:
     """A sweep in W&B's schema, which knows no other keys.
 
     A parameter is a key where the cells are every combination of their values; else one parameter, `cell`, names them.
@@ -76,10 +76,10 @@ def sweep(asked: Question, words: list[str]) -> dict[str, Any]:
     if asked.search is not None:
         parameters = {each.key: distribution(each) for each in asked.search.space}
     elif product:
-        parameters = {key: {"values": [plain(str(value)) for value in found]} for key, found in varied.items()}
+        parameters = {key: {"values": [wandb_value(str(value)) for value in found]} for key, found in varied.items()}
     else:  # the question finds its cells again, and says what their runs belong to
         fixed, taken = words, {cell.name for cell in cells}
-        name = asked.name if ships(asked) else str(asked.file)
+        name = asked.name if comes_with_vitlab(asked) else str(asked.file)
         name += f"/{asked.scale}" if asked.scale else ""
         names = question.slugs(cell.name for cell in asked.cells(words))
         parameters = {"cell": {"values": [f"{name}/{word}" for word, cell in names.items() if cell in taken]}}
@@ -94,7 +94,7 @@ def sweep(asked: Question, words: list[str]) -> dict[str, Any]:
     }
 
 
-def ships(asked: Question) -> bool:
+def comes_with_vitlab(asked: Question) -> bool:
     """Whether the question is found by its name anywhere."""
     return asked.file.resolve().is_relative_to(SWEEPS.resolve())
 
@@ -102,12 +102,12 @@ def ships(asked: Question) -> bool:
 def distribution(of: Dimension) -> dict[str, Any]:
     """One key of a search as W&B has it."""
     if of.kind == "choice":
-        return {"values": [plain(value) for value in of.values]}
+        return {"values": [wandb_value(value) for value in of.values]}
     low, high = (int(end) if of.kind == "int" else float(end) for end in of.values)
     return {"distribution": DISTRIBUTIONS[of.kind], "min": low, "max": high}
 
 
-def plain(written: str) -> float | int | str:
+def wandb_value(written: str) -> float | int | str:
     """A value as W&B may draw it: a number where it is one; else the very characters, which its agents type again."""
     for kind in (int, float):
         try:

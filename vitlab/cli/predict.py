@@ -1,4 +1,4 @@
-"""`vitlab predict RUN IMAGE...`: what a trained run takes images for."""
+"""`vitlab predict RUN IMAGE...`: the classes that a trained run predicts for images."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from vitlab.config.errors import ConfigError
 if TYPE_CHECKING:
     from vitlab.evaluation.predict import Prediction
 
-DESCRIPTION = """Says what a trained run takes images for, in fp32. Images are turned upright and resized as in
+DESCRIPTION = """Predicts the classes of images with a trained run, in fp32. Images are turned upright and resized as in
 evaluation. A file that cannot be read is named, the others go on, and the exit status is 1."""
 
 
@@ -20,7 +20,9 @@ def main(words: list[str]) -> int:
     """`vitlab predict RUN IMAGE...`: the most probable classes of images."""
     parser = argparse.ArgumentParser(prog="vitlab predict", description=DESCRIPTION)
     parser.add_argument("run", help="the run's folder")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders (to the bottom) and globs")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, folders (and the folders in them) and globs"
+    )
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes an image; 5")
     parser.add_argument("--json", action="store_true", help="one JSON document on the standard output, for programs")
     parser.add_argument("--save", type=Path, metavar="FILE.png", help="also draw the images and their classes")
@@ -41,23 +43,23 @@ def main(words: list[str]) -> int:
     done = []
     with tqdm(total=len(paths), unit="image", disable=few or not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         for fault in faults:
-            tqdm.write(complaint(fault), file=sys.stderr)
+            tqdm.write(format_fault(fault), file=sys.stderr)
         for answer in answers:
             done.append(answer)
             if answer.fault:
-                tqdm.write(complaint(answer), file=sys.stderr)
+                tqdm.write(format_fault(answer), file=sys.stderr)
             elif not options.json:
-                tqdm.write(said(answer), file=sys.stdout)
+                tqdm.write(format_prediction(answer), file=sys.stdout)
             bar.update()
     if options.json:
-        print(json.dumps({"run": str(options.run), "images": [plain(answer) for answer in faults + done]}, indent=2))
+        print(json.dumps({"run": str(options.run), "images": [as_json(answer) for answer in faults + done]}, indent=2))
     if options.save:
         draw(done, options.save, options.run)
     return FAILED if lost or any(answer.fault for answer in done) else DONE
 
 
 def check(options: argparse.Namespace, paths: list[Path], lost: list[str]) -> None:
-    """Raises ValueError for what cannot be done, before anything is."""
+    """Raises ConfigError for options that are wrong."""
     if options.top < 1:
         raise ConfigError(f"--top {options.top}: must be at least 1")
     if not paths:
@@ -71,12 +73,12 @@ def check(options: argparse.Namespace, paths: list[Path], lost: list[str]) -> No
             raise ConfigError(f"--save {options.save}: it is one of the images: give another name")
 
 
-def complaint(answer: "Prediction") -> str:
+def format_fault(answer: "Prediction") -> str:
     return f"vitlab: {printable(answer.path)}: {printable(answer.fault)}"
 
 
-def said(answer: "Prediction") -> str:
-    """An image and its classes: a line each, or one line for the one class that was asked for."""
+def format_prediction(answer: "Prediction") -> str:
+    """An image and its classes: a line each, or one line in all with --top 1."""
     if len(answer.top) == 1:
         ((name, probability),) = answer.top
         return f"{probability:7.2%}  {printable(name)}  {printable(answer.path)}"
@@ -84,7 +86,7 @@ def said(answer: "Prediction") -> str:
     return "\n".join((printable(answer.path), *lines))
 
 
-def plain(answer: "Prediction") -> dict[str, object]:
+def as_json(answer: "Prediction") -> dict[str, object]:
     if answer.fault:
         return {"file": str(answer.path), "error": answer.fault}
     top = [{"class": name, "probability": probability} for name, probability in answer.top]

@@ -1,4 +1,4 @@
-"""`vitlab probe RUN`: what a trained run's frozen representation is worth."""
+"""`vitlab probe RUN`: few-shot, linear and k-NN accuracy of a trained run's frozen features."""
 
 import argparse
 import json
@@ -47,7 +47,7 @@ def main(words: list[str]) -> int:
     from vitlab.evaluation.reevaluate import dataset_from_overrides, eval_inputs, training_dataset
 
     folder = Path(options.run)
-    shots = numbers(options.shots)
+    shots = parse_shots(options.shots)
     if not 1 <= options.seeds <= MOST:
         raise ConfigError(f"--seeds {options.seeds}: must be at least 1 and at most {MOST:,}; 5 is usual")
     l2 = probe.L2 if options.l2 is None else options.l2
@@ -69,10 +69,10 @@ def main(words: list[str]) -> int:
     file = folder / (
         "-".join(["probe", *[word for word in (name, options.split) if word not in ("", "test")]]) + ".json"
     )
-    reading = Reading(model=model, source=source, dataset=dataset)
-    found = reading.probe(shots, options.seeds, options.split, l2, linear=options.linear, knn=options.knn)
+    probing = Probing(model=model, source=source, dataset=dataset)
+    found = probing.probe(shots, options.seeds, options.split, l2, linear=options.linear, knn=options.knn)
     table = {"run": str(folder), "dataset": options.overrides or "of the run", **found}
-    print(json.dumps({**table, "file": str(file)}, indent=2) if options.json else "\n".join(lines(table)))
+    print(json.dumps({**table, "file": str(file)}, indent=2) if options.json else "\n".join(format_table(table)))
     from vitlab.storage.files import write_json
 
     try:
@@ -88,7 +88,7 @@ def main(words: list[str]) -> int:
     return DONE
 
 
-def numbers(said: str) -> tuple[int, ...]:
+def parse_shots(said: str) -> tuple[int, ...]:
     """The numbers of `1,5,10`.
 
     Raises:
@@ -105,7 +105,7 @@ def numbers(said: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class Probing:
     """A run's model, and the dataset that it is judged on."""
 
     model: "Trained"
@@ -161,15 +161,15 @@ class Reading:
         }
         for key, asked, method in (("linear", linear, probe.linear), ("knn", knn, probe.neighbours)):
             if asked:
-                table[key] = said(method(read["train"], read["validation"]), read[split])
+                table[key] = as_json(method(read["train"], read["validation"]), read[split])
         return table | {"seconds": {"features": reading, "all": time.perf_counter() - began}}
 
 
-def said(chosen: "Chosen", test: Any) -> dict[str, float]:
+def as_json(chosen: "Chosen", test: Any) -> dict[str, float]:
     return {"value": chosen.value, "validation": chosen.validation, "accuracy": chosen.accuracy(test)}
 
 
-def lines(table: dict[str, Any]) -> list[str]:
+def format_table(table: dict[str, Any]) -> list[str]:
     """The probes as a table, an accuracy a line."""
     few, split = table["few_shot"], table["split"]
     draws, took = len(few[0]["draws"]), table["seconds"]

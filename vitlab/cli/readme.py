@@ -1,4 +1,4 @@
-"""What the README shows of vitlab: `python -m vitlab.cli.readme` writes its tables and draws the model anew."""
+"""Writes the tables of the READMEs and draws the model: `python -m vitlab.cli.readme`."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ INK, SOFT, FILL, CHOSEN = "#1f2933", "#7b8794", "#e8f0fe", "#fff4e0"
 
 
 def overview(path: Path) -> None:
-    """The model as a row of slots, with the options of each from conf/."""
+    """Draws the model as a row of slots, with the options of each from conf/."""
     menu = options_of()
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -96,7 +96,7 @@ def cells(line: str) -> list[str]:
 
 
 def short(page: Path) -> str:
-    """The table of a published answer, without what the first page has no room for."""
+    """The table of a published answer, with the columns of `SHORT` alone."""
     lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
     keep = [i for i, name in enumerate(cells(lines[0])) if any(name.startswith(kept) for kept in SHORT)]
     rows = [[cells(line)[i] for i in keep] for line in lines]
@@ -104,7 +104,7 @@ def short(page: Path) -> str:
 
 
 def index() -> str:
-    """Every question that ships, its answer, and the first sentence of what was found, as a table in Markdown."""
+    """Every question of sweeps/, its answer, and the first sentence of the finding, as a table in Markdown."""
     lines = ["| question | answer | found | time |", "|--|--|--|--|"]
     for file in sorted(SWEEPS.rglob("*.yaml")):
         asked, page = read(file), file.with_suffix(".md")
@@ -128,7 +128,7 @@ def paper() -> str:
 
 
 def put(page: Path, name: str, text: str) -> None:
-    """Puts a text between the two marks of this name in a page."""
+    """Replaces the text between the two marks of this name in a page."""
     before, start, rest = page.read_text().partition(f"<!-- {name} -->")
     _, end, after = rest.partition(f"<!-- /{name} -->")
     if not (start and end):

@@ -26,8 +26,8 @@ TAGGED = ("experiment", "dataset", "model", "patch", "augment", "loss", "optimiz
 log = logging.getLogger("vitlab")
 
 
-def place(config: Node, choices: dict[str, str]) -> "Run":
-    """Where a checked configuration's run is, or will be."""
+def find_run(config: Node, choices: dict[str, str]) -> "Run":
+    """The folder of a checked configuration's run, which may not be there yet."""
     from vitlab.storage.run import find
 
     name = f"{identity.slug(config, choices)}-{identity.identity(config)}"
@@ -54,14 +54,14 @@ def train(node: Node, choices: dict[str, str]) -> int:
     system = parts["system"]
     with join_processes(system) as dist, ExitStack() as stack:
         slug = identity.slug(config, choices)
-        folder = place(config, choices)
+        folder = find_run(config, choices)
         result = dist.run_on_rank0(folder.result)
         if result["status"] == "finished" and not system.retrain:
             came = summary(folder, result)
             if dist.is_rank0:
                 print(f"This run is finished already; system.retrain=true trains it anew.\n\n{came}")
             return DONE
-        parts["tracking"] = called(parts["tracking"], slug, config, choices)
+        parts["tracking"] = with_names(parts["tracking"], slug, config, choices)
         setup = prepare(**parts, dist=dist)
         dist.run_on_rank0(lambda: claim(folder, system.retrain, stack))
         stack.enter_context(logging_to(folder.log if dist.is_rank0 else None, speak=dist.is_rank0))
@@ -70,14 +70,17 @@ def train(node: Node, choices: dict[str, str]) -> int:
             with detect_lost_rank(dist):
                 result = fit(setup, folder, config)
         except Interrupted as leave:
-            log.warning("%s:\n%s", leave, typed())
+            log.warning("%s:\n%s", leave, command_line())
             return 128 + leave.signal
         except KeyboardInterrupt:
-            log.warning("left at once; the same command goes on from the last checkpoint:\n%s", typed())
+            log.warning("left at once; the same command goes on from the last checkpoint:\n%s", command_line())
             return 128 + signal.SIGINT
         except RankLost as error:  # the first process may be the one that has gone: each speaks for itself
-            print(f"vitlab: {error}; the same command goes on from the last checkpoint:\n{typed()}", file=sys.stderr)
-            leave_alone()
+            print(
+                f"vitlab: {error}; the same command goes on from the last checkpoint:\n{command_line()}",
+                file=sys.stderr,
+            )
+            exit_at_once()
         except Exception as error:
             if dist.is_rank0:
                 with suppress(StorageError):  # where the disk is full it says interrupted, which is true too
@@ -96,14 +99,14 @@ def train(node: Node, choices: dict[str, str]) -> int:
             if dist.size > 1:
                 if not dist.is_rank0:
                     print(said, file=sys.stderr)
-                leave_alone()
+                exit_at_once()
             return FAILED
         log.info("\n%s", summary(folder, result, time.perf_counter() - began))
     return DONE
 
 
-def leave_alone() -> None:
-    """Ends this process of several as failed: to leave their group it would have to wait for the others."""
+def exit_at_once() -> None:
+    """Ends this process of several as failed; to leave their group it would have to wait for the others."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(FAILED)
@@ -129,8 +132,8 @@ def claim(folder: "Run", retrain: bool, stack: ExitStack) -> None:
         stack.enter_context(Lock(folder.lock))
 
 
-def typed() -> str:
-    """The command as it was typed, to be typed again."""
+def command_line() -> str:
+    """The command, as one that can be run again."""
     words = shlex.join(sys.argv[1:])
     processes, machine = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if processes == 1:
@@ -138,8 +141,8 @@ def typed() -> str:
     return f"torchrun --nproc-per-node={machine} -m vitlab {words}"
 
 
-def called(tracking: Any, slug: str, config: Node, choices: dict[str, str]) -> Any:
-    """The tracking with names where the user gave none: seeds of one configuration are a group, options are tags."""
+def with_names(tracking: Any, slug: str, config: Node, choices: dict[str, str]) -> Any:
+    """The tracking with a name, a group and tags: seeds of one configuration are a group, options are tags."""
     taken = defaults()
     tags = [
         f"{group}={option}"
@@ -154,8 +157,8 @@ def called(tracking: Any, slug: str, config: Node, choices: dict[str, str]) -> A
     )
 
 
-def few_shots(result: dict[str, Any]) -> str:
-    """Its few-shot accuracies on test images, in words; empty where none were asked for."""
+def format_few_shot(result: dict[str, Any]) -> str:
+    """The few-shot accuracies on test images; empty where none were measured."""
     from vitlab.storage.metrics import find
 
     known = [each for each in map(find, result) if each and each.count and each.higher_is_better]
@@ -164,7 +167,7 @@ def few_shots(result: dict[str, Any]) -> str:
 
 
 def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -> str:
-    """What came out of a run, and what to type next; raises StorageError where result.json lacks something."""
+    """The result of a run, and the next commands; raises StorageError where result.json lacks something."""
     offline = any(folder.folder.glob("wandb/offline-run-*"))
     try:
         took = f"{result['seconds']:.0f} s of training" + (
@@ -178,7 +181,7 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             f"run         {folder.folder}",
             f"validation  {result['val/accuracy']:.2%} (best, at step {result['best_step']} of {result['steps']})",
             f"test        {result['test/accuracy']:.2%}",
-            *([f"few shots   {few}"] if (few := few_shots(result)) else []),
+            *([f"few shots   {few}"] if (few := format_few_shot(result)) else []),
             f"time        {took}, {result['images_per_second']:,.0f} images/s, {result['parameters']:,} parameters",
             *([f"not finite  updates {', '.join(spared)}"] if spared else []),
             *(f"{word:<12}vitlab {command}" for word, command in zip(("next", ""), following, strict=True)),

@@ -1,4 +1,4 @@
-"""`vitlab schedule ...`: the learning rates of a composition, before it is trained."""
+"""`vitlab schedule ...`: the learning-rate curve of a configuration."""
 
 import argparse
 from pathlib import Path
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS = 2000  # updates that are drawn
-DESCRIPTION = """Draws the learning-rate curve of a composition. The number of training images comes from the dataset,
-or from --examples where its files are not here."""
+DESCRIPTION = """Draws the learning-rate curve of a configuration. The number of training images comes from the dataset,
+or from --examples where its files are missing."""
 
 
 def main(words: list[str]) -> int:

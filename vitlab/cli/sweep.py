@@ -1,4 +1,4 @@
-"""`vitlab sweep QUESTION`: every run of a question, and its answer."""
+"""`vitlab sweep QUESTION`: trains every run of a question, and writes the answer."""
 
 import argparse
 import re
@@ -12,7 +12,7 @@ from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import complete
-from vitlab.report.conclude import MEASURED, conclude, held
+from vitlab.report.conclude import MEASURED, answer_runs, conclude
 from vitlab.storage.files import make_folder, write_json
 from vitlab.sweep import question
 from vitlab.sweep.reader import find, read
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from vitlab.sweep.plan import Plan
 
 DESCRIPTION = """Asks a question: trains every cell of a sweep file with every seed, and writes the answer. What is
-finished is not trained again, what was interrupted goes on: the same command continues wherever it was stopped."""
+finished is not trained again, what was interrupted continues: run the same command again wherever it was stopped."""
 EPILOG = """words:
-  scale=NAME               one of the file's scales; the first when nothing is said
+  scale=NAME               one of the file's scales; by default the first
   seeds=0,1,2              instead of the file's
   launcher=serial|local|hydra   one after the other in this process; a fresh process each, as many at once as there are
-                           slots (taken when nothing is said and there is more than one); a Hydra launcher's:
+                           slots (the default where there is more than one); a Hydra launcher's:
                            hydra/launcher=submitit_slurm, ray, joblib, ...
   slots=N                  trainings at once; one a GPU, or else one a core
   group=option key=value   of every run: fit.epochs=5 system.device=cpu tracking=off
@@ -46,32 +46,32 @@ def main(words: list[str]) -> int:
         prog="vitlab sweep",
         usage="vitlab sweep QUESTION [word ...] [--dry] [--retries N] [--wandb] [--publish]",
         description=DESCRIPTION,
-        epilog=EPILOG + listed(),
+        epilog=EPILOG + list_sweeps(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("question", help="a sweep file, or the name of one that ships")
+    parser.add_argument("question", help="a sweep file, or the name of one that comes with vitlab")
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--dry", action="store_true", help="checks and lists every run, here or for elsewhere")
-    parser.add_argument("--retries", type=int, default=0, metavar="N", help="how often a failed run is tried again")
+    parser.add_argument("--retries", type=int, default=0, metavar="N", help="how often a failed run is trained again")
     parser.add_argument("--wandb", action="store_true", help="the table and the figures to Weights & Biases as well")
     parser.add_argument("--publish", action="store_true", help="the answer beside the sweep file as well: NAME.md")
-    return ask(parser.parse_intermixed_args(words))
+    return run_sweep(parser.parse_intermixed_args(words))
 
 
-def listed() -> str:
-    """The sweeps that ship, with their questions."""
+def list_sweeps() -> str:
+    """The sweeps that come with vitlab, and their questions, for --help."""
     lines = []
     for file in sorted(SWEEPS.rglob("*.yaml")):
         found = re.search(r"^question: *(.*)$", file.read_text(), flags=re.MULTILINE)
         lines.append(f"  {file.stem:<26} {found[1] if found else ''}")
-    return "\nquestions that ship:\n" + "\n".join(lines)
+    return "\nquestions that come with vitlab:\n" + "\n".join(lines)
 
 
-def ask(options: argparse.Namespace) -> int:
-    given, overrides = own(options.words)
+def run_sweep(options: argparse.Namespace) -> int:
+    given, overrides = split_words(options.words)
     asked = read(find(options.question), given.get("scale"))
     if "seeds" in given:
-        asked = replace(asked, seeds=seeds(given["seeds"]))
+        asked = replace(asked, seeds=parse_seeds(given["seeds"]))
     launcher = given.get("launcher", "hydra" if any(word.startswith("hydra/launcher") for word in overrides) else None)
     if launcher not in (None, *LAUNCHERS):
         raise ConfigError(f"launcher={launcher}: one of {', '.join(LAUNCHERS)}")
@@ -93,7 +93,7 @@ def ask(options: argparse.Namespace) -> int:
     jobs = plan.jobs
     todo = [job for job in jobs if job.run.result()["status"] != "finished"]
     if options.dry:
-        show(plan, len(parts))
+        print_plan(plan, len(parts))
         return DONE
     make_folder(plan.folder, "give another folder, system.runs=PATH")
     write_json(plan.folder / "sweep.json", record)
@@ -111,7 +111,7 @@ def ask(options: argparse.Namespace) -> int:
         from vitlab.bench.cells import measure_cells
 
         write_json(plan.folder / MEASURED, {"lines": measure_cells(plan, lambda words: print(words, flush=True))})
-        conclude(record, held(plan.folder), plan.folder, page=page, wandb=options.wandb)
+        conclude(record, answer_runs(plan.folder), plan.folder, page=page, wandb=options.wandb)
         return DONE
     board = Board(before=len(jobs) - len(todo))
     launcher = launcher or ("local" if len(parts) > 1 else "serial")
@@ -119,7 +119,7 @@ def ask(options: argparse.Namespace) -> int:
     if asked.search is not None:
         from vitlab.sweep import search
 
-        found = search.run(plan, parts, board, options.retries, launcher, serial)
+        found = search.run(plan, parts, board, options.retries, launcher, train_in_turn)
         status, failures = found.status, [*found.failures]
         for cell in found.cells:
             record["cells"][cell.name] = {"cell": cell.identity, "overrides": list(cell.overrides)}
@@ -136,31 +136,31 @@ def ask(options: argparse.Namespace) -> int:
         for wave in waves(todo):
             status = max(status, hydra_launcher.run(wave, about_hydra)) if status < 128 else status
     else:
-        status = serial(todo)
+        status = train_in_turn(todo)
     if status >= 128:
-        print(f"stopped; every training is saved. The same command goes on:\nvitlab {shlex.join(sys.argv[1:])}")
+        print(f"stopped; every training is saved. The same command continues:\nvitlab {shlex.join(sys.argv[1:])}")
         return status
     conclude(record, plan.runs, plan.folder, page=page, wandb=options.wandb)
-    complain(failures)
+    report_failures(failures)
     return max(status, DONE)
 
 
-def own(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The words that are about the sweep itself, and the overrides of its runs."""
+def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The words about the sweep itself, by name, and the overrides of its runs."""
     pairs = [word.partition("=") for word in words]
     mine = {key: value for key, _, value in pairs if key in ("scale", "seeds", "launcher", "slots")}
     return mine, [word for word in words if word.partition("=")[0] not in mine]
 
 
-def seeds(said: str) -> tuple[int, ...]:
+def parse_seeds(said: str) -> tuple[int, ...]:
     found = [int(each) for each in said.split(",") if each.strip().isdecimal()]
     if not found or len(found) != len(said.split(",")) or len(set(found)) < len(found):
         raise ConfigError(f"seeds={said}: expected different seeds, such as seeds=0,1,2")
     return tuple(found)
 
 
-def serial(jobs: list[Any]) -> int:
-    """One training after the other in this process, which imports and reads once for all."""
+def train_in_turn(jobs: list[Any]) -> int:
+    """Trains one after the other in this process, which imports and reads the data once."""
     from vitlab.cli.run import run
     from vitlab.data.dataset import read_once
 
@@ -176,7 +176,7 @@ def serial(jobs: list[Any]) -> int:
 
 
 def waves(jobs: list[Any]) -> list[list[Any]]:
-    """Jobs that may run together, those that others start from in an earlier wave."""
+    """The jobs in groups that may run together: a job comes after the one that it starts from."""
     found: list[list[Any]] = []
     placed: dict[Any, int] = {}
     for job in jobs:
@@ -195,16 +195,16 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def complain(failures: list[Any]) -> None:
-    """What failed, why, and how to see it again."""
+def report_failures(failures: list[Any]) -> None:
+    """Prints each failed run, the end of its output, and its command."""
     for failure in failures:
         print(f"\n{failure.job} failed: {failure.reason}", file=sys.stderr)
         print("\n".join(f"  | {line}" for line in failure.tail.splitlines()), file=sys.stderr)
         print(f"  {failure.job.command}", file=sys.stderr)
 
 
-def show(plan: "Plan", slots: int) -> None:
-    """Every run as a command that can be pasted, with its cost, and what the store knows of the time it takes."""
+def print_plan(plan: "Plan", slots: int) -> None:
+    """Prints every run as a command, with its cost, and the time that earlier runs let expect."""
     from vitlab.storage import runs_table
     from vitlab.storage.metrics import si
     from vitlab.sweep.duration import estimate

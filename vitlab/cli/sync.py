@@ -1,4 +1,4 @@
-"""`vitlab sync [RUN...]`: uploads what was tracked offline to Weights & Biases."""
+"""`vitlab sync [RUN...]`: uploads offline runs to Weights & Biases."""
 
 import argparse
 import subprocess
@@ -9,8 +9,8 @@ from vitlab.cli.exit import DONE
 from vitlab.config.errors import ConfigError
 from vitlab.storage.files import file_errors
 
-DESCRIPTION = """Uploads offline runs to Weights & Biases, with its own `wandb sync`. What was uploaded before is left
-out."""
+DESCRIPTION = """Uploads offline runs to Weights & Biases, with its own `wandb sync`; those that were uploaded
+before are left out."""
 
 
 def main(words: list[str]) -> int:
@@ -20,7 +20,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="PATH", help="folder of all runs; runs")
     parser.add_argument("--dry-run", action="store_true", help="only prints the command")
     options = parser.parse_intermixed_args(words)
-    found = offline(options.run, options.runs)
+    found = offline_folders(options.run, options.runs)
     if not found:
         print("Nothing to upload: every offline run that is there has been uploaded.")
         return DONE
@@ -36,8 +36,8 @@ def main(words: list[str]) -> int:
 
 
 @file_errors()
-def offline(folders: list[Path], root: Path) -> list[Path]:
-    """The folders of offline runs that were not uploaded yet, the oldest first, in all runs or in those that are named.
+def offline_folders(folders: list[Path], root: Path) -> list[Path]:
+    """The offline W&B folders that were not uploaded yet, the oldest first, of these runs or of all.
 
     Raises:
         ConfigError: a folder that is no run.

@@ -24,10 +24,10 @@ def main(words: list[str]) -> int:
     with explained(overrides):
         given = complete(unfold(overrides, many=many), many=many)
         flags = [word for word in words if word not in overrides]
-        from vitlab.cli.hydra_task import hydra_main
+        from vitlab.cli.hydra_task import train_with_hydra
         from vitlab.cli.multirun import multirun
 
-        return multirun(flags, given, words) if many else hydra_main([*flags, *given], many=False)
+        return multirun(flags, given, words) if many else train_with_hydra([*flags, *given])
 
 
 def unfold(overrides: list[str], many: bool = False) -> list[str]:

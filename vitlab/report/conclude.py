@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vitlab.report.table import Comparison
-MOST = 20_000_000  # bytes of sweep.json
+MAX_BYTES = 20_000_000  # bytes of sweep.json
 MEASURED = "measured.json"  # of a sweep whose cells were measured, not trained
 
 
-def held(folder: Path) -> "Path | pd.DataFrame":
+def answer_runs(folder: Path) -> "Path | pd.DataFrame":
     """What a sweep's answer is made of: the folder of all runs, or the table of what was measured."""
     if not (folder / MEASURED).is_file():
         return folder.parent.parent
     import pandas as pd
 
-    return pd.DataFrame(read_json(folder / MEASURED, MOST)["lines"])
+    return pd.DataFrame(read_json(folder / MEASURED, MAX_BYTES)["lines"])
 
 
 @file_errors()
-def picked(what: list[str], runs: Path) -> "pd.DataFrame":
+def select_runs(what: list[str], runs: Path) -> "pd.DataFrame":
     """The table of these runs and folders of runs; of all runs where none is named.
 
     Raises:

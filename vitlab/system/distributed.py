@@ -114,20 +114,20 @@ def join_processes(system: System) -> Generator[Distributed]:
     device = torch.device(f"cuda:{local}" if kind == "cuda" else kind)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    threads = torch.get_num_threads()
     if system.threads is not None:
         torch.set_num_threads(system.threads)
-    if size == 1:
-        yield single_process(device)
-        return
-    joined = not distributed.is_initialized()
+    joined = size > 1 and not distributed.is_initialized()
     if joined:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=PATIENCE)
     try:
-        yield Distributed(distributed.get_rank(), size, device)
+        yield single_process(device) if size == 1 else Distributed(distributed.get_rank(), size, device)
     finally:
         if joined:
             distributed.destroy_process_group()
+        if torch.get_num_threads() != threads:  # for the next run of this process
+            torch.set_num_threads(threads)
 
 
 @contextmanager
