@@ -73,7 +73,10 @@ def test_a_bug_in_a_training_fails_its_run_and_asks_to_be_reported(tmp_path, mon
     assert Run(next(tmp_path.glob("*/result.json")).parent).result()["status"] == "failed"
 
 
-ALLOWED = {"wandb_value", "results_or_error"}  # a value that is no number; a job that a launcher lost, whatever its error
+ALLOWED = {
+    "wandb_value",
+    "results_or_error",
+}  # a value that is no number; a job that a launcher lost, whatever its error
 
 
 def test_no_command_takes_a_bug_for_a_mistake_of_its_user():
