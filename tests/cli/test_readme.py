@@ -3,6 +3,7 @@
 import re
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ from vitlab.model.vit import ViT
 from vitlab.report.answer import finding_of
 from vitlab.sweep import plan as plan_module
 from vitlab.sweep.reader import read
+from vitlab.system.footprint import check_memory
+from vitlab.training.optimizer import build_optimizer
+from vitlab.training.pretrained import Source, Start
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -98,6 +102,22 @@ def test_the_position_embedding_of_two_files_works(monkeypatch):
     assert model(torch.randn(2, 1, 6, 10)).shape == (2, 3)
     added = model.positions[0].add(torch.zeros(1, 16, 8))[0, 1:].view(3, 5, 8)
     torch.testing.assert_close(added, added[:, :1].expand(3, 5, 8))
+
+    # Initialisation, weight decay, loading at another image size and the memory estimate know it.
+    position = partial(ViT, **(sizes | {"width": 512}), position=build(node))
+    assert float(position().positions[0].rows.detach().std()) == pytest.approx(0.02, rel=0.1)
+    optimizer = build_optimizer(partial(torch.optim.AdamW, weight_decay=0.5), model)
+    (group,) = [g for g in optimizer.param_groups if any(p is model.positions[0].rows for p in g["params"])]
+    assert group["weight_decay"] == 0
+    larger = ViT(**(sizes | {"image_size": (12, 20)}), position=build(node))
+    source = Source(Path("run/best.pt"), model.state_dict(), (6, 10), ("a", "b", "c"))
+    start = Start(weights="run", origin=None, positions="bilinear", patch="refuse", head="same", freeze=False)
+    assert "resized: positions.0.rows 3x8 to 6x8" in start.apply(source, larger, ("a", "b", "c"))
+    rows, before = larger.positions[0].rows, model.positions[0].rows
+    torch.testing.assert_close(rows[[0, 5]], before[[0, 2]])
+    torch.testing.assert_close(rows[2], before[0] / 4 + before[1] * 3 / 4)
+    limited = {"image_size": (6, 10), "channels": 1, "classes": 3}
+    check_memory(partial(ViT, **{k: v for k, v in sizes.items() if k not in limited}, position=build(node)), **limited)
 
 
 @pytest.mark.parametrize("line", re.findall(r"^vitlab train (.+)$", TEXT, flags=re.MULTILINE))

@@ -13,12 +13,14 @@ from vitlab.config.build import assemble
 from vitlab.config.compose import compose as compose_overrides
 from vitlab.config.identity import identity
 from vitlab.model.meta import on_meta_device
+from vitlab.model.part import interpolated
+from vitlab.model.stem import resize_projection
 from vitlab.model.vit import ViT
 from vitlab.storage import checkpoint
 from vitlab.storage.run import Run
 from vitlab.system.distributed import single_process
 from vitlab.training.loop import fit
-from vitlab.training.pretrained import Start, repatched, stretched, to_come
+from vitlab.training.pretrained import Start, to_come
 from vitlab.training.setup import prepare
 
 SMALL = [
@@ -93,19 +95,19 @@ def test_learned_rows_and_columns_are_interpolated_too(tmp_path):
 def test_a_grid_that_is_stretched_is_torchs_own_whatever_its_shape():
     table = torch.randn(15, 6)
     for mode in ("bilinear", "bicubic"):
-        found = stretched(table, (3, 5), (6, 7), mode)
+        found = interpolated(table, (3, 5), (6, 7), mode)
         image = table.view(3, 5, 6).permute(2, 0, 1)[None]
         expected = (
             functional.interpolate(image, (6, 7), mode=mode, align_corners=False)[0].permute(1, 2, 0).reshape(42, 6)
         )
         torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(stretched(table, (3, 5), (3, 5), "bilinear"), table)
+    torch.testing.assert_close(interpolated(table, (3, 5), (3, 5), "bilinear"), table)
 
 
 def test_a_projection_of_larger_patches_gives_resized_patches_the_same_tokens():
     weight, patch = torch.randn(7, 2 * 16), torch.randn(1, 2, 4, 4)
     larger = functional.interpolate(patch, (6, 6), mode="bilinear", align_corners=False)
-    found = larger.flatten(1) @ repatched(weight, 4, 6).T
+    found = larger.flatten(1) @ resize_projection(weight, 4, 6).T
     torch.testing.assert_close(found, patch.flatten(1) @ weight.T, atol=1e-4, rtol=1e-4)
 
 

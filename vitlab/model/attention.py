@@ -1,6 +1,6 @@
 """Attention: every token looks at every other (Vaswani et al. 2017; Dosovitskiy et al. 2021, App. A)."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -14,6 +14,7 @@ from vitlab.config.errors import ConfigError
 from vitlab.model.dropout import Dropout
 from vitlab.model.dropout import dropout as drop
 from vitlab.model.grid import Grid
+from vitlab.model.part import Part
 from vitlab.model.position import Position
 from vitlab.model.stem import divisors
 
@@ -79,7 +80,7 @@ WORTHY = 2**15  # numbers of a head's queries; of fewer, a product takes less ti
 MOST = 4096  # tokens up to which that, measured up to 577, is taken to hold
 
 
-class Attention(nn.Module):
+class Attention(Part):
     """Multi-head self-attention; `attend` is what another kind of attention replaces.
 
     Args:
@@ -94,6 +95,8 @@ class Attention(nn.Module):
     Raises:
         ConfigError: the heads do not divide the width, or a share outside 0 ... 1.
     """
+
+    stacked: ClassVar = {"qkv.weight": 3}
 
     def __init__(
         self,
@@ -123,6 +126,27 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
         self.output_dropout = Dropout(output_dropout)
 
+    def init_layers(self, init: Any) -> None:
+        if not init.joint_qkv:
+            for part in self.qkv.weight.chunk(3):
+                nn.init.xavier_uniform_(part)
+
+    def looks_at(self, grid: Grid) -> int:
+        """The number of tokens that each token attends to."""
+        return grid.tokens
+
+    def weights_kept(self, grid: Grid, *, device: str, full: bool) -> int:
+        """How many attention weights of an image a training step keeps for its backward pass, at least.
+
+        Args:
+            grid: the token grid.
+            device: cpu, cuda, ...
+            full: whether q, k and v are of 32 bits.
+        """
+        seen = self.looks_at(grid)
+        kernel = self.chosen(tokens=seen, device=device, full=full, plain=True)
+        return self.heads * grid.tokens * seen if kernel == "explicit" else 0
+
     def forward(
         self, x: Float[Tensor, "b t d"], position: Position, weights: list[Tensor] | None = None
     ) -> Float[Tensor, "b t d"]:
@@ -136,9 +160,10 @@ class Attention(nn.Module):
         return self.output_dropout(self.output(rearrange(out, "b heads t k -> b t (heads k)")))
 
     def place(self, grid: Grid, layer: int, position: Position) -> None:
-        """Told by the ViT where this attention stands: the lattice of its tokens, its block, and what it is turned by.
+        """Called by the ViT with the token grid, the number of this block and its position.
 
-        A kind that cannot work there raises ValueError.
+        Raises:
+            ConfigError: this kind of attention cannot work there.
         """
 
     def attend(self, qkv: Projected, bias: Weights | None, weights: list[Tensor] | None) -> Keys:
@@ -177,7 +202,7 @@ class Attention(nn.Module):
 
 
 class Axial(Attention):
-    """Attention along the rows of the lattice in one block, and along its columns in the next (Ho et al. 2019).
+    """Attention along the rows of the token grid in one block, and along its columns in the next (Ho et al. 2019).
 
     The paper's axial block (D.6) is attention along rows, an MLP, attention along columns and an MLP: two blocks here,
     so that its Axial-ViT-B has `model.depth=24`. A last block without a partner goes along rows.
@@ -188,6 +213,9 @@ class Axial(Attention):
 
     grid: Grid
     rows: bool
+
+    def looks_at(self, grid: Grid) -> int:
+        return min(grid.height, grid.width)
 
     def place(self, grid: Grid, layer: int, position: Position) -> None:
         if grid.prefix:

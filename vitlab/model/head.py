@@ -3,8 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitlab.model.part import Part
 
-class Linear(nn.Module):
+
+class Linear(Part):
     """One linear layer (Dosovitskiy et al. 2021, 3.1, fine-tuning).
 
     Args:

@@ -1,4 +1,4 @@
-"""Initialisation: what every weight of a ViT starts as, in one place."""
+"""Initialisation of the weights of a ViT."""
 
 import math
 from typing import Any, Literal
@@ -6,10 +6,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from vitlab.config.errors import ConfigError
-from vitlab.model.attention import Attention
-from vitlab.model.mlp import Mlp, SwiGlu
-from vitlab.model.pool import Map
-from vitlab.model.position import Learned1d, Learned2d, Relative
+from vitlab.model.part import Part
 
 
 def lecun_normal_(weight: Tensor) -> None:
@@ -65,25 +62,13 @@ class Init:
                     nn.init.xavier_uniform_(module.weight)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
-                case Learned1d() | Relative():
-                    nn.init.normal_(module.table, std=self.position_std)
-                case Learned2d():
-                    for table in (module.prefix, module.rows, module.columns):
-                        nn.init.normal_(table, std=self.position_std)
+                case Part():
+                    module.init_parameters(self)
         if model.prefix is not None:
             nn.init.normal_(model.prefix, std=self.token_std)
-        for module in model.modules():  # a second pass: parents say more than the layers they hold
-            match module:
-                case Attention() if not self.joint_qkv:
-                    for part in module.qkv.weight.chunk(3):
-                        nn.init.xavier_uniform_(part)
-                case Mlp() | SwiGlu():
-                    for bias in (module.expand.bias, module.contract.bias):
-                        nn.init.normal_(bias, std=self.mlp_bias_std)
-                case Map():
-                    nn.init.xavier_uniform_(module.probe)
-                    for part in module.key_value.weight.chunk(2):
-                        nn.init.xavier_uniform_(part)
+        for module in model.modules():
+            if isinstance(module, Part):
+                module.init_layers(self)
         model.head.reset()
 
 

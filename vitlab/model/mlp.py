@@ -1,6 +1,6 @@
 """MLP: what a block does to each token alone."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,9 +8,21 @@ from torch.nn import functional
 
 from vitlab.config.errors import ConfigError
 from vitlab.model.dropout import Dropout
+from vitlab.model.part import Part
 
 
-class Mlp(nn.Module):
+class TokenMlp(Part):
+    """The contract: two linear layers, `expand` and `contract`, whose biases start near zero."""
+
+    expand: nn.Linear
+    contract: nn.Linear
+
+    def init_layers(self, init: Any) -> None:
+        for bias in (self.expand.bias, self.contract.bias):
+            nn.init.normal_(bias, std=init.mlp_bias_std)
+
+
+class Mlp(TokenMlp):
     """Two linear layers with a GELU between, dropout after each (Dosovitskiy et al. 2021, App. A).
 
     Args:
@@ -34,7 +46,7 @@ class Mlp(nn.Module):
         return self.dropout(self.contract(self.dropout(self.activation(self.expand(x)))))
 
 
-class SwiGlu(nn.Module):
+class SwiGlu(TokenMlp):
     """contract(silu(gate(x)) * expand(x)), Shazeer 2020, "GLU variants improve transformer".
 
     Args:

@@ -1,14 +1,17 @@
 """Pool: from all tokens to one vector an image."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitlab.model.attention import explicit
 from vitlab.model.mlp import Mlp
+from vitlab.model.part import Part
 
 
-class Pool(nn.Module):
+class Pool(Part):
     """The contract: `prefix` learned tokens stand in front of the patches; `forward` makes one vector of them all.
 
     Args:
@@ -53,6 +56,11 @@ class Map(Pool):
         self.output = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width=width, dropout=0.0)
+
+    def init_layers(self, init: Any) -> None:
+        nn.init.xavier_uniform_(self.probe)
+        for part in self.key_value.weight.chunk(2):
+            nn.init.xavier_uniform_(part)
 
     def forward(self, prefix: Float[Tensor, "b p d"], patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         key, value = self.key_value(patches).chunk(2, dim=-1)

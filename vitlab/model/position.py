@@ -3,7 +3,7 @@
 A kind overrides one hook: `add` (to the tokens), `rotate` (queries and keys) or `bias` (on the attention logits).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -12,17 +12,21 @@ from torch import Tensor, nn
 
 from vitlab.config.errors import ConfigError
 from vitlab.model.grid import Grid
+from vitlab.model.part import Part, Resizing, interpolated
 
 At = Literal["stem", "every_block", "every_block_shared"]
 
 
-class Position(nn.Module):
+class Position(Part):
     """No position at all, and the contract of all kinds.
+
+    The parameters that a kind owns are tables of vectors: they are drawn with `model.init.position_std`, have no weight
+    decay, and are interpolated to another token grid if their length is the tokens, patches, rows or columns of it.
 
     Args:
         width: channels of a token.
         head_width: channels of a head.
-        grid: the lattice of tokens.
+        grid: the token grid.
     """
 
     at: At = "every_block_shared"  # one module serves every block; nothing enters at the stem
@@ -41,6 +45,23 @@ class Position(nn.Module):
 
     def bias(self, q: Float[Tensor, "b heads t k"]) -> Float[Tensor, "b heads t t"] | None:
         """What is added to the attention logits before they are scaled; called in every block."""
+        return None
+
+    def init_parameters(self, init: Any) -> None:
+        for table in self.parameters(recurse=False):
+            nn.init.normal_(table, std=init.position_std)
+
+    def resized(self, name: str, value: Tensor, how: Resizing) -> Tensor | None:
+        own, grid = getattr(self, name, None), self.grid
+        if own is None or value.ndim != 2 or value.shape[1] != own.shape[1]:
+            return None
+        prefix = grid.prefix if len(own) == grid.tokens else 0
+        if len(own) == prefix + grid.patches and how.prefix == grid.prefix:
+            before = how.grid(len(value) - prefix)
+            patches = interpolated(value[prefix:], before, (grid.height, grid.width), how.positions)
+            return torch.cat((value[:prefix], patches))
+        if len(own) in (grid.height, grid.width):
+            return interpolated(value, (len(value), 1), (len(own), 1), how.positions)
         return None
 
 
@@ -63,7 +84,7 @@ class Learned1d(Position):
 class Learned2d(Position):
     """A learned half-width vector a row and one a column, concatenated (Dosovitskiy et al. 2021, D.4).
 
-    The paper leaves unsaid what prefix tokens get; here each has a full-width vector of its own.
+    The paper does not say what prefix tokens get; here each has a full-width vector of its own.
 
     Args:
         at: where it enters, see `Learned1d`.
@@ -86,6 +107,9 @@ class Learned2d(Position):
         columns = self.columns[None, :, :].expand(self.grid.height, -1, -1)
         patches = rearrange(torch.cat((rows, columns), dim=-1), "h w d -> (h w) d")
         return tokens + torch.cat((self.prefix, patches))
+
+    def resized(self, name: str, value: Tensor, how: Resizing) -> Tensor | None:
+        return None if name == "prefix" else super().resized(name, value, how)
 
 
 def check_base(base: float) -> None:
@@ -169,6 +193,9 @@ class Relative(Position):
         offsets = nn.functional.pad(offsets, (0, n - 1))
         patches = offsets.unflatten(2, (n + 1, 2 * n - 1))[:, :, :n, n - 1 :]
         return nn.functional.pad(patches, (self.grid.prefix, 0, self.grid.prefix, 0))
+
+    def resized(self, name: str, value: Tensor, how: Resizing) -> Tensor | None:
+        return None  # offsets in raster order mean other places on another grid
 
 
 class Rope(Position):

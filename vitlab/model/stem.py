@@ -1,13 +1,16 @@
 """Stem: from an image to one token a patch."""
 
-from math import gcd
+import math
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vitlab.config.errors import ConfigError
 from vitlab.model.grid import Grid
+from vitlab.model.part import Part, Resizing
 
 
 def divisors(number: int) -> list[int]:
@@ -15,7 +18,7 @@ def divisors(number: int) -> list[int]:
     return [d for d in range(1, min(number, 4096) + 1) if number % d == 0]
 
 
-class Stem(nn.Module):
+class Stem(Part):
     """The contract: `grid` says how many patches come out, `forward` makes their tokens.
 
     Args:
@@ -34,7 +37,7 @@ class Stem(nn.Module):
         super().__init__()
         height, breadth = image_size
         if patch < 1 or height % patch or breadth % patch:
-            fitting = ", ".join(str(d) for d in divisors(gcd(height, breadth)))
+            fitting = ", ".join(str(d) for d in divisors(math.gcd(height, breadth)))
             raise ConfigError(f"patch={patch} does not divide image_size={height}x{breadth}: use one of {fitting}")
         self.grid = Grid(height // patch, breadth // patch)
 
@@ -56,6 +59,28 @@ class Patches(Stem):
     def forward(self, images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b n d"]:
         pixels = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         return self.projection(pixels)
+
+    def resized(self, name: str, value: Tensor, how: Resizing) -> Tensor | None:
+        own = self.projection.weight
+        if how.patch == "refuse" or name != "projection.weight" or len(value) != len(own):
+            return None
+        channels = own.shape[1] // self.patch**2
+        side = math.isqrt(value.shape[1] // channels)
+        if channels * side**2 != value.shape[1]:
+            return None
+        return own if value.is_meta else resize_projection(value, side, self.patch)
+
+
+def resize_projection(weight: Float[Tensor, "d pixels"], before: int, after: int) -> Float[Tensor, "d pixels"]:
+    """The projection of patches `before` pixels wide for patches of `after`: FlexiViT's PI-resize.
+
+    With the matrix R that resizes a patch, pinv(R^T) w has with a resized patch the product that w had with the patch,
+    exactly where the patch grows.
+    """
+    basis = torch.eye(before**2, dtype=torch.float64).view(before**2, 1, before, before)
+    resize = functional.interpolate(basis, (after, after), mode="bilinear", antialias=after < before).flatten(1)
+    kernel = rearrange(weight.double(), "d (c p) -> d c p", p=before**2) @ torch.linalg.pinv(resize).mT
+    return kernel.flatten(1).to(weight.dtype)
 
 
 class Convolutions(Stem):

@@ -70,12 +70,10 @@ def check_memory(
     check_fits(first + (depth - 1) * block + BLOCK * depth, of_weights, smaller, device)
 
     tokens, product = one.grid.tokens, NUMBER // 2 if half else NUMBER
-    attention: Any = one.blocks[0].attention.branch if depth else None
-    kinds = {"Attention": tokens, "Axial": min(one.grid.height, one.grid.width)}
-    line = kinds.get(type(attention).__name__, 0)  # tokens that a token looks at
-    where = {"tokens": line, "device": torch.device(device).type}
-    written = line > 0 and attention.chosen(**where, full=not half, plain=True) == "explicit"
-    weights = product * given["heads"] * tokens * line if written else 0
+    weights = 0
+    if depth:
+        attention: Any = one.blocks[0].attention.branch
+        weights = product * attention.weights_kept(one.grid, device=torch.device(device).type, full=not half)
     of_block = tokens * width * (2 * NUMBER + 6 * product) + weights
     if batch:
         kept = depth * NUMBER * tokens * width + min(depth, 1) * of_block if recomputed else depth * of_block

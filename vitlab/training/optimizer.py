@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from vitlab.config.errors import ConfigError
-from vitlab.model.attention import Attention
+from vitlab.model.part import Part
 from vitlab.model.vit import ViT
 from vitlab.system.distributed import full_tensor
 from vitlab.system.lazy_imports import spare_dynamo
@@ -55,8 +55,8 @@ def matrices(model: nn.Module) -> dict[str, int]:
     for module in model.blocks.modules() if isinstance(model, ViT) else ():
         if isinstance(module, nn.Linear):
             held.setdefault(id(module.weight), 1)
-        elif isinstance(module, Attention):
-            held[id(module.qkv.weight)] = 3
+        elif isinstance(module, Part):
+            held |= {id(module.get_parameter(name)): count for name, count in module.stacked.items()}
     return {name: held.get(id(p), 0) for name, p in model.named_parameters()}
 
 

@@ -1,21 +1,16 @@
 """Start: where a training's weights begin, at chance or at those of a model that is trained already."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from vitlab.config.errors import ConfigError
-from vitlab.model.position import Learned1d, Learned2d
-from vitlab.model.stem import Patches
+from vitlab.model.part import Part, Resizing
 from vitlab.model.vit import ViT
 from vitlab.storage import checkpoint
 from vitlab.storage.files import file_errors
@@ -32,12 +27,6 @@ class Source:
     weights: Mapping[str, Tensor]
     image_size: tuple[int, int]
     classes: tuple[str, ...]
-
-    def grid(self, patches: int) -> tuple[int, int]:
-        """Rows and columns of so many patches of its images."""
-        height, width = self.image_size
-        rows = max(1, round(math.sqrt(patches * height / width)))
-        return rows, patches // rows
 
 
 @dataclass(kw_only=True)
@@ -123,7 +112,7 @@ class Start:
                 continue
             if value.shape == own[name].shape:
                 new[name] = value
-            elif (fitted := self.fitted(name, value, source, model)) is not None:
+            elif (fitted := self.resized(name, value, source, model)) is not None:
                 new[name] = fitted
                 resized.append(f"{name} {shape(value)} to {shape(fitted)}")
         odd = [name for name in {**own, **kept} if name.startswith(SAME) and name not in new]
@@ -150,26 +139,13 @@ class Start:
     def keeps(self, name: str, source: Source, classes: tuple[str, ...]) -> bool:
         return not name.startswith("head.") or (self.head == "same" and source.classes == classes)
 
-    def fitted(self, name: str, value: Tensor, source: Source, model: ViT) -> Tensor | None:
-        """A tensor of the source in this model's shape, without memory if it is; None where it cannot be."""
-        module = model.get_submodule(name.rpartition(".")[0]) if "." in name else model
-        own = model.state_dict()[name]
-        if isinstance(module, Learned1d) and value.shape[1:] == own.shape[1:]:
-            prefix = len(source.weights["prefix"]) if "prefix" in source.weights else 0
-            if prefix != model.grid.prefix:
-                return None
-            if value.is_meta:
-                return own
-            before = source.grid(len(value) - prefix)
-            patches = stretched(value[prefix:], before, (model.grid.height, model.grid.width), self.positions)
-            return torch.cat((value[:prefix], patches))
-        if isinstance(module, Learned2d) and value.shape[1:] == own.shape[1:] and not name.endswith("prefix"):
-            return own if value.is_meta else stretched(value, (len(value), 1), (len(own), 1), self.positions)
-        if isinstance(module, nn.Linear) and isinstance(model.stem, Patches) and name == "stem.projection.weight":
-            channels = own.shape[1] // model.stem.patch**2
-            side = math.isqrt(value.shape[1] // channels)
-            if self.patch == "resize" and channels * side**2 == value.shape[1] and len(value) == len(own):
-                return own if value.is_meta else repatched(value, side, model.stem.patch)
+    def resized(self, name: str, value: Tensor, source: Source, model: ViT) -> Tensor | None:
+        """A tensor of the source in the shape that it has in this model, as its part says; None if that cannot be."""
+        how = Resizing(source.image_size, len(source.weights.get("prefix", ())), self.positions, self.patch)
+        words = name.split(".")
+        for length in range(len(words) - 1, 0, -1):
+            if isinstance(part := model.get_submodule(".".join(words[:length])), Part):
+                return part.resized(".".join(words[length:]), value, how)
         return None
 
 
@@ -199,27 +175,6 @@ def exported(file: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read ({error}): get it again") from error
     return {"model": weights, "facts": facts.get("facts") if isinstance(facts, dict) else None}
-
-
-def stretched(
-    table: Float[Tensor, "n d"], before: tuple[int, int], after: tuple[int, int], mode: str
-) -> Float[Tensor, "m d"]:
-    """Vectors on a grid of rows and columns, interpolated to another grid over the same image."""
-    image = rearrange(table.float(), "(h w) d -> 1 d h w", h=before[0])
-    image = functional.interpolate(image, size=after, mode=mode, align_corners=False)
-    return rearrange(image, "1 d h w -> (h w) d").to(table.dtype)
-
-
-def repatched(weight: Float[Tensor, "d pixels"], before: int, after: int) -> Float[Tensor, "d pixels"]:
-    """The projection of patches `before` pixels wide for patches of `after`: FlexiViT's PI-resize.
-
-    With the matrix R that resizes a patch, pinv(R^T) w has with a resized patch the product that w had with the patch,
-    exactly where the patch grows.
-    """
-    basis = torch.eye(before**2, dtype=torch.float64).view(before**2, 1, before, before)
-    resize = functional.interpolate(basis, (after, after), mode="bilinear", antialias=after < before).flatten(1)
-    kernel = rearrange(weight.double(), "d (c p) -> d c p", p=before**2) @ torch.linalg.pinv(resize).mT
-    return kernel.flatten(1).to(weight.dtype)
 
 
 def shape(tensor: Tensor) -> str:
