@@ -152,7 +152,7 @@ def test_what_cannot_be_carried_over_is_refused_before_anything_is_trained(run, 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     torch.save({"model": nn.Linear(1, 1)}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="holds other things than tensors"):
+    with pytest.raises(ValueError, match="holds other objects than tensors"):
         setup(f"init={tmp_path / 'evil.pt'}")
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="holds no weights of vitlab's"):

@@ -71,7 +71,7 @@ class Patches(Stem):
         return own if value.is_meta else resize_projection(value, side, self.patch)
 
 
-def resize_projection(weight: Float[Tensor, "d pixels"], before: int, after: int) -> Float[Tensor, "d pixels"]:
+def resize_projection(weight: Float[Tensor, "d before"], before: int, after: int) -> Float[Tensor, "d after"]:
     """The projection of patches `before` pixels wide for patches of `after`: FlexiViT's PI-resize.
 
     With the matrix R that resizes a patch, pinv(R^T) w has with a resized patch the product that w had with the patch,
