@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 from vitlab.__main__ import main
-from vitlab.config.errors import Locked
+from vitlab.config.errors import ConfigError, Locked
 from vitlab.report import search_figures
 from vitlab.storage.files import read_json
 from vitlab.storage.run import Run
@@ -306,7 +306,7 @@ def test_the_same_configuration_is_told_without_a_second_training(make):
 
 def no_threes(cell):
     if "model.heads=3" in cell.overrides:
-        raise ValueError("model.width=8 is not a multiple of model.heads=3")
+        raise ConfigError("model.width=8 is not a multiple of model.heads=3")
 
 
 def test_a_refused_trial_is_told_with_its_reason_and_takes_no_place(make):
@@ -326,7 +326,7 @@ def test_a_refused_trial_is_told_with_its_reason_and_takes_no_place(make):
 def test_a_search_of_which_every_trial_is_refused_ends_with_the_reason(make):
     def refuses(cell):
         if cell.name.startswith("trial"):
-            raise ValueError("that cannot be")
+            raise ConfigError("that cannot be")
 
     with pytest.raises(ValueError, match=r"first 10 trials was refused, the last: that cannot be"):
         drive(make(trials=50, refuses=refuses))
@@ -341,7 +341,7 @@ def test_an_end_that_cannot_be_is_refused_before_any_trial(make):
 def test_an_end_that_goes_with_other_values_of_the_rest_is_not_refused(make):
     def refuses(cell):
         if "model.heads=3" in cell.overrides and "model.width=9" not in cell.overrides:
-            raise ValueError("no")
+            raise ConfigError("no")
 
     trials_of(make(space="{model.heads: [1, 3], model.width: [8, 9]}", refuses=refuses)).check_ends()
 
