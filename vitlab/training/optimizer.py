@@ -17,7 +17,7 @@ from vitlab.system.distributed import full_tensor
 from vitlab.system.lazy_imports import spare_dynamo
 from vitlab.training.muon import Muon
 
-RANGES = {  # of what an optimizer takes, as far as numbers of 32 bits can hold its steps
+RANGES = {  # of an optimizer's arguments, within which its steps are finite in 32 bits
     "lr": (0, 1e30),
     "weight_decay": (0, 1e6),
     "betas": (0, 1),
@@ -68,8 +68,8 @@ def build_optimizer(
     Args:
         make: an optimizer without its parameters.
         model: whose parameters are grouped.
-        layer_decay: each layer learns at this share of the rate of the one after it (Clark et al. 2020, ELECTRA).
-        scale: what the learning rate is multiplied by.
+        layer_decay: the learning rate of each layer as a fraction of that of the next one (Clark et al. 2020, ELECTRA).
+        scale: factor of the learning rate.
 
     Raises:
         ConfigError: what the optimizer refuses, such as a negative learning rate.
@@ -94,8 +94,8 @@ def build_optimizer(
     try:
         optimizer = make([groups[key] for key in sorted(groups, reverse=True)], **fused)
     except (ValueError, AssertionError) as error:
-        said = ", ".join(f"{name}={value}" for name, value in values.items())
-        raise ConfigError(f"optimizer: {str(error) or 'it cannot work with one of these values'} ({said})") from error
+        given = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise ConfigError(f"optimizer: {str(error) or 'it cannot work with one of these values'} ({given})") from error
     for name, value in values.items():
         least, most = RANGES.get(name, (-math.inf, math.inf))
         if not all(least <= v <= most for v in (value if isinstance(value, tuple) else (value,))):
@@ -104,7 +104,7 @@ def build_optimizer(
         raise ConfigError(f"optimizer.betas={values['betas']}: a schedule-free one divides by the first; 0.9 is usual")
     if not optimizer.defaults["lr"] * scale <= RANGES["lr"][1]:
         raise ConfigError(
-            f"optimizer.lr={optimizer.defaults['lr']}: too much once fit.lr_scaling multiplies it by {scale:g}"
+            f"optimizer.lr={optimizer.defaults['lr']}: too large after fit.lr_scaling multiplies it by {scale:g}"
         )
     for group in optimizer.param_groups:
         group["lr"] *= scale
@@ -114,17 +114,16 @@ def build_optimizer(
 
 @contextmanager
 def evaluating(optimizer: Optimizer) -> Generator[None]:
-    """The weights as they are judged and kept: schedule-free optimizers train at one point and answer from another."""
-    turn = {name: getattr(optimizer, name, lambda: None) for name in ("eval", "train")}
-    turn["eval"]()
+    """While entered, the weights are those to evaluate and keep; schedule-free optimizers train with others."""
+    getattr(optimizer, "eval", lambda: None)()
     try:
         yield
     finally:
-        turn["train"]()
+        getattr(optimizer, "train", lambda: None)()
 
 
 def clip(model: nn.Module, norm: float | None) -> torch.Tensor:
-    """Scales the gradients down to a norm of at most `norm` over all; their norm before, without waiting for it."""
+    """Clips the gradients to a total norm of at most `norm`; gives the norm before, without waiting for the GPU."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     total = full_tensor(nn.utils.get_total_norm(gradients))
     if norm is not None:

@@ -1,4 +1,4 @@
-"""Start: where a training's weights begin, at chance or at those of a model that is trained already."""
+"""Initial weights: random, or those of a trained model (`init=RUN`)."""
 
 import json
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from vitlab.storage import checkpoint
 from vitlab.storage.files import file_errors
 from vitlab.storage.run import Run
 
-SAME = ("stem.", "blocks.", "norm.")  # parts that a model must have in common with the one that it starts from
+SHARED = ("stem.", "blocks.", "norm.")  # parts that must fit those of the trained model
 
 
 @dataclass(frozen=True)
 class Source:
-    """Trained weights, and what is known of the model that they are of."""
+    """Trained weights, and the images that their model was trained on."""
 
     file: Path
     weights: Mapping[str, Tensor]
@@ -31,23 +31,21 @@ class Source:
 
 @dataclass(kw_only=True)
 class Start:
-    """What the weights of a training begin as.
+    """The initial weights of a training: the `init` group of the configuration.
 
     Args:
-        weights: a run's folder, or its best.pt or best.safetensors, to go on from; None draws them at random. Other
-            classes get a new head, another image size gets its position embeddings interpolated (Dosovitskiy et al.
-            2021, 3.2).
-        origin: what that run has in common with others of its kind, whatever their seed: the cell of its result.json.
-            With it, trainings that start each from the run of its own seed are one cell; without it the path tells them
-            apart.
-        positions: how those are interpolated: bilinear, as the authors do, or bicubic, as DeiT.
-        patch: what another patch size does: refuse, or resize the projection by the pseudo-inverse of a bilinear
-            resize, which leaves the tokens of resized patches as they are (Beyer et al. 2023, FlexiViT).
-        head: the source's, where its classes are the same ones; or a new one, always, as in the paper's fine-tuning.
-        freeze: whether everything but the head stays as it is loaded.
+        weights: a run's folder, or its best.pt or best.safetensors; None draws random weights. Other classes get a new
+            head; for another image size position embeddings are interpolated (Dosovitskiy et al. 2021, 3.2).
+        origin: the `cell` in the run's result.json, which is the same for all seeds. With it, trainings that each start
+            from the run of their own seed are one cell; without it they differ by the path.
+        positions: interpolation of position embeddings: bilinear, as the authors do, or bicubic, as DeiT does.
+        patch: what happens for another patch size: refuse, or resize the projection by the pseudo-inverse of a bilinear
+            resize, which keeps the tokens of resized patches (Beyer et al. 2023, FlexiViT).
+        head: same keeps the trained head if the classes are the same; new never does, as in the paper's fine-tuning.
+        freeze: whether only the head is trained.
 
     Raises:
-        ConfigError: nothing to freeze, or of an origin.
+        ConfigError: freeze or origin without weights.
     """
 
     weights: str | None
@@ -67,7 +65,7 @@ class Start:
 
     @file_errors()
     def read(self) -> Source | None:
-        """The weights to start from; None for chance.
+        """The trained weights; None for random ones.
 
         Raises:
             ConfigError: no file of weights, one that cannot be read safely, or one of another origin.
@@ -81,29 +79,29 @@ class Start:
             raise ConfigError(f"init={self.weights}: {there}")
         if self.origin is not None and (cell := Run(path).result().get("cell")) != self.origin:
             raise ConfigError(
-                f"init.origin={self.origin}: {self.weights} is of the cell {cell or 'that nothing says'}: leave it out"
+                f"init.origin={self.origin}: {self.weights} is of the cell {cell or 'unknown'}: leave it out"
             )
         saved = exported(file) if file.suffix == ".safetensors" else checkpoint.load(file)
-        weights, said = saved.get("model"), saved.get("facts")
-        facts: dict[str, Any] = said if isinstance(said, dict) else {}
+        weights, facts = saved.get("model"), saved.get("facts")
+        facts = facts if isinstance(facts, dict) else {}
         size = facts.get("image_size")
-        named = isinstance(weights, dict) and all(
+        finite = isinstance(weights, dict) and all(
             isinstance(v, Tensor) and v.isfinite().all() for v in weights.values()
         )
-        if not (named and isinstance(size, list) and len(size) == 2 and min(size) > 0):
+        if not (finite and isinstance(size, list) and len(size) == 2 and min(size) > 0):
             raise ConfigError(f"init={self.weights}: {file} holds no weights of vitlab's: give a run's folder")
         return Source(file, weights, (size[0], size[1]), tuple(facts.get("classes") or ()))
 
     def apply(self, source: Source, model: ViT, classes: tuple[str, ...]) -> str:
-        """Gives a model the weights of another, and says what was loaded, resized, and left out.
+        """Loads the weights into a model; gives a sentence about what was loaded, resized, and left out.
 
         Args:
             source: from `read`.
-            model: to be trained; what it has alone stays as it was drawn.
-            classes: names of its classes. Other ones than the source's are learned by a new head.
+            model: to be trained; tensors that only it has keep their random values.
+            classes: names of its classes. Others than the source's get a new head.
 
         Raises:
-            ConfigError: the two differ in what cannot be carried over; both named.
+            ConfigError: stem, blocks or norm do not fit.
         """
         own, new, resized = model.state_dict(), {}, []
         kept = {name: each for name, each in source.weights.items() if self.keeps(name, source, classes)}
@@ -115,7 +113,7 @@ class Start:
             elif (fitted := self.resized(name, value, source, model)) is not None:
                 new[name] = fitted
                 resized.append(f"{name} {shape(value)} to {shape(fitted)}")
-        odd = [name for name in {**own, **kept} if name.startswith(SAME) and name not in new]
+        odd = [name for name in {**own, **kept} if name.startswith(SHARED) and name not in new]
         if odd:
             theirs, ours = (shape(held[odd[0]]) if odd[0] in held else "none" for held in (kept, own))
             raise ConfigError(
@@ -126,21 +124,21 @@ class Start:
         left += sorted(source.weights.keys() - kept.keys())
         with torch.no_grad():
             for name, value in new.items():
-                if not own[name].is_meta:  # of a model without memory, that is only asked whether it would fit
+                if not own[name].is_meta:  # on the meta device it is only checked whether they fit
                     own[name].copy_(value)
         if self.freeze:
             freeze(model)
-        said = [f"{len(new)} tensors are loaded from {source.file}"]
-        said += [f"resized: {', '.join(resized)}"] if resized else []
-        said += [f"left out: {', '.join(left)}"] if left else []
-        said += [f"drawn at random: {', '.join(fresh)}"] if fresh else []
-        return "; ".join(said) + ("; all but the head is frozen" if self.freeze else "")
+        lists = {"resized": resized, "left out": left, "drawn at random": fresh}
+        clauses = [f"{len(new)} tensors are loaded from {source.file}"]
+        clauses += [f"{what}: {', '.join(names)}" for what, names in lists.items() if names]
+        return "; ".join(clauses) + ("; all but the head is frozen" if self.freeze else "")
 
     def keeps(self, name: str, source: Source, classes: tuple[str, ...]) -> bool:
+        """Whether a tensor of the source is used: the head's only with the same classes."""
         return not name.startswith("head.") or (self.head == "same" and source.classes == classes)
 
     def resized(self, name: str, value: Tensor, source: Source, model: ViT) -> Tensor | None:
-        """A tensor of the source in the shape that it has in this model, as its part says; None if that cannot be."""
+        """A tensor of the source in its shape in this model, resized by its part; None if that cannot be."""
         how = Resizing(source.image_size, len(source.weights.get("prefix", ())), self.positions, self.patch)
         words = name.split(".")
         for length in range(len(words) - 1, 0, -1):
@@ -150,18 +148,18 @@ class Start:
 
 
 def freeze(model: ViT) -> None:
-    """Leaves nothing but the head to be learned."""
+    """Leaves only the head trainable."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("head."))
 
 
 def to_come(file: Path, model: ViT, image_size: tuple[int, int], classes: tuple[str, ...]) -> Source:
-    """What a training will leave whose model is there already, be it without memory."""
+    """The weights of a training that has not run yet; its model may be on the meta device."""
     return Source(file, model.state_dict(), image_size, classes)
 
 
 def exported(file: Path) -> dict[str, Any]:
-    """What best.safetensors holds, as best.pt has it.
+    """The contents of best.safetensors in the layout of best.pt.
 
     Raises:
         ConfigError: it is no such file.

@@ -133,7 +133,7 @@ class Recipe:
 
     @property
     def image_shape(self) -> dict[str, Any]:
-        """What the model is told about the images."""
+        """The image size, channels and classes that the model is built for."""
         data = self.dataset
         return {"image_size": data.shape, "channels": data.channels, "classes": len(data.classes)}
 

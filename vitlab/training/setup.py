@@ -100,13 +100,13 @@ def describe_lr(setup: TrainingSetup) -> str:
     """The learning rate at its peak, and where it comes from."""
     options, groups = setup.fit, setup.optimizer.param_groups
     peak = max(group["initial_lr"] * group["lr_scale"] for group in groups)
-    said = f"learning rate {peak:.3g} at its peak"
+    text = f"learning rate {peak:.3g} at its peak"
     if options.lr_scaling != "none":
-        said += (
+        text += (
             f": {peak / options.lr_factor():.3g} x {options.lr_factor():.3g}, {options.lr_scaling} in the batch,"
             f" {options.batch_size} / {options.lr_batch_size}"
         )
     if options.layer_decay != 1:
         least = min(group["initial_lr"] * group["lr_scale"] for group in groups)
-        said += f"; {least:.3g} in the first layer (fit.layer_decay={options.layer_decay})"
-    return said
+        text += f"; {least:.3g} in the first layer (fit.layer_decay={options.layer_decay})"
+    return text
