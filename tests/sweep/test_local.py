@@ -19,7 +19,7 @@ from vitlab.sweep import local as local_module
 from vitlab.sweep import progress
 from vitlab.sweep.job import Child, Job, Slot
 from vitlab.sweep.local import Listed, Local, fresh
-from vitlab.sweep.progress import Board
+from vitlab.sweep.progress import Progress
 
 FINISH = """
 import json, os, pathlib, sys, time
@@ -61,7 +61,7 @@ class Stage:
 
     def local(self, slots=2, retries=0):
         parts = [Slot(name=f"slot {i}", cores=(i,), environment={"SLOT": str(i)}) for i in range(slots)]
-        return Local(parts, self.root / "logs", Board(write=self.lines.append), retries)
+        return Local(parts, self.root / "logs", Progress(write=self.lines.append), retries)
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def test_the_table_of_a_terminal_shows_progress_and_what_is_left(tmp_path):
     child = Child(job=job, slot=Slot(name="cores 0", cores=(), environment={}), process=None, out=tmp_path, attempt=0)
     child.step, child.first, child.row = 5, 1, {"val/accuracy": 0.5}
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(Board().table("1 of 2 done", [child]))
+    console.print(Progress().table("1 of 2 done", [child]))
     said = console.export_text()
     assert "[b]x[/b]" in said
     assert "50.00%" in said

@@ -19,7 +19,7 @@ from vitlab.sweep import plan as planning
 from vitlab.sweep import question, search
 from vitlab.sweep.job import Job
 from vitlab.sweep.plan import Plan
-from vitlab.sweep.progress import Board
+from vitlab.sweep.progress import Progress
 from vitlab.sweep.reader import read
 from vitlab.sweep.search import Trials
 from vitlab.sweep.study import load
@@ -84,7 +84,7 @@ def answer(job, value, test=0.5, status="finished"):
 
 
 def trials_of(plan):
-    return Trials(plan, Board(write=lambda line: None))
+    return Trials(plan, Progress(write=lambda line: None))
 
 
 def drive(plan, score=smooth, most=10_000, test=0.5):
@@ -312,7 +312,7 @@ def no_threes(cell):
 def test_a_refused_trial_is_told_with_its_reason_and_takes_no_place(make):
     said = []
     plan = make("random", trials=6, space="{model.heads: [1, 3], optimizer.lr: {log: [1e-4, 1e-1]}}", refuses=no_threes)
-    trials = Trials(plan, Board(write=said.append))
+    trials = Trials(plan, Progress(write=said.append))
     count = 0
     while (job := trials.next()) is not None:
         count += 1
@@ -384,7 +384,7 @@ def test_a_lock_that_was_left_holds_nobody_up(make):
     (plan.folder / "study.log.lock").symlink_to(plan.folder / "study.log")  # as Optuna's own would be
     code = "import sys, os, pathlib; from vitlab.storage.lock import Lock; Lock(pathlib.Path(sys.argv[1])).__enter__()"
     subprocess.run([sys.executable, "-c", f"{code}; os.kill(os.getpid(), 9)", plan.folder / "search.lock"], check=False)
-    outcome = search.run(plan, [], Board(write=lambda line: None), 0, "serial", instantly)
+    outcome = search.run(plan, [], Progress(write=lambda line: None), 0, "serial", instantly)
     assert outcome.status == 0
     assert len(outcome.record["trials"]) == 2
 
@@ -397,7 +397,7 @@ def test_two_processes_do_not_search_at_once(make):
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(Locked, match="is being written by process"):
-            search.run(plan, [], Board(write=lambda line: None), 0, "serial", instantly)
+            search.run(plan, [], Progress(write=lambda line: None), 0, "serial", instantly)
         other.stdin.close()
 
 
@@ -410,7 +410,7 @@ def instantly(jobs):
 
 def test_what_is_found_is_trained_with_every_seed_beside_the_baseline(make):
     plan, said = make("tpe", trials=12), []
-    outcome = search.run(plan, [], Board(write=said.append), 0, "serial", instantly)
+    outcome = search.run(plan, [], Progress(write=said.append), 0, "serial", instantly)
     (found,) = outcome.cells
     assert found.name == "best found"
     for cell in (*plan.cells, found):
@@ -432,7 +432,7 @@ def test_what_is_found_is_trained_with_every_seed_beside_the_baseline(make):
 
 def test_where_a_signal_asked_to_leave_nothing_more_is_trained(make):
     plan = make(trials=3)
-    outcome = search.run(plan, [], Board(write=lambda line: None), 0, "serial", lambda jobs: 143)
+    outcome = search.run(plan, [], Progress(write=lambda line: None), 0, "serial", lambda jobs: 143)
     assert outcome.status == 143
     assert not plan.cells[0].job(3).run.folder.exists()
 
@@ -449,18 +449,18 @@ def test_figures_of_a_search_with_nothing_finished_can_be_drawn(make):
 
 def test_a_cluster_does_not_search(make):
     with pytest.raises(ValueError, match="launcher=local"):
-        search.run(make(), [], Board(), 0, "hydra", None)
+        search.run(make(), [], Progress(), 0, "hydra", None)
 
 
 def test_without_optuna_the_extra_is_named(make, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ValueError, match="uv sync --extra optuna"):
-        search.run(make(), [], Board(), 0, "local", None)
+        search.run(make(), [], Progress(), 0, "local", None)
 
 
 def test_optuna_is_left_as_loud_as_it_was(make):
     before = optuna.logging.get_verbosity()
-    search.run(make(trials=1), [], Board(write=lambda line: None), 0, "serial", instantly)
+    search.run(make(trials=1), [], Progress(write=lambda line: None), 0, "serial", instantly)
     assert optuna.logging.get_verbosity() == before
 
 

@@ -79,32 +79,32 @@ def main(words: list[str]) -> int:
 
 def format_scores(split: str, scores: dict[str, float], before: dict[str, Any] | None) -> str:
     """A split's scores, and whether the run recorded the same ones; `before` is its result.json, if it has one."""
-    said = f"{split:<11} accuracy {scores['accuracy']:.6f}  loss {scores['loss']:.6f}"
+    text = f"{split:<11} accuracy {scores['accuracy']:.6f}  loss {scores['loss']:.6f}"
     if before is None:
-        return said
+        return text
     same = scores["accuracy"] == before.get(f"{'val' if split == 'validation' else split}/accuracy")
-    return f"{said}  ({'as' if same else 'not as'} recorded)"
+    return f"{text}  ({'as' if same else 'not as'} recorded)"
 
 
-def format_report(split: str, judged: "ClassificationReport") -> list[str]:
+def format_report(split: str, report: "ClassificationReport") -> list[str]:
     """The interval, the calibration error, and the hardest classes of a split."""
-    low, high = judged.interval
+    low, high = report.interval
     share = f"{low:.2%} to {high:.2%}"
-    said = [
-        f"interval    {share}  (95 % confidence interval of the accuracy, from {len(judged.labels):,} {split} images)"
+    lines = [
+        f"interval    {share}  (95 % confidence interval of the accuracy, from {len(report.labels):,} {split} images)"
     ]
-    if judged.top5 is not None:
-        said.append(f"top-5       {judged.top5:.2%}")
-    said.append(f"ECE         {judged.ece:.2%}  (calibration error; 0 is best)")
-    accuracies, examples = judged.per_class, judged.examples
-    hard = [i for i in judged.hardest(FEW) if accuracies[i] < 1]
+    if report.top5 is not None:
+        lines.append(f"top-5       {report.top5:.2%}")
+    lines.append(f"ECE         {report.ece:.2%}  (calibration error; 0 is best)")
+    accuracies, examples = report.per_class, report.examples
+    hard = [i for i in report.hardest(FEW) if accuracies[i] < 1]
     if hard:
-        said.append(
-            "hardest     " + ", ".join(f"{judged.classes[i]} {accuracies[i]:.1%} of {examples[i]:,}" for i in hard)
+        lines.append(
+            "hardest     " + ", ".join(f"{report.classes[i]} {accuracies[i]:.1%} of {examples[i]:,}" for i in hard)
         )
-        pairs = (f"{pair.true} taken for {pair.predicted} ({pair.examples:,})" for pair in judged.confusions(FEW))
-        said.append("confused    " + ", ".join(pairs))
-    return [printable(line) for line in said]
+        pairs = (f"{pair.true} taken for {pair.predicted} ({pair.examples:,})" for pair in report.confusions(FEW))
+        lines.append("confused    " + ", ".join(pairs))
+    return [printable(line) for line in lines]
 
 
 def write(folder: Path, split: str, part: "Measured", table: dict[str, Any]) -> list[str]:
@@ -114,7 +114,7 @@ def write(folder: Path, split: str, part: "Measured", table: dict[str, Any]) -> 
     from vitlab.storage.files import make_folder, write_whole
 
     names = tuple(printable(name) for name in part.judgement.classes)
-    judged, title = replace(part.judgement, classes=names), printable(f"{table['run']}, {split}")
+    report, title = replace(part.judgement, classes=names), printable(f"{table['run']}, {split}")
     make_folder(folder)
     text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), json.dumps(table, indent=2))
     write_whole(folder / f"{split}.json", lambda file: file.write_text(f"{text}\n"))
@@ -122,14 +122,14 @@ def write(folder: Path, split: str, part: "Measured", table: dict[str, Any]) -> 
     def rows(path: Path) -> None:
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["true class (rows), predicted class (columns)", *judged.classes])
-            writer.writerows([name, *row] for name, row in zip(judged.classes, judged.confusion.tolist(), strict=True))
+            writer.writerow(["true class (rows), predicted class (columns)", *report.classes])
+            writer.writerows([name, *row] for name, row in zip(report.classes, report.confusion.tolist(), strict=True))
 
     write_whole(folder / "confusion.csv", rows)
-    save(pictures.confusion(judged, title), folder / "confusion.png")
-    save(pictures.calibration(judged, title), folder / "calibration.png")
+    save(pictures.confusion(report, title), folder / "confusion.png")
+    save(pictures.calibration(report, title), folder / "calibration.png")
     written = [f"{split}.json", "confusion.csv", "confusion.png", "calibration.png"]
-    worst = judged.mistakes(WORST)
+    worst = report.mistakes(WORST)
     if not worst:
         (folder / "mistakes.png").unlink(missing_ok=True)  # of weights that were there before
         return written

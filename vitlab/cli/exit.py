@@ -28,7 +28,7 @@ def bug_report(error: Exception) -> str:
     )
 
 
-def printable(said: object) -> str:
+def printable(value: object) -> str:
     """What any terminal can print in one line: the name of a file or a class may be anything that steers a terminal."""
-    words = os.fsencode(said).decode(errors="replace") if isinstance(said, Path) else str(said)
+    words = os.fsencode(value).decode(errors="replace") if isinstance(value, Path) else str(value)
     return "".join(letter if letter.isprintable() else "?" for letter in words)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """Judges a trained run by its features, frozen: few-shot accuracy as in the paper (regularised least
 squares on what stands before the last layer), and if asked logistic regression and nearest neighbours on all training
 images, whose one hyper-parameter validation chooses. On the terminal and in RUN/probe.json. With dataset=NAME
-dataset.KEY=VALUE ... it is judged on another dataset, of any classes. Of its own dataset the few images are some that
-it was trained on, with their labels: 1-shot then says how far training has drawn the classes apart."""
+dataset.KEY=VALUE ... it is evaluated on another dataset, of any classes. Of its own dataset the few images are training
+images: 1-shot then measures how well training has separated the classes."""
 MOST = 1000  # draws
 
 
@@ -82,13 +82,13 @@ def main(words: list[str]) -> int:
         return FAILED
     if not options.json:
         print(f"file        {printable(file)}")
-        more = [flag for flag, said in (("--linear", options.linear), ("--knn", options.knn)) if not said]
+        more = [flag for flag, asked in (("--linear", options.linear), ("--knn", options.knn)) if not asked]
         again = " ".join(["vitlab probe", printable(folder), *map(printable, options.overrides), *more])
         print(f"next        {again if more else f'vitlab evaluate {printable(folder)}'}")
     return DONE
 
 
-def parse_shots(said: str) -> tuple[int, ...]:
+def parse_shots(text: str) -> tuple[int, ...]:
     """The numbers of `1,5,10`.
 
     Raises:
@@ -97,16 +97,16 @@ def parse_shots(said: str) -> tuple[int, ...]:
     from vitlab.evaluation import probe
 
     try:
-        found = tuple(int(word) for word in said.split(","))
+        found = tuple(int(word) for word in text.split(","))
     except ValueError:
-        raise ConfigError(f"--shots {said}: expected whole numbers with commas, such as 1,5,10,25") from None
-    probe.check(f"--shots {said}", found)
+        raise ConfigError(f"--shots {text}: expected whole numbers with commas, such as 1,5,10,25") from None
+    probe.check(f"--shots {text}", found)
     return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probing:
-    """A run's model, and the dataset that it is judged on."""
+    """A run's model, and the dataset that it is evaluated on."""
 
     model: "Trained"
     source: "EvalInputs"

@@ -122,8 +122,8 @@ def paper() -> str:
     for file in sorted((SWEEPS / "paper").glob("*.yaml")):
         asked, page = read(file), file.with_suffix(".md")
         found = " ".join(finding_of(page).split()) if page.exists() else "Not run here yet."
-        told = f"[{asked.question}]({page.name})" if page.exists() else asked.question
-        lines.append(f"| {told} | {asked.expect.finding} | {found} | `vitlab sweep {asked.name}` | {asked.duration} |")
+        title = f"[{asked.question}]({page.name})" if page.exists() else asked.question
+        lines.append(f"| {title} | {asked.expect.finding} | {found} | `vitlab sweep {asked.name}` | {asked.duration} |")
     return "\n".join(lines)
 
 

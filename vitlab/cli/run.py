@@ -92,13 +92,13 @@ def train(node: Node, choices: dict[str, str]) -> int:
                             "cell": identity.cell_identity(config),
                         }
                     )
-            said = f"vitlab: {error}" if isinstance(error, VitlabError) else bug_report(error)
+            message = f"vitlab: {error}" if isinstance(error, VitlabError) else bug_report(error)
             if isinstance(error, VitlabError) and os.environ.get("VITLAB_TRACEBACK"):
-                said = f"{traceback.format_exc()}\n{said}"
-            log.error("%s", said)
+                message = f"{traceback.format_exc()}\n{message}"
+            log.error("%s", message)
             if dist.size > 1:
                 if not dist.is_rank0:
-                    print(said, file=sys.stderr)
+                    print(message, file=sys.stderr)
                 exit_at_once()
             return FAILED
         log.info("\n%s", summary(folder, result, time.perf_counter() - began))

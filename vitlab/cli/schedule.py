@@ -33,16 +33,16 @@ def main(words: list[str]) -> int:
         raise ConfigError(f"--examples={options.examples}: must be at least 1")
     parts = assemble(check(compose(options.overrides)[0]))
     examples = options.examples or len(parts["dataset"].splits()["train"])
-    updates, rates, steps_per_epoch = curve(parts, examples)
-    save(draw(updates, rates, steps_per_epoch), options.save)
-    highest = rates[-1].index(max(rates[-1]))
+    updates, lrs, steps_per_epoch = curve(parts, examples)
+    save(draw(updates, lrs, steps_per_epoch), options.save)
+    highest = lrs[-1].index(max(lrs[-1]))
     steps = updates[-1] + 1
     print(f"training    {steps:,} steps, {steps / steps_per_epoch:.4g} epochs of {examples:,} images")
-    print(f"first       {rates[-1][0]:.4g} at step 1")
-    print(f"peak        {rates[-1][highest]:.4g} at step {updates[highest] + 1:,}")
-    print(f"last        {rates[-1][-1]:.4g} at step {steps:,}")
-    if len(rates) > 1:
-        print(f"layers      {max(rates[0]):.4g} at the peak of the first, {max(rates[-1]):.4g} of the last")
+    print(f"first       {lrs[-1][0]:.4g} at step 1")
+    print(f"peak        {lrs[-1][highest]:.4g} at step {updates[highest] + 1:,}")
+    print(f"last        {lrs[-1][-1]:.4g} at step {steps:,}")
+    if len(lrs) > 1:
+        print(f"layers      {max(lrs[0]):.4g} at the peak of the first, {max(lrs[-1]):.4g} of the last")
     print(f"picture     {options.save}")
     print(f"next        vitlab train {' '.join(options.overrides)}".rstrip())
     return DONE
@@ -60,18 +60,18 @@ def curve(parts: dict[str, Any], examples: int) -> tuple[list[int], list[list[fl
         model = parts["model"](image_size=data.shape, channels=data.channels, classes=len(data.classes))
     optimizer = build_optimizer(parts["optimizer"], model, layer_decay=fit.layer_decay, scale=fit.lr_factor())
     started = parts["schedule"].start(optimizer, steps, steps_per_epoch)
-    places = {round(i * (steps - 1) / (POINTS - 1)) for i in range(POINTS)} if steps > POINTS else range(steps)
-    updates = sorted({*places, max(0, parts["schedule"].warmup(steps, steps_per_epoch) - 1)})  # and the peak
+    steps_drawn = {round(i * (steps - 1) / (POINTS - 1)) for i in range(POINTS)} if steps > POINTS else range(steps)
+    updates = sorted({*steps_drawn, max(0, parts["schedule"].warmup(steps, steps_per_epoch) - 1)})  # and the peak
     scales = sorted({group["lr_scale"]: group for group in optimizer.param_groups}.items())
-    rates: list[list[float]] = [[] for _ in scales]
+    lrs: list[list[float]] = [[] for _ in scales]
     for update in updates:
         started.set(update)
-        for found, (_, group) in zip(rates, scales, strict=True):
+        for found, (_, group) in zip(lrs, scales, strict=True):
             found.append(group["lr"])
-    return updates, rates, steps_per_epoch
+    return updates, lrs, steps_per_epoch
 
 
-def draw(updates: list[int], rates: list[list[float]], steps_per_epoch: float) -> "Figure":
+def draw(updates: list[int], lrs: list[list[float]], steps_per_epoch: float) -> "Figure":
     """The curve over the steps, with the epochs above; one line a rate."""
     from vitlab.evaluation import pictures
     from vitlab.plotting import BLUE, blank
@@ -79,11 +79,11 @@ def draw(updates: list[int], rates: list[list[float]], steps_per_epoch: float) -
     figure = blank(7.5, 3.6)
     axes = figure.subplots()
     steps = [update + 1 for update in updates]
-    for number, found in enumerate(rates):
-        last = number == len(rates) - 1
+    for number, found in enumerate(lrs):
+        last = number == len(lrs) - 1
         label = "last layer" if last else "first layer" if number == 0 else None
         axes.plot(steps, found, color=pictures.INK if last else BLUE, linewidth=2 if last else 1, label=label)
-    if len(rates) > 1:
+    if len(lrs) > 1:
         axes.legend(frameon=False)
     axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None), xlim=(0, steps[-1]))
     axes.xaxis.set_major_formatter("{x:,.0f}")

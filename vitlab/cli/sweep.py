@@ -82,7 +82,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     from vitlab.sweep import plan as planning
     from vitlab.sweep.job import Failure
     from vitlab.sweep.local import Listed, Local
-    from vitlab.sweep.progress import Board
+    from vitlab.sweep.progress import Progress
 
     complete([word for word in overrides if not word.startswith("hydra")])  # not the file's fault
     plan = planning.plan(asked, [word for word in overrides if not word.startswith("hydra")], elsewhere=options.dry)
@@ -113,20 +113,20 @@ def run_sweep(options: argparse.Namespace) -> int:
         write_json(plan.folder / MEASURED, {"lines": measure_cells(plan, lambda words: print(words, flush=True))})
         conclude(record, answer_runs(plan.folder), plan.folder, page=page, wandb=options.wandb)
         return DONE
-    board = Board(before=len(jobs) - len(todo))
+    progress = Progress(before=len(jobs) - len(todo))
     launcher = launcher or ("local" if len(parts) > 1 else "serial")
     failures: list[Failure] = []
     if asked.search is not None:
         from vitlab.sweep import search
 
-        found = search.run(plan, parts, board, options.retries, launcher, train_in_turn)
+        found = search.run(plan, parts, progress, options.retries, launcher, train_in_turn)
         status, failures = found.status, [*found.failures]
         for cell in found.cells:
             record["cells"][cell.name] = {"cell": cell.identity, "overrides": list(cell.overrides)}
         record["search"] = found.record
         write_json(plan.folder / "sweep.json", record)
     elif launcher == "local":
-        local = Local(parts, plan.folder / "logs", board, options.retries)
+        local = Local(parts, plan.folder / "logs", progress, options.retries)
         status = local.run(Listed(todo))
         failures = local.failures
     elif launcher == "hydra":
@@ -152,10 +152,10 @@ def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
     return mine, [word for word in words if word.partition("=")[0] not in mine]
 
 
-def parse_seeds(said: str) -> tuple[int, ...]:
-    found = [int(each) for each in said.split(",") if each.strip().isdecimal()]
-    if not found or len(found) != len(said.split(",")) or len(set(found)) < len(found):
-        raise ConfigError(f"seeds={said}: expected different seeds, such as seeds=0,1,2")
+def parse_seeds(text: str) -> tuple[int, ...]:
+    found = [int(each) for each in text.split(",") if each.strip().isdecimal()]
+    if not found or len(found) != len(text.split(",")) or len(set(found)) < len(found):
+        raise ConfigError(f"seeds={text}: expected different seeds, such as seeds=0,1,2")
     return tuple(found)
 
 

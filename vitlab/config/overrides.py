@@ -54,8 +54,8 @@ def complete(overrides: Iterable[str], many: bool = False) -> list[str]:
 
 def quoted(value: object) -> str:
     """A value quoted for Hydra, if it needs it."""
-    said = str(value)
-    return said if re.fullmatch(r"[\w/.\-]+", said) or said[:1] in ("'", '"') else "'" + said.replace("'", r"\'") + "'"
+    text = str(value)
+    return text if re.fullmatch(r"[\w/.\-]+", text) or text[:1] in ("'", '"') else "'" + text.replace("'", r"\'") + "'"
 
 
 def show(value: Any) -> str:

@@ -80,7 +80,7 @@ def listed(names: list[str], most: int = 20) -> str:
 
 
 def numbers(table: pd.DataFrame, key: str) -> pd.Series:
-    """A column as floats; NaN for whatever is no finite number."""
+    """A column as floats; NaN where it is not a finite number."""
 
     def number(value: Any) -> float:
         counts = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST

@@ -69,7 +69,7 @@ class Pair:
         reported: in percentage points.
         found: of the metric, over the seeds that both have finished.
         verdict: agrees or disagrees, where the 95 % interval of `found` lies on one side of zero; else cannot tell.
-        seeds: where it cannot be told, about how many would be needed if the difference and the spread stayed the same;
+        seeds: if it is undecided, about how many would be needed if the difference and the spread stayed the same;
             None where the difference is about zero.
     """
 

@@ -146,7 +146,7 @@ def count(result: Line, config: Line) -> Line:
 
 
 def written(run: Run) -> str:
-    """When the run last said how it stands: of two runs of the same, which is newer."""
+    """When the status of the run was last written, to tell which of two copies is newer."""
     for path in (run.folder / "result.json", run.config):
         try:
             return f"{datetime.fromtimestamp(path.stat().st_mtime, UTC):%Y-%m-%d %H:%M:%S.%f}"
@@ -156,7 +156,7 @@ def written(run: Run) -> str:
 
 
 def cell_of(config: Any) -> str | None:
-    """The cell of a run that was trained before result.json said it; None where it cannot be told."""
+    """The cell of a run whose result.json does not have it; None if it is unknown."""
     try:
         target = config["dataset"]["_target_"]
         if not isinstance(target, str) or not current_name(target).startswith("vitlab.data."):

@@ -17,7 +17,7 @@ import psutil
 
 from vitlab.storage.metrics import SELECTED_BY
 from vitlab.sweep.job import Child, Failure, Job, Slot
-from vitlab.sweep.progress import Board
+from vitlab.sweep.progress import Progress
 from vitlab.system.signals import Signals
 
 WATCH = 0.2  # seconds between two polls of the processes
@@ -103,8 +103,8 @@ def threads(count: int) -> dict[str, str]:
 def visible_gpus() -> list[str]:
     import torch
 
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    named = [name.strip() for name in said.split(",") if name.strip()] if said else []
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = [name.strip() for name in devices.split(",") if name.strip()] if devices else []
     return [named[i] if i < len(named) else str(i) for i in range(torch.cuda.device_count())]
 
 
@@ -137,14 +137,14 @@ class Local:
     Args:
         parts: of the machine.
         logs: folder for what the trainings print.
-        board: shows progress.
+        progress: shows progress.
         retries: how often a failed training is started again.
     """
 
-    def __init__(self, parts: Sequence[Slot], logs: Path, board: Board, retries: int = 0):
+    def __init__(self, parts: Sequence[Slot], logs: Path, progress: Progress, retries: int = 0):
         self.parts = parts
         self.logs = logs
-        self.board = board
+        self.progress = progress
         self.retries = retries
         self.running: list[Child] = []
         self.waiting: deque[tuple[Job, int]] = deque()  # to be retried, or running in another process
@@ -154,7 +154,7 @@ class Local:
     def run(self, source: Source) -> int:
         """Trains until the source is empty; returns 0, 1 if some failed, or 128 + the signal that was received."""
         looked, leaving = 0.0, False
-        with Signals() as interrupt, self.board:
+        with Signals() as interrupt, self.progress:
             try:
                 while True:
                     ended = [child for child in self.running if child.process.poll() is not None]
@@ -171,7 +171,7 @@ class Local:
                             self.fill(source)
                         if not self.running and (leaving or not self.waiting):
                             break
-                    self.board.show(self.running, source.total)
+                    self.progress.show(self.running, source.total)
                     time.sleep(WATCH)
             except KeyboardInterrupt:  # the second
                 return 128 + signal.SIGINT
@@ -210,14 +210,14 @@ class Local:
             if status == "finished":
                 self.done(job, source)
             elif status == "running":
-                self.board.say(f"{job}: another process trains it: waits for that")
+                self.progress.say(f"{job}: another process trains it: waits for that")
                 self.waiting.append((job, 0))
             else:
                 return job, 0
         return None
 
     def done(self, job: Job, source: Source) -> None:
-        self.board.done(job, "finished")
+        self.progress.done(job, "finished")
         source.ended(job, "finished")
 
     def room(self) -> bool:
@@ -237,18 +237,18 @@ class Local:
             self.done(job, source)
         elif child.pruned:
             job.run.write_result({**job.run.result(), "status": "pruned", "steps": child.step, **child.row})
-            self.board.done(job, "pruned")
+            self.progress.done(job, "pruned")
             source.ended(job, "pruned")
         elif not leaving:
             reason = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
             if code == -signal.SIGKILL:
                 reason += ", perhaps out of memory: use fewer slots, slots=N"
             if child.attempt < self.retries and code != 2:
-                self.board.say(f"{job}: {reason}; retried ({child.attempt + 1} of {self.retries})")
+                self.progress.say(f"{job}: {reason}; retried ({child.attempt + 1} of {self.retries})")
                 self.waiting.append((job, child.attempt + 1))
                 return
             self.failures.append(Failure(job=job, reason=reason, tail=tail(child.out)))
-            self.board.done(job, "failed")
+            self.progress.done(job, "failed")
             source.ended(job, "failed")
 
     def look(self, source: Source) -> None:

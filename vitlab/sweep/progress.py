@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 QUIET = 30.0  # seconds between two lines of progress where no table can be drawn
 
 
-class Board:
+class Progress:
     """The progress display.
 
     Args:
@@ -29,7 +29,7 @@ class Board:
         self.counts = {"finished": 0, "failed": 0, "pruned": 0}
         self.began = self.spoke = time.monotonic()
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "Progress":
         if sys.stdout.isatty():
             from rich.live import Live
 
@@ -50,12 +50,12 @@ class Board:
 
     def done(self, job: "Job", status: str) -> None:
         self.counts[status] += 1
-        said = ""
+        scores = ""
         if status == "finished":
             with contextlib.suppress(ValueError, KeyError):
                 result = job.run.result()
-                said = f"  validation {SELECTED_BY.format(result[SELECTED_BY.name])}, {result['seconds']:.0f} s"
-        self.say(f"{status:<8}  {job}{said}")
+                scores = f"  validation {SELECTED_BY.format(result[SELECTED_BY.name])}, {result['seconds']:.0f} s"
+        self.say(f"{status:<8}  {job}{scores}")
 
     def show(self, running: "Sequence[Child]", total: int) -> None:
         ended = sum(self.counts.values())
@@ -102,5 +102,5 @@ def span(seconds: float) -> str:
         return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
     if seconds < 86400:
         return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
-    whole = timedelta(seconds=seconds)
-    return f"{whole.days} days {whole.seconds // 3600} h"
+    span = timedelta(seconds=seconds)
+    return f"{span.days} days {span.seconds // 3600} h"

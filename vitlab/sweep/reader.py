@@ -19,13 +19,13 @@ from vitlab.storage.metrics import COSTS, metric
 from vitlab.sweep.question import BASELINE, PRETRAIN, Cell, Dimension, Expect, Question, Search, slugs, source_of
 
 
-def cell(said: str) -> tuple[Question, Cell]:
+def cell(given: str) -> tuple[Question, Cell]:
     """The cell of `SWEEP/ARM` or `SWEEP/SCALE/ARM`; an arm is given by its name's slug.
 
     Raises:
         SweepError: there is none.
     """
-    name, _, arm = said.rpartition("/")
+    name, _, arm = given.rpartition("/")
     try:
         asked = read(find(name))
     except SweepFileError:
@@ -33,17 +33,17 @@ def cell(said: str) -> tuple[Question, Cell]:
     except SweepError as error:
         sweep, _, scale = name.rpartition("/")
         if not sweep:
-            raise SweepError(f"cell={said}: expected SWEEP/ARM or SWEEP/SCALE/ARM; {error}") from error
+            raise SweepError(f"cell={given}: expected SWEEP/ARM or SWEEP/SCALE/ARM; {error}") from error
         asked = read(find(sweep), scale)
     cells = {each.name: each for each in asked.cells()}
     words = slugs(cells)
     if (found := words.get(arm)) is None:
         raise SweepError(
-            f"cell={said}: {asked.name} has no cell {arm!r}{nearest(arm, words)} (there are {', '.join(words)})"
+            f"cell={given}: {asked.name} has no cell {arm!r}{nearest(arm, words)} (there are {', '.join(words)})"
         )
     if (source := source_of(cells[found].overrides)) is not None:
         raise SweepError(
-            f"cell={said} starts from {PRETRAIN}{source}, which the sweep trains before it: vitlab sweep {asked.name}"
+            f"cell={given} starts from {PRETRAIN}{source}, which the sweep trains before it: vitlab sweep {asked.name}"
         )
     return asked, cells[found]
 
@@ -93,10 +93,10 @@ def read(file: Path, scale: str | None = None) -> Question:
         else {}
     )
     at = {key: f"scale.{chosen}.{key}" if key in more else key for key in (*top, *more)}
-    said = {**top, **more}
+    given = {**top, **more}
 
     def take(key: str, kind: Callable[..., Any], default: Any) -> Any:
-        return kind(said[key], at[key]) if key in said else default
+        return kind(given[key], at[key]) if key in given else default
 
     found = Question(
         file=file,
@@ -115,7 +115,7 @@ def read(file: Path, scale: str | None = None) -> Question:
         duration=take("duration", reader.text, ""),
         lines={key.removeprefix(f"scale.{chosen}."): line for key, line in sorted(reader.lines.items())},
     )
-    if not (found.arms or found.axes or found.search or ("seeds" in said and len(found.seeds) > 1)):
+    if not (found.arms or found.axes or found.search or ("seeds" in given and len(found.seeds) > 1)):
         raise reader.wrong("", "nothing varies: give arms, axes, a search, or several seeds")
     names = {cell.arm for cell in found.cells()}
     for name in found.expect.numbers:
@@ -271,11 +271,11 @@ class Reader:
         raise self.wrong(path, f"{path}: {key}: expected one of {', '.join(COSTS)}, or a configuration key")
 
     def one_of(self, node: Any, path: str, options: Iterable[str]) -> Any:
-        said = self.text(node, path)
-        if said not in options:
-            near = nearest(said, options)
-            raise self.wrong(path, f"{path}: {said}: expected one of {', '.join(options)}{near}")
-        return said
+        given = self.text(node, path)
+        if given not in options:
+            near = nearest(given, options)
+            raise self.wrong(path, f"{path}: {given}: expected one of {', '.join(options)}{near}")
+        return given
 
     def expect(self, node: Any, path: str) -> Expect:
         if isinstance(node, yaml.ScalarNode):

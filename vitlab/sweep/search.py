@@ -22,7 +22,7 @@ from vitlab.sweep import plan as planning
 from vitlab.sweep.job import Failure, Job, Slot
 from vitlab.sweep.local import Listed, Local
 from vitlab.sweep.plan import Checked, Plan
-from vitlab.sweep.progress import Board
+from vitlab.sweep.progress import Progress
 from vitlab.sweep.question import Cell
 from vitlab.sweep.study import (
     REFUSED,
@@ -66,7 +66,7 @@ class Outcome:
 def run(
     plan: Plan,
     parts: Sequence[Slot],
-    board: Board,
+    progress: Progress,
     retries: int,
     launcher: str,
     serial: Callable[[list[Job]], int] | None = None,
@@ -76,7 +76,7 @@ def run(
     Args:
         plan: its cells are trained with every seed too.
         parts: of the machine.
-        board: shows progress.
+        progress: shows progress.
         retries: how often a failed training is started again.
         launcher: local or serial.
         serial: trains jobs one after the other in this process, and gives what a command would.
@@ -89,7 +89,9 @@ def run(
     if launcher == "hydra":
         raise SweepError("launcher=hydra: a search decides as trials end, on this machine: take launcher=local")
     if launcher == "serial" and search.prune != "none":
-        board.say(f"prune: {search.prune} gives trainings up from outside: each in a process of its own, one at a time")
+        progress.say(
+            f"prune: {search.prune} gives trainings up from outside: each in a process of its own, one at a time"
+        )
         parts, serial = parts[:1], None
     elif launcher != "serial":
         serial = None
@@ -97,10 +99,10 @@ def run(
     make_folder(plan.folder)
     logs = plan.folder / "logs"
     with Lock(plan.folder / "search.lock"), quiet():
-        trials = Trials(plan, board)
+        trials = Trials(plan, progress)
         trials.check_ends()
         if serial is None:
-            local = Local(parts, logs, board, retries)
+            local = Local(parts, logs, progress, retries)
             status, failures = local.run(trials), local.failures
         else:
             status, failures = one_by_one(trials, serial), []
@@ -110,15 +112,15 @@ def run(
         outcome = Outcome(status=status, failures=failures, cells=cells, record=record)
         if status >= 128:
             return outcome
-        report(record, plan.folder, board.say)
+        report(record, plan.folder, progress.say)
         if found is not None and not cells:
             same = next(cell.name for cell in plan.cells if cell.identity == found.identity)
-            board.say(f"the best by validation is {same}")
+            progress.say(f"the best by validation is {same}")
         jobs = [cell.job(seed) for seed in plan.question.seeds for cell in (*plan.cells, *cells)]
         todo = [job for job in jobs if job.run.result()["status"] != "finished"]
-        board.say(f"\nwith every seed: {len(jobs)} runs; {len(jobs) - len(todo)} are finished already")
+        progress.say(f"\nwith every seed: {len(jobs)} runs; {len(jobs) - len(todo)} are finished already")
         if serial is None:
-            last = Local(parts, logs, Board(before=len(jobs) - len(todo), write=board.write), retries)
+            last = Local(parts, logs, Progress(before=len(jobs) - len(todo), write=progress.write), retries)
             code, more = last.run(Listed(todo)), last.failures
         else:
             code, more = serial(todo), []
@@ -155,12 +157,12 @@ class Trials:
 
     Args:
         plan: of the search.
-        board: is told what is refused.
+        progress: shows what is refused.
     """
 
-    def __init__(self, plan: Plan, board: Board):
+    def __init__(self, plan: Plan, progress: Progress):
         self.plan = plan
-        self.board = board
+        self.progress = progress
         self.search = search_of(plan)
         self.seed = plan.question.seeds[0]
         self.baseline = next(cell for cell in plan.cells if cell.baseline)
@@ -177,9 +179,9 @@ class Trials:
             self.budget = min(self.budget, len(self.design))
         ended = [trial for trial in of.values() if trial.state.is_finished() and "refused" not in trial.user_attrs]
         self.total = max(0, self.budget - len(ended))
-        board.before = len(ended)
+        progress.before = len(ended)
         if ended:
-            board.say(f"{len(ended)} of {self.budget} trials are done already")
+            progress.say(f"{len(ended)} of {self.budget} trials are done already")
 
     # Trials of the study.
 
@@ -203,8 +205,8 @@ class Trials:
         for trial in there:
             if trial.state == TrialState.RUNNING:
                 if trial.number not in copied:  # killed between the two, it is copied but still running
-                    whole = set(trial.params) == set(self.distributions)
-                    params = trial.params if whole else trial.system_attrs.get("fixed_params", {})
+                    complete = set(trial.params) == set(self.distributions)
+                    params = trial.params if complete else trial.system_attrs.get("fixed_params", {})
                     again = {"again": places[trial.number], "of": trial.number}
                     self.study.enqueue_trial(params, user_attrs=again)
                 self.study.tell(trial.number, state=TrialState.FAIL)
@@ -270,7 +272,7 @@ class Trials:
                 continue
             self.working[checked.identity] = Work(trials=[trial])
             if self.search.prune != "none" and job.run.result()["status"] == "pruned":
-                self.board.done(job, "pruned")
+                self.progress.done(job, "pruned")
                 self.ended(job, "pruned")
                 continue
             return job  # one that is finished, as an earlier trial or in another sweep, is not trained again
@@ -299,7 +301,7 @@ class Trials:
 
         trial.set_user_attr("refused", str(error))
         self.study.tell(trial, state=TrialState.FAIL)
-        self.board.say(f"refused   {name} ({' '.join(typed(trial.params))}): {error}")
+        self.progress.say(f"refused   {name} ({' '.join(typed(trial.params))}): {error}")
         kept = self.kept().values()
         all_ = self.design is not None and len(kept) >= len(self.design)
         if (len(kept) >= REFUSED or all_) and all("refused" in each.user_attrs for each in kept):
@@ -348,7 +350,7 @@ class Trials:
             else:
                 self.study.tell(trial, state=TrialState.FAIL)
             if number:
-                self.total -= 1  # the board does not count it
+                self.total -= 1  # it is not counted
 
     # The outcome.
 

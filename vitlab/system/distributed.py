@@ -61,9 +61,9 @@ class Distributed:
         """The value of rank 0, in every process."""
         if self.size == 1:
             return value
-        told = [value]
-        distributed.broadcast_object_list(told)
-        return told[0]
+        values = [value]
+        distributed.broadcast_object_list(values)
+        return values[0]
 
     def run_on_rank0(self, question: Callable[[], Any]) -> Any:
         """What the first process answers, in every process; where it raises, every process does.
@@ -80,19 +80,21 @@ class Distributed:
                 answer = question()
             except Exception as error:
                 failure = error
-        told = failure if failure is None or isinstance(failure, VitlabError) else RuntimeError(f"rank 0: {failure!r}")
-        answer, told = self.broadcast((answer, told))
-        if told is not None:
-            raise failure or told
+        shared = (
+            failure if failure is None or isinstance(failure, VitlabError) else RuntimeError(f"rank 0: {failure!r}")
+        )
+        answer, shared = self.broadcast((answer, shared))
+        if shared is not None:
+            raise failure or shared
         return answer
 
     def all_gather(self, value: Any) -> list[Any]:
         """The values of all processes, in every process."""
         if self.size == 1:
             return [value]
-        said: list[Any] = [None] * self.size
-        distributed.all_gather_object(said, value)
-        return said
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         """Waits until every process has reached it."""

@@ -15,8 +15,8 @@ def total_memory(device: torch.device | str = "cpu") -> int:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    said = [Path(file).read_text().strip() for file in LIMITS if Path(file).is_file()]
-    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *(int(s) for s in said if s.isdecimal())])
+    limits = [Path(file).read_text().strip() for file in LIMITS if Path(file).is_file()]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *(int(s) for s in limits if s.isdecimal())])
 
 
 def check_fits(size: float, what: str, remedy: str, device: torch.device | str = "cpu") -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from vitlab.system.distributed import Distributed
 
 NEVER = 2**62
-FIRST_NAMES = ("loss", "accuracy")  # what checkpoints of 0.1.0, which hold no names, summed
+FIRST_NAMES = ("loss", "accuracy")  # the metrics of checkpoints of 0.1.0, which hold no names
 
 
 class Meter:

@@ -78,9 +78,9 @@ class Fit:
 
     def __post_init__(self) -> None:
         durations = {"fit.epochs": self.epochs, "fit.steps": self.steps, "fit.images": self.images}
-        said = [f"{key}={value}" for key, value in durations.items() if value is not None]
-        if len(said) != 1:
-            raise ConfigError(f"{' and '.join(said) or 'no duration'}: give one of {', '.join(durations)}")
+        given = [f"{key}={value}" for key, value in durations.items() if value is not None]
+        if len(given) != 1:
+            raise ConfigError(f"{' and '.join(given) or 'no duration'}: give one of {', '.join(durations)}")
         counts = ("steps", "images", "batch_size", "accumulate", "lr_batch_size", "evaluation_batch_size", "patience")
         for key in (*counts, "epochs", "evaluate_every"):
             value = getattr(self, key)

@@ -40,13 +40,13 @@ class Schedule(ABC):
 
     def warmup(self, steps: int, steps_per_epoch: float) -> int:
         """The warm-up in updates."""
-        given = {"fraction": (self.warmup_fraction, steps), "epochs": (self.warmup_epochs, steps_per_epoch)}
-        given |= {"steps": (self.warmup_steps, 1)}
-        said = {f"schedule.warmup_{name}": pair for name, pair in given.items() if pair[0] is not None}
-        if len(said) > 1:
-            both = " and ".join(f"{key}={value}" for key, (value, _) in said.items())
+        warmups = {"fraction": (self.warmup_fraction, steps), "epochs": (self.warmup_epochs, steps_per_epoch)}
+        warmups |= {"steps": (self.warmup_steps, 1)}
+        chosen = {f"schedule.warmup_{name}": pair for name, pair in warmups.items() if pair[0] is not None}
+        if len(chosen) > 1:
+            both = " and ".join(f"{key}={value}" for key, (value, _) in chosen.items())
             raise ConfigError(f"{both}: give one, and set the others to null")
-        for key, (value, unit) in said.items():
+        for key, (value, unit) in chosen.items():
             assert value is not None
             updates = round(value * unit)
             if not 0 <= updates < max(2, steps):
@@ -160,13 +160,13 @@ class Step(Schedule):
         warmup = common["warmup_t"]
         ahead = min(1, warmup)
         steps = updates + 1 - ahead + warmup
-        places = [round(share * steps) + ahead - warmup + 1 for share in self.milestones]  # timm falls one before
-        if places and places[0] <= ahead:
+        milestones = [round(share * steps) + ahead - warmup + 1 for share in self.milestones]  # timm falls one before
+        if milestones and milestones[0] <= ahead:
             raise ConfigError(
                 f"schedule.milestones={list(self.milestones)}: the first falls into the warm-up: raise it, or shorten"
                 " schedule.warmup_fraction"
             )
-        return timm.MultiStepLRScheduler(optimizer, decay_t=places, decay_rate=self.factor, **common)
+        return timm.MultiStepLRScheduler(optimizer, decay_t=milestones, decay_rate=self.factor, **common)
 
 
 @dataclass(kw_only=True)

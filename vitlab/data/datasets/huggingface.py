@@ -224,7 +224,7 @@ class Rows(Examples):
             file = Path(cell["path"]) if cell["bytes"] is None else io.BytesIO(cell["bytes"])
             return decode_image(file, self.mode, self.min_size)
         except (OSError, SyntaxError, ValueError) as error:
-            raise unreadable(f"{self.name} row {row}", error, "mend it, or fetch the set again") from error
+            raise unreadable(f"{self.name} row {row}", error, "repair it, or fetch the set again") from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from vitlab.storage.files import file_errors
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
-REMEDY = "mend or remove it, or skip such files with dataset.skip_corrupted=true"
+REMEDY = "repair or remove it, or skip such files with dataset.skip_corrupted=true"
 
 Samples = list[tuple[Path, int]]  # image files and the class of each
 
