@@ -31,7 +31,7 @@ def build(node: Any, allowed: tuple[str, ...] = TRUSTED, **more: Any) -> Any:
 
 
 def assemble(config: Node) -> dict[str, Any]:
-    """The objects of a checked configuration, as `recipe.prepare` takes them."""
+    """The objects of a checked configuration, as `prepare` takes them."""
     parts = {key: build(value) for key, value in config.items() if key not in ("seed",)}
     if not 0 <= config["seed"] < 2**63:
         raise ConfigError(f"seed={config['seed']}: must be 0 or more, and below 2^63")
