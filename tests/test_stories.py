@@ -148,7 +148,7 @@ def test_the_help_is_the_menu():
 def test_the_composition_can_be_looked_at_without_training(tmp_path):
     done = vitlab("train", "--cfg", "job", "patch=p4", "fit.steps=3")
     assert done.returncode == 0, done.stderr
-    assert "size: 4" in done.stdout
+    assert "  patch: 4" in done.stdout
     assert "epochs: null" in done.stdout
 
 

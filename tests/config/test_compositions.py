@@ -28,7 +28,7 @@ from vitlab.config.groups import known_keys, menu
 from vitlab.storage.run import Run
 from vitlab.system.distributed import single_process
 from vitlab.tracking import curves
-from vitlab.training import loop, schedule
+from vitlab.training import recovery, schedule
 from vitlab.training.loop import fit
 from vitlab.training.setup import prepare
 
@@ -76,7 +76,7 @@ def _two_steps(monkeypatch):
 
     monkeypatch.setattr(schedule.Scheduler, "set", limited)
     monkeypatch.setattr(curves, "draw", lambda *_: None)
-    monkeypatch.setattr(loop, "environment", lambda _: {})
+    monkeypatch.setattr(recovery, "environment", lambda _: {})
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 

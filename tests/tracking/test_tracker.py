@@ -143,7 +143,7 @@ def test_runs_are_called_by_what_they_are_and_seeds_are_a_group():
     def called(*overrides):
         node, choices = compose(["tracking=offline", *overrides])
         node = check(node)
-        return run_module.called(assemble(node)["tracking"], slug(node, choices), node, choices)
+        return run_module.with_names(assemble(node)["tracking"], slug(node, choices), node, choices)
 
     one, two, other = called("seed=0"), called("seed=1"), called("model/position=rope")
     assert (one.name, two.name) == ("digits-micro-p2-s0", "digits-micro-p2-s1")
