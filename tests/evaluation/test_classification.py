@@ -95,10 +95,10 @@ def test_rows_of_the_confusion_matrix_sum_to_the_examples_and_its_diagonal_to_th
 def test_the_order_of_the_examples_and_the_kind_of_array_change_nothing():
     probabilities, labels, classes = drawn()
     mixed = np.random.default_rng(1).permutation(len(labels))
-    one = ClassificationReport.of(probabilities, labels, classes).plain()
+    one = ClassificationReport.of(probabilities, labels, classes).as_dict()
     two = ClassificationReport.of(
         torch.from_numpy(probabilities[mixed]), torch.from_numpy(labels[mixed]), classes
-    ).plain()
+    ).as_dict()
     assert one["confusion"] == two["confusion"]
     assert one["ece"] == pytest.approx(two["ece"])
     assert one["top5_accuracy"] == two["top5_accuracy"]
@@ -121,7 +121,7 @@ def test_a_class_without_examples_has_no_accuracy_and_is_not_the_hardest():
     judged = ClassificationReport.of(np.eye(3), np.array([0, 1, 1]), ("a", "b", "c"))
     assert math.isnan(judged.per_class[2])
     assert judged.hardest(3) == [1, 0]
-    assert judged.plain()["classes"][2] == {"class": "c", "images": 0, "accuracy": None}
+    assert judged.as_dict()["classes"][2] == {"class": "c", "images": 0, "accuracy": None}
 
 
 def test_the_worst_mistakes_come_first():
@@ -135,7 +135,7 @@ def test_the_worst_mistakes_come_first():
     [
         (np.zeros((0, 3)), np.zeros(0), "at least 1"),
         (np.ones((2, 4)), np.zeros(2), "give a row of 3"),
-        (np.full((1, 3), np.nan), np.zeros(1), "no number"),
+        (np.full((1, 3), np.nan), np.zeros(1), "NaN or infinite"),
         (np.ones((1, 3)), np.array([3]), r"not in 0 \.\.\. 2"),
     ],
 )

@@ -50,8 +50,8 @@ def test_the_numbers_are_those_of_training(run):
         pixels = loader(part.examples, eval_transform(dataset), once)
         batches = to_device(pixels, Normalize(dataset.mean, dataset.std), ALONE.device)
         assert evaluate(model.model, batches, ALONE, "fp32", model.model.objective) == part.scores
-        assert part.judgement.accuracy == part.scores["accuracy"]
-        assert -np.log(part.judgement.true_probability).mean() == pytest.approx(part.scores["loss"], rel=1e-5)
+        assert part.report.accuracy == part.scores["accuracy"]
+        assert -np.log(part.report.true_probability).mean() == pytest.approx(part.scores["loss"], rel=1e-5)
         result = json.loads((run / "result.json").read_text())
         assert part.scores["loss"] == result[f"{'val' if split == 'validation' else split}/loss"]
 
@@ -102,8 +102,8 @@ def test_another_dataset_is_mapped_by_the_names_of_its_classes(run, tmp_path, ca
     assert name == "image_folder-pictures"
     one = measure(run, model, other, ["test"], external=True)["test"]
     own = measure(run, model, reevaluate.training_dataset(run), ["test"])["test"]
-    same = {tuple(np.ravel(own.examples.image(i))): own.judgement.confidence[i] for i in range(len(own.examples))}
-    for i, sure in enumerate(one.judgement.confidence):
+    same = {tuple(np.ravel(own.examples.image(i))): own.report.confidence[i] for i in range(len(own.examples))}
+    for i, sure in enumerate(one.report.confidence):
         assert sure == pytest.approx(same[tuple(np.ravel(one.examples.image(i)))], abs=1e-6)
     assert len(one.examples) == 120
 
@@ -118,11 +118,11 @@ def test_another_dataset_is_mapped_by_the_names_of_its_classes(run, tmp_path, ca
 
     other.splits = splits
     two = measure(run, model, other, ["test"], external=True)["test"]
-    assert (two.judgement.predicted == one.judgement.predicted).all()
-    assert (two.judgement.labels == one.judgement.labels).all()
+    assert (two.report.predicted == one.report.predicted).all()
+    assert (two.report.labels == one.report.labels).all()
     # Two forward passes: their last bits may differ, as they do with another number of threads.
-    assert two.judgement.true_probability == pytest.approx(one.judgement.true_probability, abs=1e-6)
-    assert two.judgement.confidence == pytest.approx(one.judgement.confidence, abs=1e-6)
+    assert two.report.true_probability == pytest.approx(one.report.true_probability, abs=1e-6)
+    assert two.report.confidence == pytest.approx(one.report.confidence, abs=1e-6)
     assert two.scores == pytest.approx(one.scores, abs=1e-6)
 
     assert main(["evaluate", str(run), *words, "--device", "cpu", f"dataset.root={tmp_path}/pictures"]) == 0
@@ -140,7 +140,7 @@ def test_images_of_another_size_and_mode_go_through_the_runs_preprocessing(run, 
     part = measure(run, model, other, ["test"], external=True, workers=1)["test"]
     image = part.examples.image(0)
     expected = model(model.preprocess(image)[None]).softmax(dim=-1).max().item()
-    assert part.judgement.confidence[0] == pytest.approx(expected, abs=1e-6)
+    assert part.report.confidence[0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_dataset_of_other_classes_is_refused_with_what_differs(run, tmp_path, capsys):
@@ -199,11 +199,11 @@ def test_no_mistakes_leave_no_picture_of_mistakes(run):
     from vitlab.evaluation.classification import ClassificationReport
 
     part = measure(run, load(run), reevaluate.training_dataset(run), ["test"])["test"]
-    labels = part.judgement.labels
-    perfect = ClassificationReport.of(np.eye(10)[labels], labels, part.judgement.classes)
+    labels = part.report.labels
+    perfect = ClassificationReport.of(np.eye(10)[labels], labels, part.report.classes)
     folder = run / "evaluation"
     folder.mkdir()
     (folder / "mistakes.png").write_text("of other weights")
-    better = Measured(examples=part.examples, scores=part.scores, judgement=perfect)
-    assert "mistakes.png" not in write(folder, "test", better, {"run": "run", **perfect.plain()})
+    better = Measured(examples=part.examples, scores=part.scores, report=perfect)
+    assert "mistakes.png" not in write(folder, "test", better, {"run": "run", **perfect.as_dict()})
     assert not (folder / "mistakes.png").exists()

@@ -56,18 +56,18 @@ def test_an_images_probabilities_are_those_of_the_evaluation(grey, digits):
     part = measure(grey.folder, model, training_dataset(grey.folder), ["test"])["test"]
     for answer in predict.predict(model, [digits / f"{i}.png" for i in range(4)], top=10):
         i = int(answer.path.stem)
-        assert answer.top[0][0] == model.classes[part.judgement.predicted[i]]
-        assert answer.top[0][1] == pytest.approx(part.judgement.confidence[i], abs=1e-6)
+        assert answer.top[0][0] == model.classes[part.report.predicted[i]]
+        assert answer.top[0][1] == pytest.approx(part.report.confidence[i], abs=1e-6)
         assert sum(probability for _, probability in answer.top) == pytest.approx(1)
-        meant = dict(answer.top)[model.classes[part.judgement.labels[i]]]
-        assert meant == pytest.approx(part.judgement.true_probability[i], abs=1e-6)
+        meant = dict(answer.top)[model.classes[part.report.labels[i]]]
+        assert meant == pytest.approx(part.report.true_probability[i], abs=1e-6)
 
 
 def test_files_of_an_image_folder_are_seen_as_in_its_evaluation(colour):
     model, dataset = load(colour.folder), training_dataset(colour.folder)
     part = measure(colour.folder, model, dataset, ["test"])["test"]
     answers = list(predict.predict(model, part.examples.paths, batch=5))
-    assert [a.top[0][1] for a in answers] == pytest.approx(part.judgement.confidence.tolist(), abs=1e-5)
+    assert [a.top[0][1] for a in answers] == pytest.approx(part.report.confidence.tolist(), abs=1e-5)
 
 
 def test_files_folders_and_globs_give_each_image_once(digits, monkeypatch):

@@ -242,7 +242,7 @@ def test_another_dataset_may_have_other_classes(run, tmp_path, capsys):
     [
         (["--shots", "1,500"], "--shots 1,500: class "),
         (["--shots", "0"], "0 images a class cannot be drawn"),
-        (["--shots", "5,5"], "a number is there twice"),
+        (["--shots", "5,5"], "a number is given twice"),
         (["--shots", "five"], "expected whole numbers with commas"),
         (["--seeds", "0"], "--seeds 0: must be at least 1"),
         (["--l2", "0"], "--l2 0.0: must be above 0"),
@@ -318,7 +318,7 @@ def test_a_training_reports_what_the_command_finds(tmp_path, capsys):
     [
         (["fit.shots=[60]"], r"fit.shots=\[60\]: one of the classes has 6 training images: use at most 6"),
         (["fit.shots=[0]"], "0 images a class cannot be drawn"),
-        (["fit.shots=[2,2]"], "a number is there twice"),
+        (["fit.shots=[2,2]"], "a number is given twice"),
         (["fit.shots=[2]", "fit=overfit"], "fit.one_batch=true"),
         (["fit.shots=5"], "fit.shots=5: expected a list of a whole number"),
     ],
@@ -389,5 +389,5 @@ def test_few_shot_accuracies_are_accuracies():
 
 
 def test_the_spread_of_one_draw_is_not_known():
-    assert probe.spread([0.5]) is None
-    assert probe.spread([0.4, 0.6]) == pytest.approx(math.sqrt(0.02))
+    assert probe.standard_deviation([0.5]) is None
+    assert probe.standard_deviation([0.4, 0.6]) == pytest.approx(math.sqrt(0.02))

@@ -61,12 +61,12 @@ def main(words: list[str]) -> int:
     before = {} if name else recorded(run)
 
     facts: dict[str, Any] = {"run": str(run.folder), "dataset": options.overrides or "of the run"}
-    tables = {split: {**part.scores, **part.judgement.plain()} for split, part in found.items()}
+    tables = {split: {**part.scores, **part.report.as_dict()} for split, part in found.items()}
     if options.json:
         print(json.dumps({**facts, **tables, "files": str(folder)}, indent=2))
     else:
         print("\n".join(format_scores(split, part.scores, None if name else before) for split, part in found.items()))
-        print("\n".join(["", *format_report(splits[-1], found[splits[-1]].judgement)]))
+        print("\n".join(["", *format_report(splits[-1], found[splits[-1]].report)]))
     try:
         written = write(folder, splits[-1], found[splits[-1]], {**facts, "split": splits[-1], **tables[splits[-1]]})
     except StorageError as error:
@@ -113,8 +113,8 @@ def write(folder: Path, split: str, part: "Measured", table: dict[str, Any]) -> 
     from vitlab.plotting import save
     from vitlab.storage.files import make_folder, write_whole
 
-    names = tuple(printable(name) for name in part.judgement.classes)
-    report, title = replace(part.judgement, classes=names), printable(f"{table['run']}, {split}")
+    names = tuple(printable(name) for name in part.report.classes)
+    report, title = replace(part.report, classes=names), printable(f"{table['run']}, {split}")
     make_folder(folder)
     text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), json.dumps(table, indent=2))
     write_whole(folder / f"{split}.json", lambda file: file.write_text(f"{text}\n"))

@@ -155,7 +155,7 @@ class Probing:
             "precision": self.source.precision,
             "l2": l2,
             "few_shot": [
-                {"shots": k, "accuracy": sum(each) / len(each), "std": probe.spread(each), "draws": each}
+                {"shots": k, "accuracy": sum(each) / len(each), "std": probe.standard_deviation(each), "draws": each}
                 for k, each in scores.items()
             ],
         }

@@ -1,4 +1,4 @@
-"""What a classifier's probabilities are worth: accuracy and its interval, calibration, confusions, worst mistakes."""
+"""Classification report: accuracy and its interval, calibration, confusion matrix, worst mistakes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ Array = np.ndarray
 
 
 class Mistake(NamedTuple):
-    """A wrong answer: which example, what it is, and what it was taken for."""
+    """A wrong prediction: the example, its class, and the predicted class."""
 
     index: int
     true: str
     predicted: str
-    probability: float  # of the class that it was taken for
+    probability: float  # of the predicted class
     true_probability: float
 
 
 class Confusion(NamedTuple):
-    """How many examples of one class were taken for another."""
+    """The number of examples of one class that were predicted as another."""
 
     true: str
     predicted: str
@@ -38,24 +38,24 @@ class Confusion(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Bins:
-    """The examples by their highest probability, in `BINS` equal widths of 0 ... 1, each with its upper end."""
+    """The examples by their highest probability, in `BINS` equal widths of 0 ... 1, each including its upper end."""
 
     examples: Int[Array, " bins"]
     confidence: Float[Array, " bins"]  # mean highest probability; 0 where a bin is empty
-    accuracy: Float[Array, " bins"]  # share of right answers; 0 where a bin is empty
+    accuracy: Float[Array, " bins"]  # fraction of correct predictions; 0 where a bin is empty
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: mean distance of accuracy and confidence, bins weighed by their examples."""
+        """Expected calibration error: mean difference of accuracy and confidence, bins weighted by their examples."""
         return float(self.examples @ np.abs(self.accuracy - self.confidence) / self.examples.sum())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ClassificationReport:
-    """What the probabilities of n examples were worth against their labels.
+    """The predictions of a model on n examples against their labels.
 
-    `interval` holds 95 % of what the accuracy may be (Wilson 1927); `top5` is None where there are no more than 5
-    classes; `confusion` counts examples by true class (rows) and predicted class (columns).
+    `interval` is the 95 % interval of the accuracy (Wilson 1927); `top5` is None with at most 5 classes; `confusion`
+    counts examples by true class (rows) and predicted class (columns).
     """
 
     classes: tuple[str, ...]
@@ -73,7 +73,7 @@ class ClassificationReport:
     def of(
         cls, probabilities: Float[Tensor | Array, "n k"], labels: Int[Tensor | Array, " n"], classes: Sequence[str]
     ) -> "ClassificationReport":
-        """Judges.
+        """The report of these probabilities.
 
         Args:
             probabilities: of each example, a row that sums to 1.
@@ -81,7 +81,7 @@ class ClassificationReport:
             classes: the name of each class.
 
         Raises:
-            ConfigError: no examples, shapes that do not go together, or a probability that is no number.
+            ConfigError: no examples, shapes that do not go together, or a probability that is NaN or infinite.
         """
         p, y = torch.as_tensor(probabilities).cpu().float().numpy(), torch.as_tensor(labels).cpu().long().numpy()
         k = len(classes)
@@ -90,9 +90,11 @@ class ClassificationReport:
                 f"probabilities {p.shape} for {len(y)} labels: give a row of {k} for each, and at least 1"
             )
         if not (np.isfinite(p).all() and y.min() >= 0 and y.max() < k):
-            raise ConfigError(f"a probability is no number, or a label is not in 0 ... {k - 1}: nothing to judge")
+            raise ConfigError(
+                f"a probability is NaN or infinite, or a label is not in 0 ... {k - 1}: nothing to report"
+            )
         predicted = p.argmax(axis=1)
-        right = predicted == y
+        correct = predicted == y
         confidence, true = p.max(axis=1).astype(np.float64), p[np.arange(len(y)), y]
         before = (p > true[:, None]) | ((p == true[:, None]) & (np.arange(k) < y[:, None]))
         return cls(
@@ -101,26 +103,26 @@ class ClassificationReport:
             predicted=predicted,
             confidence=confidence,
             true_probability=true.astype(np.float64),
-            accuracy=float(right.mean()),
-            interval=wilson(int(right.sum()), len(y)),
+            accuracy=float(correct.mean()),
+            interval=wilson(int(correct.sum()), len(y)),
             top5=float((before.sum(axis=1) < 5).mean()) if k > 5 else None,
-            bins=bins(confidence, right),
+            bins=bins(confidence, correct),
             confusion=np.bincount(y * k + predicted, minlength=k * k).reshape(k, k),
         )
 
     @property
     def ece(self) -> float:
-        """Expected calibration error (Guo et al. 2017), from 0 (the probabilities are true) to 1."""
+        """Expected calibration error (Guo et al. 2017), from 0 (perfectly calibrated) to 1."""
         return self.bins.ece
 
     @property
     def examples(self) -> Int[Array, " classes"]:
-        """How many there are of each class."""
+        """The number of examples of each class."""
         return self.confusion.sum(axis=1)
 
     @property
     def per_class(self) -> Float[Array, " classes"]:
-        """The accuracy on the examples of each class; nan where there is none."""
+        """The accuracy on the examples of each class; NaN where there is none."""
         none = self.examples == 0
         return np.where(none, np.nan, self.confusion.diagonal() / np.maximum(self.examples, 1))
 
@@ -130,14 +132,14 @@ class ClassificationReport:
         return order[there[order]][:count].tolist()
 
     def confusions(self, count: int) -> list[Confusion]:
-        """The pairs of classes that were confused most often, the commonest first."""
+        """The pairs of classes that are confused most often, the most frequent first."""
         wrong = self.confusion * ~np.eye(len(self.classes), dtype=bool)
         order = np.argsort(-wrong, axis=None, kind="stable")[:count]
         pairs = ((int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True))
         return [Confusion(self.classes[i], self.classes[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
 
     def mistakes(self, count: int) -> list[Mistake]:
-        """The wrong answers that were given with the highest probability, the worst first."""
+        """The wrong predictions with the highest probability, the highest first."""
         wrong = np.flatnonzero(self.predicted != self.labels)
         return [
             Mistake(
@@ -150,8 +152,8 @@ class ClassificationReport:
             for i in wrong[np.argsort(-self.confidence[wrong], kind="stable")][:count]
         ]
 
-    def plain(self) -> dict[str, Any]:
-        """Everything but the single examples, as JSON has it."""
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the single examples, for JSON."""
         rows = zip(self.classes, self.examples.tolist(), self.per_class.tolist(), strict=True)
         edges = np.linspace(0, 1, BINS + 1).round(4).tolist()
         binned = zip(self.bins.examples, self.bins.confidence, self.bins.accuracy, strict=True)
@@ -178,7 +180,7 @@ def wilson(correct: int, examples: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def bins(confidence: Float[Array, " n"], right: Array) -> Bins:
+def bins(confidence: Float[Array, " n"], correct: Array) -> Bins:
     """Counts examples by confidence, with the mean confidence and the accuracy of each bin."""
     which = np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
     count = np.bincount(which, minlength=BINS)
@@ -186,12 +188,12 @@ def bins(confidence: Float[Array, " n"], right: Array) -> Bins:
     return Bins(
         examples=count,
         confidence=np.bincount(which, weights=confidence, minlength=BINS) / filled,
-        accuracy=np.bincount(which, weights=right, minlength=BINS) / filled,
+        accuracy=np.bincount(which, weights=correct, minlength=BINS) / filled,
     )
 
 
 class PredictionRecorder(nn.Module):
-    """A model that keeps the probabilities it gives, in order: whatever evaluates it evaluates the model.
+    """A wrapper that records the probabilities of a model's predictions, in order.
 
     Args:
         model: gives logits (b classes).
@@ -208,7 +210,7 @@ class PredictionRecorder(nn.Module):
         return logits
 
     def probabilities(self) -> Float[Tensor, "n k"]:
-        """Of everything so far."""
+        """The probabilities recorded so far."""
         return torch.cat(self.recorded)
 
 

@@ -14,7 +14,7 @@ from vitlab.config.build import build
 from vitlab.config.check import MODELS, check, describes, locate
 from vitlab.config.errors import ConfigError, Node, VitlabError
 from vitlab.data.preprocess import Preprocess
-from vitlab.evaluation.untrusted import read_config, told
+from vitlab.evaluation.untrusted import describe_error, read_config
 from vitlab.model.vit import ViT
 from vitlab.storage import checkpoint
 from vitlab.storage.run import Run
@@ -70,18 +70,18 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: boo
         model = make(**shape)
     except VitlabError:
         raise
-    except Exception as error:  # what a stranger's values make of a model is anybody's guess
-        raise ConfigError(f"{folder.config}: {told(error)}") from error
+    except Exception as error:  # untrusted values may make a model fail in any way
+        raise ConfigError(f"{folder.config}: {describe_error(error)}") from error
     try:
         fill(model, saved.get("model"))
         learned = model.objective.classifies
         with torch.no_grad():
             logits = model.to(device).eval()(torch.zeros(1, channels, *size, device=device))
         if logits.shape != (1, len(classes)) or not logits.isfinite().all():
-            raise ConfigError(f"a black image is not answered with {len(classes)} finite numbers")
+            raise ConfigError(f"the output for a black image is not {len(classes)} finite numbers")
     except Exception as error:
         raise ConfigError(
-            f"{folder.best} does not fit {folder.config} ({told(error)}): get both again, or train the run again"
+            f"{folder.best} does not fit {folder.config} ({describe_error(error)}): get both again, or train it again"
         ) from error
     if classifies and not learned:
         raise ConfigError(
@@ -94,13 +94,13 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: boo
     )
 
 
-def facts_of(said: Any, file: Path) -> Node:
-    """What a checkpoint says about its model (`recipe.facts`), once it is known to be so.
+def facts_of(saved: Any, file: Path) -> Node:
+    """The checked `facts` of a checkpoint (`TrainingSetup.model_facts`).
 
     Raises:
-        ConfigError: something of it is missing or cannot be.
+        ConfigError: one of them is missing or out of its range.
     """
-    facts = said if isinstance(said, dict) else {}
+    facts = saved if isinstance(saved, dict) else {}
     channels = facts["channels"] if type(facts.get("channels")) is int else 0
 
     def row(key: str, fits: Callable[[Any], bool], length: int | None = None) -> bool:
@@ -113,7 +113,7 @@ def facts_of(said: Any, file: Path) -> Node:
     rules = {
         "image_size": ("two whole numbers", row("image_size", lambda v: type(v) is int and v >= 1, 2)),
         "channels": ("1 or 3", channels in (1, 3)),
-        "classes": ("a list of words", row("classes", lambda v: type(v) is str)),
+        "classes": ("a list of strings", row("classes", lambda v: type(v) is str)),
         "crop": ("a number above 0 and at most 1", number(1e-6, 1)(facts.get("crop"))),
         "mean": ("a finite number a channel", row("mean", number(-1e6, 1e6), channels)),
         "std": ("a positive number a channel", row("std", number(1e-6, 1e6), channels)),
@@ -126,7 +126,7 @@ def facts_of(said: Any, file: Path) -> Node:
 
 
 def factory(node: Node) -> Callable[..., ViT]:
-    """The model that a stranger's configuration describes, yet to be made: a ViT of parts, and no other object.
+    """The factory of the model that an untrusted configuration describes: a ViT of parts, and no other object.
 
     Raises:
         ConfigError: it describes something else.
@@ -134,20 +134,20 @@ def factory(node: Node) -> Callable[..., ViT]:
     node = check(node, "model", MODELS)
     if not describes(node, Callable[..., ViT]):
         raise ConfigError(f"model: {node.get('_target_')} is refused: expected a factory of vitlab.model.vit.ViT")
-    for key, part in node.items():  # a module that is made at once was never weighed
+    for key, part in node.items():  # a module that is built at once escapes the memory check
         if isinstance(part, dict) and not part.get("_partial_") and issubclass(locate(part["_target_"]), nn.Module):
-            raise ConfigError(f"model.{key}: {part['_target_']} is refused: expected no module that is made already")
+            raise ConfigError(f"model.{key}: {part['_target_']} is refused: expected a factory, not a module")
     return build(node, MODELS)
 
 
 def fill(model: ViT, weights: Any) -> None:
-    """Puts a stranger's weights into a model, once they are known to be plain, of its shapes, and finite.
+    """Loads untrusted weights into a model after checking that they are plain tensors, of its shapes, and finite.
 
     Raises:
         ConfigError: they are not.
     """
     wanted, given = model.state_dict(), weights if isinstance(weights, dict) else {}
-    for odd, verb in ((wanted.keys() - given.keys(), "lacks"), (given.keys() - wanted.keys(), "has, unasked for,")):
+    for odd, verb in ((wanted.keys() - given.keys(), "lacks"), (given.keys() - wanted.keys(), "also has")):
         if odd:
             raise ConfigError(f"the checkpoint {verb} {len(odd)} tensors, such as {min(map(str, odd))}")
     for name, value in given.items():

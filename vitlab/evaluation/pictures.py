@@ -1,4 +1,4 @@
-"""Pictures of what a trained model does: confusions, calibration, its worst mistakes, a sheet of predictions."""
+"""Figures of an evaluation: confusion matrix, calibration, worst mistakes, a sheet of predictions."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vitlab.evaluation.classification import ClassificationReport, Mistake
 
 INK, SOFT = "#1f2933", "#7b8794"
-LABELLED, COUNTED = 150, 30  # the most classes that still have their names, and their counts, in a confusion matrix
+LABELLED, COUNTED = 150, 30  # classes up to which a confusion matrix has names, and counts
 MOST = 100  # images on a sheet
 SMALL = 400  # pixels of the longer side of an image there
 
@@ -29,21 +29,21 @@ class Bar(NamedTuple):
     colour: str
 
 
-def confusion(judgement: "ClassificationReport", title: str = "") -> "Figure":
-    """The confusion matrix: each row shows where the images of a class went.
+def confusion(report: "ClassificationReport", title: str = "") -> "Figure":
+    """The confusion matrix: each row shows the predicted classes of the images of one class.
 
     Up to 30 classes have their counts in the cells, up to 150 their names; with more, the axes count classes.
     """
     from matplotlib.colors import PowerNorm
 
-    classes, table = len(judgement.classes), judgement.confusion
-    shares = table / np.maximum(judgement.examples, 1)[:, None]
+    classes, table = len(report.classes), report.confusion
+    shares = table / np.maximum(report.examples, 1)[:, None]
     side = min(13.0, max(4.2, 2.6 + (0.42 if classes <= COUNTED else 0.12) * classes))
     figure = blank(side + 1.4, side + 0.4)
     axes = figure.subplots()
     scale = PowerNorm(0.5, 0, 1)
     image = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
-    if classes > LABELLED:  # cells are too small to be seen alone
+    if classes > LABELLED:  # cells are too small to see
         rows, columns = np.nonzero(table)
         order = np.argsort(shares[rows, columns])
         rows, columns = rows[order], columns[order]
@@ -56,7 +56,7 @@ def confusion(judgement: "ClassificationReport", title: str = "") -> "Figure":
     axes.set_ylabel("true class")
     if classes <= LABELLED:
         size = 9 if classes <= COUNTED else min(8.0, 780 / (classes + 30))
-        names = [shorten(name, 24) for name in judgement.classes]
+        names = [shorten(name, 24) for name in report.classes]
         upright = max(map(len, names)) > 3 or classes > COUNTED
         axes.set_xticks(
             range(classes), names, fontsize=size, rotation=90 if upright else 0, parse_math=False, color=INK
@@ -71,21 +71,21 @@ def confusion(judgement: "ClassificationReport", title: str = "") -> "Figure":
         for row, column in np.argwhere(table):
             ink = "white" if shares[row, column] > 0.4 else INK
             axes.text(column, row, f"{table[row, column]:,}", ha="center", va="center", fontsize=8, color=ink)
-    entitle(figure, title, f"accuracy {judgement.accuracy:.2%} of {len(judgement.labels):,} images")
+    entitle(figure, title, f"accuracy {report.accuracy:.2%} of {len(report.labels):,} images")
     return figure
 
 
-def calibration(judgement: "ClassificationReport", title: str = "") -> "Figure":
-    """Reliability (Guo et al. 2017): accuracy against the probability that was given, and how often it was given."""
-    bins = judgement.bins
+def calibration(report: "ClassificationReport", title: str = "") -> "Figure":
+    """Reliability diagram (Guo et al. 2017): accuracy against predicted probability, and a histogram of the latter."""
+    bins = report.bins
     figure = blank(5.2, 6.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     count = len(bins.examples)
     middles, filled = (np.arange(count) + 0.5) / count, bins.examples > 0
     width = 0.92 / count
     above.bar(middles[filled], bins.accuracy[filled], width, color=BLUE, label="accuracy")
-    above.plot((0, 1), (0, 1), color=SOFT, linestyle="--", linewidth=1, label="as right as it is sure")
-    for sure, colour, words in ((True, RED, "too sure by"), (False, GREEN, "not sure enough by")):
+    above.plot((0, 1), (0, 1), color=SOFT, linestyle="--", linewidth=1, label="perfectly calibrated")
+    for sure, colour, words in ((True, RED, "overconfident by"), (False, GREEN, "underconfident by")):
         bars = filled & ((bins.confidence > bins.accuracy) == sure)
         gap = (bins.confidence - bins.accuracy)[bars]
         above.bar(middles[bars], gap, width / 4, bottom=bins.accuracy[bars], color=colour, label=words)
@@ -99,21 +99,21 @@ def calibration(judgement: "ClassificationReport", title: str = "") -> "Figure":
     below.set_yscale("symlog", linthresh=1)
     below.yaxis.set_major_formatter("{x:,.0f}")
     below.set(xlabel="highest probability", ylabel="images", ylim=(0, None))
-    entitle(figure, title, f"ECE {judgement.ece:.2%}, {len(judgement.labels):,} images, {count} bins")
+    entitle(figure, title, f"ECE {report.ece:.2%}, {len(report.labels):,} images, {count} bins")
     return figure
 
 
 def mistakes(images: Sequence[Image.Image], found: "Sequence[Mistake]", title: str = "") -> "Figure":
-    """Wrong answers: each image with what it was taken for (red) and what it is (green), and their probabilities.
+    """Wrong predictions: each image with its predicted class (red) and true class (green), and their probabilities.
 
     Args:
         images: of `found`, in its order.
-        found: from `Judgement.mistakes`.
+        found: from `ClassificationReport.mistakes`.
         title: above everything.
     """
     bars = [
         [
-            Bar(f"said {mistake.predicted}", mistake.probability, RED),
+            Bar(f"predicted {mistake.predicted}", mistake.probability, RED),
             Bar(f"is {mistake.true}", mistake.true_probability, GREEN),
         ]
         for mistake in found

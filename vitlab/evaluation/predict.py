@@ -1,4 +1,4 @@
-"""What a trained model takes images for: image files of any size and mode, one by one."""
+"""Predictions of a trained model for image files of any size and mode."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,12 +19,12 @@ from vitlab.data.preprocess import upright
 from vitlab.evaluation.load import Trained
 from vitlab.evaluation.pictures import small
 
-BATCH = 32  # images that go through the model together
+BATCH = 32  # images of a forward pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What one image was taken for, or why it could not be read."""
+    """The predicted classes of one image, or why it could not be read."""
 
     path: Path
     top: tuple[tuple[str, float], ...] = ()  # class and probability, the highest first
@@ -33,7 +33,7 @@ class Prediction:
 
 
 def find(words: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """The images that files, folders (searched to the bottom) and globs name, each once; and the words that name none.
+    """The images that files, folders (searched recursively) and globs name, each once; and the words that name none.
 
     A file that is given by name, or found by a glob, need not look like an image.
     """
@@ -55,13 +55,13 @@ def predict(
     """The most probable classes of each image, in the order of the paths.
 
     Every image is turned upright (EXIF) and then goes through what evaluation's images go through. The model computes
-    in fp32, whatever the run was trained in, so that the answer does not depend on the hardware's precisions.
+    in fp32, whatever the run was trained in, so that predictions do not depend on the precisions of the hardware.
 
     Args:
-        model: from `trained.load`.
+        model: from `load`.
         paths: image files; one that cannot be read gives a prediction with a `fault`.
         top: classes an image; at most all of them.
-        batch: images that go through the model together.
+        batch: images of a forward pass.
         pictures: how many of the first images that could be read come with a small copy.
     """
     device = next(model.parameters()).device
@@ -69,7 +69,7 @@ def predict(
         for start in range(0, len(paths), batch):
             some = paths[start : start + batch]
             with ignore_pillow_warnings():
-                read = list(pool.map(partial(ready, model, copy=pictures > 0), some))
+                read = list(pool.map(partial(load_image, model, copy=pictures > 0), some))
             tensors = [found[0] for found in read if not isinstance(found, str)]
             best: list[tuple[tuple[str, float], ...]] = []
             if tensors:
@@ -77,23 +77,23 @@ def predict(
                 values, indices = probabilities.topk(min(top, len(model.classes)))
                 names = [[model.classes[i] for i in row] for row in indices.tolist()]
                 best = [tuple(zip(n, v, strict=True)) for n, v in zip(names, values.tolist(), strict=True)]
-            answers = iter(best)
+            predictions = iter(best)
             for path, found in zip(some, read, strict=True):
                 if isinstance(found, str):
                     yield Prediction(path=path, fault=found)
                     continue
-                answer = next(answers)
-                if not all(isfinite(probability) for _, probability in answer):
-                    yield Prediction(path=path, fault="the model's answer to it is no finite number")
+                classes = next(predictions)
+                if not all(isfinite(probability) for _, probability in classes):
+                    yield Prediction(path=path, fault="the model's output for it is NaN or infinite")
                     continue
-                yield Prediction(path=path, top=answer, picture=found[1] if pictures > 0 else None)
+                yield Prediction(path=path, top=classes, picture=found[1] if pictures > 0 else None)
                 pictures -= 1
 
 
-def ready(model: Trained, path: Path, *, copy: bool) -> tuple[Tensor, Image.Image | None] | str:
-    """What the model takes of an image, and a small copy of it where one is asked for; or why it cannot be read."""
+def load_image(model: Trained, path: Path, *, copy: bool) -> tuple[Tensor, Image.Image | None] | str:
+    """An image preprocessed for the model, and a small copy of it if wanted; or why it cannot be read."""
     if not path.is_file():
-        return "it is no regular file" if path.exists() else "there is no such file"
+        return "it is not a regular file" if path.exists() else "there is no such file"
     try:
         pixels, picture = model.preprocess(path), None
         if copy:

@@ -1,4 +1,4 @@
-"""What a frozen representation is worth: few-shot and linear probes, and nearest neighbours."""
+"""Probes of frozen features: few-shot, linear, and nearest neighbours."""
 
 import math
 import warnings
@@ -16,19 +16,19 @@ from vitlab.data.loader import PADDING
 from vitlab.system.distributed import Distributed
 from vitlab.system.precision import autocast
 
-BIAS = 100.0  # of the constant channel: so large that its weight is hardly regularised
+BIAS = 100.0  # of the constant channel: so large that its weight is almost unregularised
 EPSILON = 1e-5  # added to each channel's standard deviation
 L2 = 2.0**10  # strength of the regularisation, as the authors' code has it; the paper gives none
 DRAWS = 5  # support sets that an accuracy is the mean of; the authors' code has 3
-AT_ONCE = 64  # images: a model that is asked for what stands on the way keeps all of it meanwhile
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)  # logistic regression's C, from much regularised to hardly
+AT_ONCE = 64  # images, of which `ViT.inspect` keeps all intermediate results
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)  # logistic regression's C, from strongest to weakest regularisation
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)
 Array = np.ndarray
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Features:
-    """What a model makes of images before its last layer (`pre_logits`, fp32), and their labels."""
+    """The features of images before the last layer (`pre_logits`, fp32), and their labels."""
 
     values: Float[Array, "n d"]
     labels: Int[Array, " n"]
@@ -46,7 +46,7 @@ def features(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dist: D
     """
     training, rows, labels = model.training, [], []
     model.eval()
-    with torch.inference_mode(dist.size == 1):  # which FSDP's gathered weights cannot be used after
+    with torch.inference_mode(dist.size == 1):  # FSDP's gathered weights cannot be used after it
         for images, of_batch in batches:
             for part in images.split(AT_ONCE):
                 with autocast(dist.device, precision):
@@ -60,31 +60,33 @@ def features(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dist: D
 
 
 def fewest(labels: Int[Array, " n"], classes: Sequence[str]) -> tuple[int, str]:
-    """How many examples the smallest class has, and its name."""
+    """The number of examples of the smallest class, and its name."""
     counts = np.bincount(labels, minlength=len(classes))
     return int(counts.min()), classes[int(counts.argmin())]
 
 
-def check(said: str, shots: Sequence[int], images: float = math.inf, name: str = "") -> None:
+def check(option: str, shots: Sequence[int], images: float = math.inf, name: str = "") -> None:
     """Refuses shots that cannot be drawn.
 
     Args:
-        said: how they were asked for.
+        option: the option and its value, for the message.
         shots: images a class.
         images: training images of the smallest class.
         name: of that class, where it is known.
 
     Raises:
-        ConfigError: with what is possible.
+        ConfigError: a number below 1, given twice, or above the images of a class.
     """
     if odd := [k for k in shots if k < 1]:
-        raise ConfigError(f"{said}: {odd[0]} images a class cannot be drawn: use 1 or more; 1, 5, 10 and 25 are usual")
+        raise ConfigError(
+            f"{option}: {odd[0]} images a class cannot be drawn: use 1 or more; 1, 5, 10 and 25 are usual"
+        )
     if len(set(shots)) < len(shots):
-        raise ConfigError(f"{said}: a number is there twice: give each once")
+        raise ConfigError(f"{option}: a number is given twice: give each once")
     if max(shots, default=0) > images:
         which = f"class {name}" if name else "one of the classes"
         way = f"use at most {images}" if images else "give a dataset with some of each"
-        raise ConfigError(f"{said}: {which} has {images} training image{'s' * (images != 1)}: {way}")
+        raise ConfigError(f"{option}: {which} has {images} training image{'s' * (images != 1)}: {way}")
 
 
 def draw(labels: Int[Array, " n"], classes: int, most: int, draws: int) -> Int[Array, "draws classes most"]:
@@ -117,7 +119,7 @@ def few_shot(
 
     Args:
         support: features of the images of `draw`.
-        test: what the accuracy is of.
+        test: the features that are classified.
         shots: images a class, at most as many as were drawn.
         l2: strength of the regularisation.
     """
@@ -129,8 +131,8 @@ def few_shot(
         found[k] = []
         for drawn in support[:, :, :k].reshape(len(support), -1, width):
             weights = least_squares(whitened(drawn, drawn), targets, l2)
-            answers = (whitened(test.values, drawn) @ weights).argmax(axis=1)
-            found[k].append(float((answers == test.labels).mean()))
+            predicted = (whitened(test.values, drawn) @ weights).argmax(axis=1)
+            found[k].append(float((predicted == test.labels).mean()))
     return found
 
 
@@ -150,38 +152,40 @@ def least_squares(x: Float[Array, "n d"], targets: Float[Array, "n k"], l2: floa
     return x.T @ ((vectors / (values + l2)) @ (vectors.T @ targets))
 
 
-def spread(values: Sequence[float]) -> float | None:
+def standard_deviation(values: Sequence[float]) -> float | None:
     """The standard deviation of a sample; None of a single number."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """A classifier of features whose one hyper-parameter validation chose.
+    """A classifier of features, its hyper-parameter chosen on the validation split.
 
     Args:
         value: the hyper-parameter.
-        validation: the accuracy there.
-        answer: gives the class of each row of features.
+        validation: the accuracy on the validation split.
+        predict: gives the class of each row of features.
     """
 
     value: float
     validation: float
-    answer: Callable[[Float[Array, "n d"]], Int[Array, " n"]]
+    predict: Callable[[Float[Array, "n d"]], Int[Array, " n"]]
 
     def accuracy(self, test: Features) -> float:
-        return float((self.answer(test.values) == test.labels).mean())
+        return float((self.predict(test.values) == test.labels).mean())
 
 
 def linear(train: Features, validation: Features, strengths: Sequence[float] = STRENGTHS) -> Chosen:
-    """Logistic regression on standardised features, its C chosen by validation; of equals the more regularised."""
+    """Logistic regression on standardised features, its C chosen by validation; of equals the most regularised."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     def candidate(strength: float) -> Any:
-        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # early is a candidate too
+        with warnings.catch_warnings(
+            action="ignore", category=ConvergenceWarning
+        ):  # one that stopped early is a candidate too
             model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
             return model.fit(train.values.astype(np.float64), train.labels)
 
@@ -206,6 +210,6 @@ def choose(values: Sequence[float], candidate: Callable[[float], Any], validatio
         answer = candidate(value).predict
         accuracy = float((answer(validation.values) == validation.labels).mean())
         if best is None or accuracy > best.validation:
-            best = Chosen(value=value, validation=accuracy, answer=answer)
+            best = Chosen(value=value, validation=accuracy, predict=answer)
     assert best is not None
     return best

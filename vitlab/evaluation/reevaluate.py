@@ -25,13 +25,13 @@ from vitlab.data.preprocess import Normalize, to_pixels, upright
 from vitlab.evaluation import evaluate as evaluation_of
 from vitlab.evaluation.classification import ClassificationReport, PredictionRecorder
 from vitlab.evaluation.load import Trained, load
-from vitlab.evaluation.untrusted import read_config, recorded, told
+from vitlab.evaluation.untrusted import describe_error, read_config, recorded
 from vitlab.model.objective import TrainingModel
 from vitlab.storage.run import Run
 from vitlab.system.distributed import Distributed, single_process
 from vitlab.system.precision import DTYPES
 
-DATASETS = ("vitlab.data.",)  # what a stranger's dataset may name
+DATASETS = ("vitlab.data.",)  # prefixes of the classes that an untrusted dataset may name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,11 @@ class EvalInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One split, and what a trained model made of it; `scores` are its `loss` and `accuracy` as training has them."""
+    """A trained model's evaluation on one split; `scores` are its `loss` and `accuracy`, as in training."""
 
     examples: Examples
     scores: dict[str, float]
-    judgement: ClassificationReport
+    report: ClassificationReport
 
 
 def evaluate(
@@ -96,7 +96,7 @@ def training_dataset(run: str | Path, *, root: str | None = None) -> Dataset:
             )
     node |= {"download": False} if "download" in node else {}
     node |= {"root": root} if root is not None else {}
-    if "cache" in node:  # where indices of shards are written is not for a stranger to say
+    if "cache" in node:  # an untrusted configuration may not say where shard indices are written
         node["cache"] = yaml.safe_load((CONF / "dataset" / "webdataset.yaml").read_text())["cache"]
     return dataset_of(node, str(folder.config))
 
@@ -125,8 +125,8 @@ def dataset_of(node: Node, where: str) -> Dataset:
         return build(node, DATASETS)
     except VitlabError:
         raise
-    except Exception as error:  # what a stranger's values make of a dataset is anybody's guess
-        raise ConfigError(f"{where}: dataset: {told(error)}") from error
+    except Exception as error:  # untrusted values may make a dataset fail in any way
+        raise ConfigError(f"{where}: dataset: {describe_error(error)}") from error
 
 
 def measure(
@@ -162,8 +162,8 @@ def measure(
         labels: list[Tensor] = []
         named = mapped(source.batches(examples), places.to(source.dist.device), labels)
         scores = evaluation_of.evaluate(recorder, named, source.dist, source.precision, model.model.objective)
-        judgement = ClassificationReport.of(recorder.probabilities(), torch.cat(labels), model.classes)
-        found[split] = Measured(examples=examples, scores=scores, judgement=judgement)
+        report = ClassificationReport.of(recorder.probabilities(), torch.cat(labels), model.classes)
+        found[split] = Measured(examples=examples, scores=scores, report=report)
     model.eval()
     return found
 

@@ -11,11 +11,11 @@ from vitlab.config.overrides import show
 from vitlab.storage.files import file_errors, read_json, read_text
 from vitlab.storage.run import Run
 
-MOST_BYTES, MOST_LETTERS = 100_000, 10_000  # of a config.yaml, and of a value there; vitlab's have some 3,000 and 80
+MOST_BYTES, MOST_LETTERS = 100_000, 10_000  # of a config.yaml and of a value in it; vitlab's have about 3,000 and 80
 
 
-class Plain(yaml.SafeLoader):
-    """YAML of plain values: no aliases, which can grow without bound, and in a mapping different words alone."""
+class PlainLoader(yaml.SafeLoader):
+    """Loads YAML of plain values only: no aliases, which can expand without bound, and no duplicate keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -28,14 +28,14 @@ class Plain(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag == "tag:yaml.org,2002:str"]
         if len(set(keys)) < len(node.value):
-            self.refuse("a key stands twice, or is no word", node)
+            self.refuse("a key is given twice, or is not a string", node)
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         value = super().construct_object(node, deep)
         plain = isinstance(value, dict | list | str | float | int | None)
         if not plain or (isinstance(value, int) and abs(value) >= 2**63):
-            self.refuse("a value is neither a word, a number of 64 bits, a list nor a mapping", node)
+            self.refuse("a value is neither a string, a number of 64 bits, a list nor a mapping", node)
         return value
 
     def refuse(self, problem: str, there: Any) -> None:
@@ -47,12 +47,12 @@ def read_config(run: Run) -> Node:
     """The configuration of a run, as plain values: interpolations stay text, and nothing is built.
 
     Raises:
-        ConfigError: there is none, or it is none of vitlab's.
+        ConfigError: there is none, or it is not one of vitlab's.
     """
     if not run.config.is_file():
         raise ConfigError(f"{run.folder} is not a run: it has no config.yaml")
     try:
-        config = yaml.load(read_text(run.config, MOST_BYTES), Plain)
+        config = yaml.load(read_text(run.config, MOST_BYTES), PlainLoader)
     except (yaml.YAMLError, StorageError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
@@ -69,12 +69,12 @@ def read_config(run: Run) -> Node:
 
 
 def recorded(run: Run) -> Node:
-    """What a run's result.json says, whoever wrote it; a run that never wrote one was interrupted."""
+    """The contents of a run's result.json; a run that never wrote one was interrupted."""
     path = run.folder / "result.json"
     return read_json(path, MOST_BYTES) if os.path.lexists(path) else {"status": "interrupted"}
 
 
-def told(error: Exception) -> str:
-    """What an error says, in one line; of one that is not meant for users, its name as well."""
-    said = " ".join(str(error).split())
-    return said if isinstance(error, VitlabError) and said else f"{type(error).__name__}: {said}"
+def describe_error(error: Exception) -> str:
+    """The message of an error in one line; with its class name if it is not a VitlabError."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, VitlabError) and message else f"{type(error).__name__}: {message}"

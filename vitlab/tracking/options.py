@@ -77,9 +77,9 @@ class ValidationMedia:
     """What the best weights do on the validation images.
 
     Args:
-        judgement: of all of them.
-        examples: the images, in the judgement's order.
+        report: of all of them.
+        examples: the images, in the report's order.
     """
 
-    judgement: ClassificationReport
+    report: ClassificationReport
     examples: Examples

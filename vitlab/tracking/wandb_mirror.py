@@ -63,22 +63,22 @@ class Mirror:
         """The worst mistakes as a table with images, and the confusion matrix, as W&B has them."""
         import wandb
 
-        judgement, found = views.judgement, {}
+        report, found = views.report, {}
         if self.tracking.mistakes:
             table = wandb.Table(columns=["image", "true class", "predicted class", "probability", "index"])
-            for m in judgement.mistakes(self.tracking.mistakes):
+            for m in report.mistakes(self.tracking.mistakes):
                 image = wandb.Image(views.examples.image(m.index))
                 table.add_data(image, m.true, m.predicted, m.probability, m.index)
             found["validation/mistakes"] = table
-        if self.tracking.confusion and len(judgement.classes) <= 100:  # W&B draws no more than 10,000 cells
+        if self.tracking.confusion and len(report.classes) <= 100:  # W&B draws no more than 10,000 cells
             found["validation/confusion"] = wandb.plot.confusion_matrix(
-                y_true=judgement.labels.tolist(),
-                preds=judgement.predicted.tolist(),
-                class_names=list(judgement.classes),
+                y_true=report.labels.tolist(),
+                preds=report.predicted.tolist(),
+                class_names=list(report.classes),
                 title="validation images",
             )
         elif self.tracking.confusion:
-            figure = pictures.confusion(judgement, "validation")
+            figure = pictures.confusion(report, "validation")
             found["validation/confusion"] = wandb.Image(figure)
         return found
 

@@ -90,5 +90,5 @@ def few_shot(setup: TrainingSetup) -> dict[str, float]:
     for short, split in (("val", "validation"), ("test", "test")):
         for shots, accuracies in probe.few_shot(support, features(split), setup.fit.shots).items():
             found[f"{short}/{shots}-shot"] = sum(accuracies) / len(accuracies)
-            found[f"{short}/{shots}-shot_std"] = probe.spread(accuracies) or 0.0
+            found[f"{short}/{shots}-shot_std"] = probe.standard_deviation(accuracies) or 0.0
     return found
