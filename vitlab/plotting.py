@@ -1,4 +1,4 @@
-"""What all figures share: colours, axes, captions."""
+"""Shared by all figures: colours, axes, captions."""
 
 import warnings
 from collections.abc import Sequence

@@ -137,8 +137,8 @@ def test_a_scaled_group_follows_at_its_share():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: Step(**WARMUP, milestones=(0.5, 0.2), factor=0.1), "must be rising shares"),
-        (lambda: Step(**WARMUP, milestones=(0.5, 1.0), factor=0.1), "must be rising shares"),
+        (lambda: Step(**WARMUP, milestones=(0.5, 0.2), factor=0.1), "must be increasing fractions"),
+        (lambda: Step(**WARMUP, milestones=(0.5, 1.0), factor=0.1), "must be increasing fractions"),
         (lambda: Step(**WARMUP, milestones=(0.5,), factor=2.0), "factor=2.0"),
         (lambda: Step(**(WARMUP | {"warmup_steps": 60}), milestones=(0.5,), factor=0.1), "falls into the warm-up"),
         (lambda: cosine(**WARMUP, min_lr=0.0, cycles=0), "cycles=0"),

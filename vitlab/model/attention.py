@@ -86,14 +86,14 @@ class Attention(Part):
     Args:
         width: channels of a token.
         heads: parts that the width is cut into.
-        output_dropout: share of the output's channels dropped in training.
+        output_dropout: dropout probability of the output's channels.
         qkv_bias: whether the projection to queries, keys and values has a bias.
         qk_norm: layer normalisation of each head's queries and keys (Dehghani et al. 2023, ViT-22B).
-        dropout: share of the attention weights dropped in training.
+        dropout: dropout probability of the attention weights.
         kernel: explicit matrix products, torch's fused kernel, or auto: see `chosen`.
 
     Raises:
-        ConfigError: the heads do not divide the width, or a share outside 0 ... 1.
+        ConfigError: the heads do not divide the width, or a dropout probability outside 0 ... 1.
     """
 
     stacked: ClassVar = {"qkv.weight": 3}
@@ -115,7 +115,7 @@ class Attention(Part):
             raise ConfigError(f"heads={heads} does not divide width={width}: use one of {fitting}")
         if not 0 <= dropout < 1:
             raise ConfigError(
-                f"model.attention.dropout={dropout}: a share that is dropped must be at least 0 and below 1"
+                f"model.attention.dropout={dropout}: a dropout probability must be at least 0 and below 1"
             )
         self.heads = heads
         self.dropout = dropout
@@ -153,10 +153,10 @@ class Attention(Part):
         """Attends; a list given as `weights` gains this layer's attention weights (b heads t t), before dropout."""
         qkv = rearrange(self.qkv(x), "b t (three heads k) -> three b heads t k", three=3, heads=self.heads)
         q, k, v = qkv
-        turned, beside = position.rotate(self.q_norm(q).to(v.dtype)), position.rotate(self.k_norm(k).to(v.dtype))
-        if turned is not q or beside is not k:
-            qkv = torch.stack((turned, beside, v))
-        out = self.attend(qkv, position.bias(turned), weights)
+        rotated_q, rotated_k = position.rotate(self.q_norm(q).to(v.dtype)), position.rotate(self.k_norm(k).to(v.dtype))
+        if rotated_q is not q or rotated_k is not k:
+            qkv = torch.stack((rotated_q, rotated_k, v))
+        out = self.attend(qkv, position.bias(rotated_q), weights)
         return self.output_dropout(self.output(rearrange(out, "b heads t k -> b t (heads k)")))
 
     def place(self, grid: Grid, layer: int, position: Position) -> None:

@@ -22,7 +22,7 @@ class Residual(nn.Module):
         branch: the module on the residual path.
         width: channels of a token.
         layer_scale: what each channel's learned scale starts at (Touvron et al. 2021, CaiT); None has no scale.
-        drop_rate: share of images whose branch is dropped in training.
+        drop_rate: probability that the branch of an image is dropped in training.
         epsilon: added to the variance in the layer normalisation.
     """
 

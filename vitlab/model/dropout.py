@@ -7,7 +7,7 @@ from torch.nn import functional
 
 
 def dropout(x: Float[Tensor, "*b"], rate: float, training: bool = True) -> Float[Tensor, "*b"]:
-    """Zeroes a share of the numbers and scales the rest to keep the mean.
+    """Zeroes each number with a probability and scales the rest to keep the mean.
 
     On a CPU torch draws a number for each: a quarter of a small model's training step. Here one 64-bit draw serves
     four, each to 16 bits (a rate is then exact to 1 / 65536), which is 2.6 times as fast. Elsewhere it is torch's own.
@@ -25,7 +25,7 @@ class Dropout(nn.Module):
     """`dropout` as a module: off in evaluation.
 
     Args:
-        rate: share that is dropped.
+        rate: dropout probability.
     """
 
     def __init__(self, rate: float):

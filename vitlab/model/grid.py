@@ -1,4 +1,4 @@
-"""The lattice of tokens that every part of a Vision Transformer agrees on."""
+"""The token grid, which all parts of a Vision Transformer share."""
 
 from dataclasses import dataclass
 

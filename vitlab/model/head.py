@@ -12,7 +12,7 @@ class Linear(Part):
     Args:
         width: channels of the features.
         classes: number of classes.
-        zero_init: start with all weights zero, as the authors' code does.
+        zero_init: whether all weights start at zero, as the authors' code does.
         bias_init: what each bias starts at; -log(classes) suits sigmoid cross-entropy.
     """
 
@@ -23,13 +23,13 @@ class Linear(Part):
         self.output = nn.Linear(width, classes)
 
     def reset(self) -> None:
-        """Sets what the head decides about its start; whatever it leaves alone stays as initialised before."""
+        """Sets the weights that the head's own arguments determine; the others stay as they were drawn."""
         if self.zero_init:
             nn.init.zeros_(self.output.weight)
         nn.init.constant_(self.output.bias, self.bias_init)
 
     def represent(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """What stands before the last layer: `pre_logits`, the representation that few-shot probes read."""
+        """The input of the last layer: `pre_logits`, the features that few-shot probes use."""
         return features
 
     def forward(self, representation: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:

@@ -12,13 +12,13 @@ ARITHMETIC = ("neg", "add", "radd", "sub", "rsub", "mul", "rmul", "div", "truedi
 
 
 def on_meta_device(make: Callable[..., Any], **shape: Any) -> Any:
-    """A model without memory, to be counted."""
+    """The model on the meta device: shapes without memory."""
     with torch.device("meta"), Unfilled():
         return make(**shape)
 
 
 def zeroed(make: Callable[..., Any], **shape: Any) -> Any:
-    """A model whose every number is zero, to be computed with: to draw its weights can take longer than that."""
+    """The model with all numbers zero, for computing with shapes only: drawing weights can take longer."""
     model = on_meta_device(make, **shape).to_empty(device="cpu")
     for each in (*model.parameters(), *model.buffers()):
         each.detach().zero_()
@@ -28,7 +28,7 @@ def zeroed(make: Callable[..., Any], **shape: Any) -> Any:
 class Unfilled(TorchFunctionMode):
     """Leaves tensors as they are made, and knows the shapes of plain arithmetic itself.
 
-    To compute on the meta device, be it a sum, torch imports its compiler (9 s).
+    To compute anything on the meta device, torch imports its compiler (9 s).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -27,7 +27,7 @@ class Mlp(TokenMlp):
 
     Args:
         width: channels of a token.
-        dropout: share of channels dropped in training.
+        dropout: dropout probability of the channels.
         ratio: hidden channels per channel of a token.
         gelu: x Phi(x) exactly, or its tanh form (Hendrycks and Gimpel 2016).
     """
@@ -51,7 +51,7 @@ class SwiGlu(TokenMlp):
 
     Args:
         width: channels of a token.
-        dropout: share of channels dropped in training.
+        dropout: dropout probability of the channels.
         ratio: hidden channels per channel of a token; 8/3 has as many parameters as an Mlp of ratio 4.
     """
 

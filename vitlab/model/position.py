@@ -1,4 +1,4 @@
-"""Position: how a token knows where it is. The base class is a kind of its own: none, a bag of patches.
+"""Position embeddings. The base class is the kind `none`: a bag of patches.
 
 A kind overrides one hook: `add` (to the tokens), `rotate` (queries and keys) or `bias` (on the attention logits).
 """

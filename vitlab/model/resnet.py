@@ -1,4 +1,4 @@
-"""ResNet as the paper puts it before a ViT, and beside it: no batch normalisation, as BiT (Kolesnikov et al. 2020)."""
+"""ResNet stems, for hybrids and as models of their own; group normalisation as in BiT (Kolesnikov et al. 2020)."""
 
 import math
 from typing import Literal
@@ -85,17 +85,17 @@ class Bottleneck(nn.Module):
 class ResNet(Stem):
     """The feature map of a ResNet, a token a place: the stem of the paper's hybrids (Dosovitskiy et al. 2021, 3.1).
 
-    Before no block at all (`model.depth=0`) and an average pool it is a ResNet of its own: `model=resnet50`.
+    With `model.depth=0` and an average pool the model is a plain ResNet: `model=resnet50`.
 
     Args:
         image_size: height and width in pixels.
         channels: colour channels of an image.
         width: channels of a token.
-        patch: pixels of an image's side that a token stands for: what the ResNet reduces by, or a multiple of it,
+        patch: side of a token in pixels: the stride of the ResNet, or a multiple of it,
             whose rest is cut from the feature map and projected.
         blocks: bottlenecks of each stage; every stage but the first halves the map and doubles the channels.
         widen: channels by those of the usual ResNet, whose first stage has 64 inside: the x2 of ResNet-50x2.
-        root: what stands before the stages: `imagenet` is a 7x7 convolution and a maximum over 3x3, of stride 2 each;
+        root: the layers before the stages: `imagenet` is a 7x7 convolution and a maximum over 3x3, of stride 2 each;
             `small` is a 3x3 convolution, which leaves small images their size.
         project: whether a linear layer leads from the feature map's channels to the width.
 
@@ -115,9 +115,9 @@ class ResNet(Stem):
         root: Literal["imagenet", "small"] = "imagenet",
         project: bool = True,
     ):
-        said = f"model.stem.blocks={list(blocks)}"
+        which = f"model.stem.blocks={list(blocks)}"
         if len(blocks) > STAGES or not all(1 <= count <= MOST for count in blocks):
-            raise ConfigError(f"{said}: expected up to {STAGES} stages of 1 to {MOST} blocks, such as [3,4,6,3]")
+            raise ConfigError(f"{which}: expected up to {STAGES} stages of 1 to {MOST} blocks, such as [3,4,6,3]")
         if not NARROWEST <= 64 * widen <= 2**20:
             raise ConfigError(
                 f"model.stem.widen={widen}: 64 channels times that must be {NARROWEST} at least; 1.0 is usual"
@@ -125,12 +125,12 @@ class ResNet(Stem):
         reduced = (4 if root == "imagenet" else 1) * 2 ** max(0, len(blocks) - 1)
         if patch % reduced:
             raise ConfigError(
-                f"patch={patch}: a ResNet of {said} and model.stem.root={root} has one token for every {reduced} pixels"
+                f"patch={patch}: a ResNet of {which} and model.stem.root={root} has a token for every {reduced} pixels"
                 f" of a side: use patch=p{reduced} or a multiple of {reduced}, or fewer stages"
             )
         if patch > 0 and (image_size[0] % patch or image_size[1] % patch) and reduced > 1:
             raise ConfigError(
-                f"patch={patch} does not divide image_size={image_size[0]}x{image_size[1]}, and a ResNet of {said} and"
+                f"patch={patch} does not divide image_size={image_size[0]}x{image_size[1]}, and a ResNet of {which} and"
                 f" model.stem.root={root} reduces by {reduced}: use an image_size of multiples of it, or fewer stages"
             )
         super().__init__(image_size=image_size, channels=channels, width=width, patch=patch)

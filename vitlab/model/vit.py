@@ -23,8 +23,8 @@ from vitlab.model.stem import Patches, Stem
 class ViT(nn.Module):
     """An image classifier made of parts ("An Image is Worth 16x16 Words", Dosovitskiy et al. 2021).
 
-    Every part arrives as a factory: a class, or a `functools.partial` of one that holds what the user chose. The ViT
-    adds what only it knows: the width, the heads, the grid of patches.
+    Every part is given as a factory: a class, or a `functools.partial` of one with the user's choices. The ViT adds the
+    arguments that it knows: the width, the heads, the token grid.
 
     Args:
         image_size: height and width of an image in pixels; one number for a square.
@@ -32,12 +32,12 @@ class ViT(nn.Module):
         classes: number of classes.
         patch: side of a patch in pixels.
         width: channels of a token (the paper's hidden size D).
-        depth: number of blocks (layers L); with none, the model is its stem and its head: a ResNet of its own.
+        depth: number of blocks (layers L); with 0 the model is its stem, pool and head: a plain ResNet.
         heads: attention heads a block (k).
-        registers: learned tokens that are read by nobody (Darcet et al. 2024).
-        dropout: share dropped after every dense layer except qkv, and after the positions (the paper's Table 3).
+        registers: learned tokens whose outputs are not used (Darcet et al. 2024).
+        dropout: dropout probability after every dense layer except qkv, and after the positions (the paper's Table 3).
         drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
-        layer_scale: what the scale of each residual branch starts at; None has no scale.
+        layer_scale: initial scale of each residual branch; None is off.
         final_norm: whether the tokens are normalised before the pool.
         epsilon: added to the variance in every layer normalisation.
 
@@ -82,7 +82,7 @@ class ViT(nn.Module):
                 raise ConfigError(f"model.{name}={value}: must be at least {least:g}")
         for name, value in (("dropout", dropout), ("drop_path", drop_path)):
             if not 0 <= value < 1:
-                raise ConfigError(f"model.{name}={value}: a share that is dropped must be at least 0 and below 1")
+                raise ConfigError(f"model.{name}={value}: a probability must be at least 0 and below 1")
         if isinstance(image_size, int):
             image_size = (image_size, image_size)
 
@@ -191,7 +191,7 @@ class ViT(nn.Module):
         return logits, seen | {f"attention_{layer}": w for layer, w in enumerate(weights or [])}
 
     def position(self, layer: int) -> Position:
-        """The position module of a block: its own, or the one that all share."""
+        """The position module of a block: its own, or the shared one."""
         module = self.positions[layer if len(self.positions) > 1 else 0]
         assert isinstance(module, Position)
         return module

@@ -1,4 +1,4 @@
-"""Atomic writes, bounded reads of files that anybody may have made, and errors of files with a remedy."""
+"""Atomic writes, bounded reads of untrusted files, and errors of files with a remedy."""
 
 import errno
 import json
@@ -74,7 +74,7 @@ def write_whole(path: Path, write: Callable[[Path], object], before: Path | None
 
 
 def read_text(path: Path, most: int) -> str:
-    """The text of a file that anybody may have made.
+    """The text of an untrusted file.
 
     Args:
         path: of the file.
@@ -97,7 +97,7 @@ def read_text(path: Path, most: int) -> str:
 
 
 def read_json(path: Path, most: int = 1_000_000) -> dict[str, Any]:
-    """The JSON object in a file that anybody may have made; raises what `read_text` does."""
+    """The JSON object in an untrusted file; raises what `read_text` does."""
     text = read_text(path, most)
     try:
         found = json.loads(text)

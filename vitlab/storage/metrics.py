@@ -103,7 +103,7 @@ class Metric:
 
     @property
     def validation(self) -> "Metric":
-        """What stands for it when an arm is chosen, which is never done by a test score."""
+        """The validation metric that arms are chosen by in its place, as none is chosen by a test score."""
         if self.source == "test":
             name, words = f"val/{self.name.partition('/')[2]}", f"validation {self.words.partition(' ')[2]}"
             return replace(self, name=name, words=words, source="validation")

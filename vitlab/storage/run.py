@@ -169,7 +169,7 @@ def set_aside(run: Run) -> Path:
     return kept
 
 
-CODE = ("vitlab", "conf", "pyproject.toml")  # what a run is made by, beside its configuration
+CODE = ("vitlab", "conf", "pyproject.toml")  # the code that a run depends on
 
 
 def environment(device: str) -> dict[str, Any]:

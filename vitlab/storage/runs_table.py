@@ -178,7 +178,7 @@ class Careful(yaml.SafeLoader):
 
 
 def parse(path: Path) -> Any:
-    """The configuration in a file that anybody may have made, in 1 ms; in C, unless it looks odd.
+    """The configuration in an untrusted file, in 1 ms: by libyaml, unless it looks odd.
 
     Raises:
         StorageError: it is damaged, or cannot be read.

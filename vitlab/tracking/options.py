@@ -60,7 +60,7 @@ class Tracking:
 
 
 def logged_in() -> bool:
-    """Whether Weights & Biases has a key for this user; asks nobody and no network."""
+    """Whether Weights & Biases has a key for this user, without a prompt and without a request."""
     import wandb
 
     if os.environ.get("WANDB_API_KEY"):

@@ -38,7 +38,7 @@ class Tracker:
     Args:
         run: whose metrics these are.
         tracking: how W&B mirrors them.
-        config: what W&B is told about the run.
+        config: of the run, for W&B.
         steps: of the whole training.
         start: first step of this process.
         on: whether this process writes; one that does not, does nothing.

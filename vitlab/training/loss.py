@@ -16,7 +16,7 @@ class Loss(nn.Module, ABC):
     """The contract: the mean over a batch, from logits and labels; and what the model's head starts at for it."""
 
     def start(self, head: nn.Linear) -> None:
-        """Sets the head's bias where the loss wants one of its own."""
+        """Sets the head's initial bias if the loss needs a special one."""
 
     @abstractmethod
     def forward(self, logits: Float[Tensor, "b classes"], targets: Targets) -> Float[Tensor, ""]: ...
@@ -26,11 +26,11 @@ class CrossEntropy(Loss):
     """Softmax cross-entropy.
 
     Args:
-        label_smoothing: share of each label that is spread over all classes (Szegedy et al. 2016); mixed labels are
+        label_smoothing: probability mass of each label spread over all classes (Szegedy et al. 2016); mixed labels are
             smoothed here too, and nowhere else.
 
     Raises:
-        ConfigError: a share outside 0 ... 1.
+        ConfigError: label smoothing outside 0 ... 1.
     """
 
     def __init__(self, *, label_smoothing: float):
@@ -48,7 +48,7 @@ class SigmoidCrossEntropy(CrossEntropy):
 
     Args:
         label_smoothing: as for softmax cross-entropy.
-        head_bias: what the bias of each class starts at; None is -log(classes), so that the first answers are as rare
+        head_bias: initial bias of each class; None is -log(classes), so that the first answers are as rare
             as each class is: -6.9 for ImageNet's 1000, as in the authors' code.
     """
 

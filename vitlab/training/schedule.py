@@ -22,7 +22,7 @@ class Schedule(ABC):
     """The contract: a linear warm-up, given in one way or none, and `after_warmup`, what a kind does after it.
 
     Args:
-        warmup_fraction: warm-up as a share of the training.
+        warmup_fraction: warm-up as a fraction of the training.
         warmup_epochs: warm-up in epochs.
         warmup_steps: warm-up in optimizer updates.
 
@@ -95,7 +95,7 @@ class Cosine(Falling):
 
     Args:
         cycles: number of half cosines, of one length.
-        cycle_decay: each restart begins at this share of the peak before it.
+        cycle_decay: peak of each cycle as a fraction of the peak before it.
     """
 
     cycles: int
@@ -139,7 +139,7 @@ class Step(Schedule):
     """The peak, multiplied by a factor at each of some milestones (He et al. 2016).
 
     Args:
-        milestones: shares of the training, rising.
+        milestones: fractions of the training, increasing.
         factor: what the learning rate is multiplied by at each.
     """
 
@@ -149,7 +149,7 @@ class Step(Schedule):
     def __post_init__(self) -> None:
         if not all(0 < m < 1 for m in self.milestones) or sorted(set(self.milestones)) != list(self.milestones):
             raise ConfigError(
-                f"schedule.milestones={list(self.milestones)}: must be rising shares of the training, such as"
+                f"schedule.milestones={list(self.milestones)}: must be increasing fractions of the training, such as"
                 " [0.5, 0.75]"
             )
         if not 0 < self.factor < 1:
@@ -160,7 +160,9 @@ class Step(Schedule):
         warmup = common["warmup_t"]
         ahead = min(1, warmup)
         steps = updates + 1 - ahead + warmup
-        milestones = [round(share * steps) + ahead - warmup + 1 for share in self.milestones]  # timm falls one before
+        milestones = [
+            round(fraction * steps) + ahead - warmup + 1 for fraction in self.milestones
+        ]  # timm falls one before
         if milestones and milestones[0] <= ahead:
             raise ConfigError(
                 f"schedule.milestones={list(self.milestones)}: the first falls into the warm-up: raise it, or shorten"
@@ -174,7 +176,7 @@ class Wsd(Falling):
     """Warm-up, stable, decay: the peak, and a fall at the end that can begin whenever one likes (Hu et al. 2024).
 
     Args:
-        decay_fraction: the fall as a share of the training.
+        decay_fraction: the decay as a fraction of the training.
         decay: shape of the fall; `1-sqrt` did best in Haegele et al. 2024.
     """
 
