@@ -114,7 +114,7 @@ def test_schedule_counts_no_files_where_it_is_told_how_many(tmp_path, capsys):
     [
         (["data", "model=tyni"], "did you mean tiny"),
         (["data", "dataset=mnist", "dataset.root=nowhere"], "is not there"),
-        (["schedule", "schedule.warmup_steps=99999999"], "the whole training has"),
+        (["schedule", "schedule.warmup_steps=99999999"], "the training has"),
         (["schedule", "--examples", "0"], "--examples=0"),
     ],
 )

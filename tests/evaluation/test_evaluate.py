@@ -148,7 +148,7 @@ def test_a_dataset_of_other_classes_is_refused_with_what_differs(run, tmp_path, 
     assert main(["evaluate", str(run), "dataset=image_folder", f"dataset.root={tmp_path}/images"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "does not know (cat, dog) and lacks classes of the run (2, 3, 4, 5, 6 and 3 more)" in said
+    assert "has classes that the run lacks (cat, dog) and lacks classes of the run (2, 3, 4, 5, 6 and 3 more)" in said
     assert not (run / "evaluation").exists()
 
 

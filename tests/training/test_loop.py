@@ -306,7 +306,7 @@ def test_a_trace_of_the_first_steps_is_written_when_asked_for(tmp_path):
     [
         (["fit.batch_size=61"], "there are 60 training images"),
         (["fit.accumulate=3"], "use a multiple of 3"),
-        (["schedule.warmup_steps=8"], "the whole training has 8"),
+        (["schedule.warmup_steps=8"], "the training has 8"),
         (["patch=p4", "model.heads=3"], "heads=3 does not divide"),
         (["patch=p7"], "patch=7 does not divide image_size=8x8: use one of 1, 2, 4, 8"),
         (["model.width=12", "model.heads=6", "model/position=rope"], "RoPE"),

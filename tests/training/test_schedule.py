@@ -72,7 +72,7 @@ def test_warmup_is_given_in_steps_epochs_or_a_fraction(given, updates):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"warmup_steps": 200}, "warmup_steps=200 is a warm-up of 200 steps, and the whole training has 200"),
+        ({"warmup_steps": 200}, "warmup_steps=200 is a warm-up of 200 steps, and the training has 200"),
         ({"warmup_epochs": 30.0}, "use from 0 to 19.9"),
         ({"warmup_fraction": 1.5}, "use from 0 to 0.995"),
         ({"warmup_steps": -1}, "warmup_steps=-1"),

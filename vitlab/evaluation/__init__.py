@@ -1,1 +1,1 @@
-"""What a trained model is worth: evaluated, probed, asked for predictions, drawn."""
+"""Evaluation of trained models: scores, classification reports, probes, predictions, figures."""

@@ -17,7 +17,7 @@ from vitlab.system.precision import autocast
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dist: Distributed, precision: str, objective: Classify
 ) -> dict[str, float]:
-    """The mean over the images of whatever `objective.scores` names (`loss`, `accuracy`), every image counted once.
+    """The mean over all images of the scores of `objective.scores` (`loss`, `accuracy`).
 
     Args:
         model: gives the outputs that the objective takes.

@@ -1,4 +1,4 @@
-"""Trained models: what a finished run is used for. Nothing in a run's folder is executed."""
+"""Trained models, loaded from runs. Nothing in a run's folder is executed."""
 
 import reprlib
 import warnings
@@ -23,7 +23,7 @@ from vitlab.system.hardware import device_named
 
 
 class Trained(nn.Module):
-    """A trained model in evaluation mode, with what it needs to be used.
+    """A trained model in evaluation mode, with its class names and its preprocessing.
 
     `classes` are the class names, `preprocess` turns a PIL image or a file into what the model takes, and calling the
     model gives logits (b classes); with `intermediates` or `attention` also a dictionary of them (`ViT.inspect`).
@@ -85,7 +85,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: boo
         ) from error
     if classifies and not learned:
         raise ConfigError(
-            f"{folder.folder} has learned to fill in masked patches, and no classes: vitlab probe {folder.folder}, or"
+            f"{folder.folder} was trained to predict masked patches, not classes: use vitlab probe {folder.folder}, or"
             f" start another training from it, init={folder.folder}"
         )
     mean, std = ([float(value) for value in facts[key]] for key in ("mean", "std"))
@@ -115,8 +115,8 @@ def facts_of(saved: Any, file: Path) -> Node:
         "channels": ("1 or 3", channels in (1, 3)),
         "classes": ("a list of strings", row("classes", lambda v: type(v) is str)),
         "crop": ("a number above 0 and at most 1", number(1e-6, 1)(facts.get("crop"))),
-        "mean": ("a finite number a channel", row("mean", number(-1e6, 1e6), channels)),
-        "std": ("a positive number a channel", row("std", number(1e-6, 1e6), channels)),
+        "mean": ("a finite number per channel", row("mean", number(-1e6, 1e6), channels)),
+        "std": ("a positive number per channel", row("std", number(1e-6, 1e6), channels)),
     }
     for key, (wanted, fits) in rules.items():
         if not fits:
@@ -126,10 +126,10 @@ def facts_of(saved: Any, file: Path) -> Node:
 
 
 def factory(node: Node) -> Callable[..., ViT]:
-    """The factory of the model that an untrusted configuration describes: a ViT of parts, and no other object.
+    """The factory of the model that an untrusted configuration describes; anything but a ViT is refused.
 
     Raises:
-        ConfigError: it describes something else.
+        ConfigError: it describes another class.
     """
     node = check(node, "model", MODELS)
     if not describes(node, Callable[..., ViT]):
@@ -154,8 +154,8 @@ def fill(model: ViT, weights: Any) -> None:
         like = wanted[name]
         plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
         if not plain or value.is_nested or value.dtype != like.dtype or value.shape != like.shape:
-            found = f"{value.dtype} {tuple(value.shape)}" if plain and not value.is_nested else "no plain tensor"
-            raise ConfigError(f"{name} is {found}, not {like.dtype} {tuple(like.shape)}")
+            actual = f"{value.dtype} {tuple(value.shape)}" if plain and not value.is_nested else "not a plain tensor"
+            raise ConfigError(f"{name} is {actual}, not {like.dtype} {tuple(like.shape)}")
         if not value.isfinite().all():
-            raise ConfigError(f"{name} has numbers that are not finite")
+            raise ConfigError(f"{name} has values that are NaN or infinite")
     model.load_state_dict(given)

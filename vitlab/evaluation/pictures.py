@@ -22,10 +22,10 @@ SMALL = 400  # pixels of the longer side of an image there
 
 
 class Bar(NamedTuple):
-    """A line below an image: words, and a share of the width as a bar behind them."""
+    """A line of text below an image, with a bar behind it whose length is a fraction of the width."""
 
     words: str
-    share: float
+    fraction: float
     colour: str
 
 
@@ -37,18 +37,18 @@ def confusion(report: "ClassificationReport", title: str = "") -> "Figure":
     from matplotlib.colors import PowerNorm
 
     classes, table = len(report.classes), report.confusion
-    shares = table / np.maximum(report.examples, 1)[:, None]
+    fractions = table / np.maximum(report.examples, 1)[:, None]
     side = min(13.0, max(4.2, 2.6 + (0.42 if classes <= COUNTED else 0.12) * classes))
     figure = blank(side + 1.4, side + 0.4)
     axes = figure.subplots()
     scale = PowerNorm(0.5, 0, 1)
-    image = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
+    image = axes.imshow(fractions, cmap="Blues", norm=scale, interpolation="nearest")
     if classes > LABELLED:  # cells are too small to see
         rows, columns = np.nonzero(table)
-        order = np.argsort(shares[rows, columns])
+        order = np.argsort(fractions[rows, columns])
         rows, columns = rows[order], columns[order]
-        axes.scatter(columns, rows, s=3, c=shares[rows, columns], cmap="Blues", norm=scale, marker="s", lw=0)
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02, label="share of the true class")
+        axes.scatter(columns, rows, s=3, c=fractions[rows, columns], cmap="Blues", norm=scale, marker="s", lw=0)
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02, label="fraction of the true class")
     bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1], labels=["0", "1 %", "5 %", "20 %", "50 %", "100 %"])
     bar.outline.set_visible(False)
     axes.spines[:].set_color(SOFT)
@@ -69,7 +69,7 @@ def confusion(report: "ClassificationReport", title: str = "") -> "Figure":
         axes.tick_params(which="minor", length=0)
     if classes <= COUNTED:
         for row, column in np.argwhere(table):
-            ink = "white" if shares[row, column] > 0.4 else INK
+            ink = "white" if fractions[row, column] > 0.4 else INK
             axes.text(column, row, f"{table[row, column]:,}", ha="center", va="center", fontsize=8, color=ink)
     entitle(figure, title, f"accuracy {report.accuracy:.2%} of {len(report.labels):,} images")
     return figure
@@ -103,12 +103,12 @@ def calibration(report: "ClassificationReport", title: str = "") -> "Figure":
     return figure
 
 
-def mistakes(images: Sequence[Image.Image], found: "Sequence[Mistake]", title: str = "") -> "Figure":
+def mistakes(images: Sequence[Image.Image], wrong: "Sequence[Mistake]", title: str = "") -> "Figure":
     """Wrong predictions: each image with its predicted class (red) and true class (green), and their probabilities.
 
     Args:
-        images: of `found`, in its order.
-        found: from `ClassificationReport.mistakes`.
+        images: of `wrong`, in its order.
+        wrong: from `ClassificationReport.mistakes`.
         title: above everything.
     """
     bars = [
@@ -116,7 +116,7 @@ def mistakes(images: Sequence[Image.Image], found: "Sequence[Mistake]", title: s
             Bar(f"predicted {mistake.predicted}", mistake.probability, RED),
             Bar(f"is {mistake.true}", mistake.true_probability, GREEN),
         ]
-        for mistake in found
+        for mistake in wrong
     ]
     return sheet(images, [""] * len(images), bars, title)
 
@@ -135,7 +135,10 @@ def predictions(
         top: classes and probabilities of each image, the highest first.
         title: above everything.
     """
-    bars = [[Bar(words, share, PALE if place else BLUE) for place, (words, share) in enumerate(found)] for found in top]
+    bars = [
+        [Bar(name, probability, PALE if place else BLUE) for place, (name, probability) in enumerate(classes)]
+        for classes in top
+    ]
     return sheet(images[:MOST], names[:MOST], bars[:MOST], title)
 
 
@@ -175,12 +178,14 @@ def sheet(images: Sequence[Image.Image], names: Sequence[str], bars: Sequence[Se
         axes.imshow(np.asarray(image.convert("RGB")), extent=(x, x + wide, y + high, y))
         for number, bar in enumerate(below):
             y = up + name_line + tall + 0.05 + number * line
-            axes.add_patch(Rectangle((left, y), side * min(1.0, bar.share), line * 0.86, color=bar.colour, linewidth=0))
+            axes.add_patch(
+                Rectangle((left, y), side * min(1.0, bar.fraction), line * 0.86, color=bar.colour, linewidth=0)
+            )
             middle = y + line * 0.43
-            share = f"{bar.share:.1%}"
-            words = shorten(bar.words, letters - len(share) - 1)
+            fraction = f"{bar.fraction:.1%}"
+            words = shorten(bar.words, letters - len(fraction) - 1)
             axes.text(left + 0.03, middle, words, size=8, color=INK, va="center", parse_math=False)
-            axes.text(left + side - 0.03, middle, share, size=8, color=INK, va="center", ha="right")
+            axes.text(left + side - 0.03, middle, fraction, size=8, color=INK, va="center", ha="right")
     axes.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="auto")
     if heading:
         axes.text(space, top / 2, "\n".join(heading), size=11, color=INK, va="center", parse_math=False)

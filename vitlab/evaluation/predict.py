@@ -35,17 +35,17 @@ class Prediction:
 def find(words: Iterable[str]) -> tuple[list[Path], list[str]]:
     """The images that files, folders (searched recursively) and globs name, each once; and the words that name none.
 
-    A file that is given by name, or found by a glob, need not look like an image.
+    A file given by name or by a glob may have any suffix.
     """
-    found: dict[Path, None] = {}
-    lost = []
+    images: dict[Path, None] = {}
+    missing = []
     for word in words:
         places = [word] if os.path.lexists(word) else sorted(glob(word, recursive=True))  # noqa: PTH207 (absolute ones too)
         here = [file for place in map(Path, places) for file in (list_images(place) if place.is_dir() else [place])]
-        found |= dict.fromkeys(here)
+        images |= dict.fromkeys(here)
         if not here:
-            lost.append(word)
-    return list(found), lost
+            missing.append(word)
+    return list(images), missing
 
 
 @torch.inference_mode()
@@ -54,7 +54,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """The most probable classes of each image, in the order of the paths.
 
-    Every image is turned upright (EXIF) and then goes through what evaluation's images go through. The model computes
+    Every image is turned upright (EXIF) and then preprocessed as in evaluation. The model computes
     in fp32, whatever the run was trained in, so that predictions do not depend on the precisions of the hardware.
 
     Args:
@@ -70,7 +70,7 @@ def predict(
             some = paths[start : start + batch]
             with ignore_pillow_warnings():
                 read = list(pool.map(partial(load_image, model, copy=pictures > 0), some))
-            tensors = [found[0] for found in read if not isinstance(found, str)]
+            tensors = [loaded[0] for loaded in read if not isinstance(loaded, str)]
             best: list[tuple[tuple[str, float], ...]] = []
             if tensors:
                 probabilities = model(torch.stack(tensors).to(device)).float().softmax(dim=-1)
@@ -78,15 +78,15 @@ def predict(
                 names = [[model.classes[i] for i in row] for row in indices.tolist()]
                 best = [tuple(zip(n, v, strict=True)) for n, v in zip(names, values.tolist(), strict=True)]
             predictions = iter(best)
-            for path, found in zip(some, read, strict=True):
-                if isinstance(found, str):
-                    yield Prediction(path=path, fault=found)
+            for path, loaded in zip(some, read, strict=True):
+                if isinstance(loaded, str):
+                    yield Prediction(path=path, fault=loaded)
                     continue
                 classes = next(predictions)
                 if not all(isfinite(probability) for _, probability in classes):
                     yield Prediction(path=path, fault="the model's output for it is NaN or infinite")
                     continue
-                yield Prediction(path=path, top=classes, picture=found[1] if pictures > 0 else None)
+                yield Prediction(path=path, top=classes, picture=loaded[1] if pictures > 0 else None)
                 pictures -= 1
 
 
@@ -100,5 +100,5 @@ def load_image(model: Trained, path: Path, *, copy: bool) -> tuple[Tensor, Image
             with Image.open(path) as file:
                 picture = small(upright(file, "RGB"))
         return pixels, picture
-    except Exception as error:  # decoders of damaged files raise whatever they like
+    except Exception as error:  # decoders raise any exception for damaged files
         return decode_error(error)

@@ -16,12 +16,12 @@ from vitlab.data.loader import PADDING
 from vitlab.system.distributed import Distributed
 from vitlab.system.precision import autocast
 
-BIAS = 100.0  # of the constant channel: so large that its weight is almost unregularised
+BIAS = 100.0  # of the constant channel: so large that its weight is almost unregularized
 EPSILON = 1e-5  # added to each channel's standard deviation
-L2 = 2.0**10  # strength of the regularisation, as the authors' code has it; the paper gives none
+L2 = 2.0**10  # strength of the regularization, as the authors' code has it; the paper gives none
 DRAWS = 5  # support sets that an accuracy is the mean of; the authors' code has 3
-AT_ONCE = 64  # images, of which `ViT.inspect` keeps all intermediate results
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)  # logistic regression's C, from strongest to weakest regularisation
+AT_ONCE = 64  # images of a forward pass: `ViT.inspect` keeps all intermediate results
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)  # logistic regression's C, from strongest to weakest regularization
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)
 Array = np.ndarray
 
@@ -92,7 +92,7 @@ def check(option: str, shots: Sequence[int], images: float = math.inf, name: str
 def draw(labels: Int[Array, " n"], classes: int, most: int, draws: int) -> Int[Array, "draws classes most"]:
     """Support sets: `most` examples of each class, the draw a function of its number (0, 1, ...) alone.
 
-    Fewer shots are the first ones of each class, as in big_vision's evaluators/fewshot_lsr.py, whose draws these are.
+    Fewer shots are the first ones of each class, as in big_vision's evaluators/fewshot_lsr.py, with the same draws.
 
     Args:
         labels: class of each example; every class has at least `most`.
@@ -102,11 +102,11 @@ def draw(labels: Int[Array, " n"], classes: int, most: int, draws: int) -> Int[A
     """
     ends = np.cumsum(np.bincount(labels, minlength=classes))[:-1]
     members = np.split(np.argsort(labels, kind="stable"), ends)
-    found = []
+    sets = []
     for seed in range(draws):
         generator = np.random.default_rng(seed)
-        found.append([generator.permutation(each)[:most] for each in members])
-    return np.array(found, dtype=np.int64).reshape(draws, classes, most)
+        sets.append([generator.permutation(each)[:most] for each in members])
+    return np.array(sets, dtype=np.int64).reshape(draws, classes, most)
 
 
 def few_shot(
@@ -114,26 +114,26 @@ def few_shot(
 ) -> dict[int, list[float]]:
     """The accuracy of each draw by the number of shots: the paper's protocol (Dosovitskiy et al. 2021, 4.1).
 
-    Regularised least squares from features, whitened by the support set, to targets of -1 and 1; details as in
+    Regularized least squares from features, whitened by the support set, to targets of -1 and 1; details as in
     big_vision's evaluators/fewshot_lsr.py.
 
     Args:
         support: features of the images of `draw`.
         test: the features that are classified.
         shots: images a class, at most as many as were drawn.
-        l2: strength of the regularisation.
+        l2: strength of the regularization.
     """
     classes, width = support.shape[1], support.shape[3]
-    found: dict[int, list[float]] = {}
+    accuracies: dict[int, list[float]] = {}
     for k in shots:
         labels = np.repeat(np.arange(classes), k)
         targets = 2.0 * np.eye(classes)[labels] - 1.0
-        found[k] = []
+        accuracies[k] = []
         for drawn in support[:, :, :k].reshape(len(support), -1, width):
             weights = least_squares(whitened(drawn, drawn), targets, l2)
             predicted = (whitened(test.values, drawn) @ weights).argmax(axis=1)
-            found[k].append(float((predicted == test.labels).mean()))
-    return found
+            accuracies[k].append(float((predicted == test.labels).mean()))
+    return accuracies
 
 
 def whitened(values: Float[Array, "n d"], support: Float[Array, "s d"]) -> Float[Array, "n e"]:
@@ -144,7 +144,7 @@ def whitened(values: Float[Array, "n d"], support: Float[Array, "s d"]) -> Float
 
 
 def least_squares(x: Float[Array, "n d"], targets: Float[Array, "n k"], l2: float) -> Float[Array, "d k"]:
-    """The weights w that minimise |xw - targets|^2 + l2 |w|^2, in closed form from the smaller of x'x and xx'."""
+    """The weights w that minimize |xw - targets|^2 + l2 |w|^2, in closed form from the smaller of x'x and xx'."""
     if len(x) >= x.shape[1]:
         values, vectors = np.linalg.eigh(x.T @ x)
         return (vectors / (values + l2)) @ (vectors.T @ (x.T @ targets))
@@ -176,7 +176,7 @@ class Chosen:
 
 
 def linear(train: Features, validation: Features, strengths: Sequence[float] = STRENGTHS) -> Chosen:
-    """Logistic regression on standardised features, its C chosen by validation; of equals the most regularised."""
+    """Logistic regression on standardized features, its C chosen by validation; of equals the most regularized."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -204,12 +204,12 @@ def neighbours(train: Features, validation: Features, counts: Sequence[int] = NE
 
 
 def choose(values: Sequence[float], candidate: Callable[[float], Any], validation: Features) -> Chosen:
-    """The candidate of the highest accuracy on validation, of equals the first: nothing here has seen a test image."""
+    """The candidate of the highest validation accuracy; of equals the first. The test split is not used."""
     best: Chosen | None = None
     for value in values:
-        answer = candidate(value).predict
-        accuracy = float((answer(validation.values) == validation.labels).mean())
+        predict = candidate(value).predict
+        accuracy = float((predict(validation.values) == validation.labels).mean())
         if best is None or accuracy > best.validation:
-            best = Chosen(value=value, validation=accuracy, predict=answer)
+            best = Chosen(value=value, validation=accuracy, predict=predict)
     assert best is not None
     return best

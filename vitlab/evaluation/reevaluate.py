@@ -1,4 +1,4 @@
-"""A trained run measured again, on its own dataset or on another one."""
+"""Evaluation of a trained run, on its own dataset or on an external one."""
 
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,7 +36,7 @@ DATASETS = ("vitlab.data.",)  # prefixes of the classes that an untrusted datase
 
 @dataclass(frozen=True, kw_only=True)
 class EvalInputs:
-    """A dataset as a run's model takes it.
+    """A dataset, preprocessed for a run's model.
 
     Args:
         splits: of the dataset.
@@ -63,16 +63,16 @@ class Measured:
 def evaluate(
     run: str | Path, *, root: str | None = None, device: str = "cpu"
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Validation and test scores of a run measured again, and its result.json; on the same device they are equal.
+    """Validation and test scores of a run, computed again, and its result.json; they agree on the same device.
 
     Args:
         run: the run's folder.
-        root: where the dataset's files lie now; None is where they lay.
+        root: folder of the dataset's files; None is the recorded one.
         device: cpu, cuda or auto.
     """
-    found = measure(run, load(run, device), training_dataset(run, root=root), ("validation", "test"))
+    measured = measure(run, load(run, device), training_dataset(run, root=root), ("validation", "test"))
     short = {"validation": "val", "test": "test"}
-    scores = {f"{short[split]}/{key}": value for split, part in found.items() for key, value in part.scores.items()}
+    scores = {f"{short[split]}/{key}": value for split, part in measured.items() for key, value in part.scores.items()}
     return scores, recorded(Run(Path(run)))
 
 
@@ -81,7 +81,7 @@ def training_dataset(run: str | Path, *, root: str | None = None) -> Dataset:
 
     Args:
         run: the run's folder.
-        root: where the dataset's files lie now; None is where they lay.
+        root: folder of the dataset's files; None is the recorded one.
 
     Raises:
         ValueError: it is none of vitlab's, or lies at an address.
@@ -105,7 +105,7 @@ def dataset_from_overrides(words: Sequence[str]) -> tuple[Dataset, str]:
     """Another dataset, as `vitlab train` composes it of these overrides, and a name for it.
 
     Raises:
-        ValueError: words that are about something else, or name no dataset.
+        ValueError: overrides of another group, or of no dataset.
     """
     if odd := [word for word in words if word.partition("=")[0].partition(".")[0] != "dataset"]:
         raise ConfigError(f"{odd[0]}: only the dataset of a trained run can be another: dataset=NAME dataset.KEY=VALUE")
@@ -117,7 +117,7 @@ def dataset_from_overrides(words: Sequence[str]) -> tuple[Dataset, str]:
 
 
 def dataset_of(node: Node, where: str) -> Dataset:
-    """The dataset that a node describes: of vitlab's kinds, or refused."""
+    """The dataset that a configuration node describes; only vitlab's own classes are allowed."""
     node = check(node, "dataset", DATASETS)
     if not describes(node, Dataset):
         raise ConfigError(f"{where}: dataset: {node['_target_']} is refused: expected one of vitlab's datasets")
@@ -138,15 +138,15 @@ def measure(
     external: bool = False,
     workers: int = 0,
 ) -> dict[str, Measured]:
-    """What a run's model makes of these splits of a dataset.
+    """The scores and the classification report of a run's model on each of these splits.
 
     Args:
         run: the run's folder.
         model: from `load`.
-        dataset: the run's own, or with `foreign` another of the same classes: their order may differ, and the images
-            go through what the run's own images went through.
+        dataset: the run's own, or with `external` another of the same classes, in any order; it is preprocessed as the
+            run's own.
         splits: of `validation` and `test`.
-        foreign: see `dataset`.
+        external: see `dataset`.
         workers: processes that read images.
 
     Raises:
@@ -156,29 +156,28 @@ def measure(
         torch.from_numpy(order_of(dataset.classes, model.classes)) if external else torch.arange(len(model.classes))
     )
     source = eval_inputs(run, model, dataset, external=external, workers=workers)
-    found = {}
+    measured = {}
     for split in splits:
         examples, recorder = source.splits[split], PredictionRecorder(TrainingModel(model.model))
         labels: list[Tensor] = []
         named = mapped(source.batches(examples), places.to(source.dist.device), labels)
         scores = evaluation_of.evaluate(recorder, named, source.dist, source.precision, model.model.objective)
         report = ClassificationReport.of(recorder.probabilities(), torch.cat(labels), model.classes)
-        found[split] = Measured(examples=examples, scores=scores, report=report)
+        measured[split] = Measured(examples=examples, scores=scores, report=report)
     model.eval()
-    return found
+    return measured
 
 
 def eval_inputs(
     run: str | Path, model: Trained, dataset: Dataset, *, external: bool = False, workers: int = 0
 ) -> EvalInputs:
-    """The splits of a dataset, and how their images come to a run's model.
+    """The splits of a dataset, preprocessed for a run's model.
 
     Args:
         run: the run's folder.
         model: from `load`.
-        dataset: the run's own, or with `foreign` another, of any classes: its images go through what the run's own
-            images went through.
-        foreign: see `dataset`.
+        dataset: the run's own, or with `external` another, of any classes; it is preprocessed as the run's own.
+        external: see `dataset`.
         workers: processes that read images.
 
     Raises:
@@ -208,7 +207,6 @@ def eval_inputs(
             (lambda image: to_pixels(ready.resize(upright(image, ready.mode)))),
             deepcopy(ready.normalize),
         )
-
     normalize = normalize.to(dist.device)
 
     def batches(examples: Examples) -> Iterable[tuple[Tensor, Tensor]]:
@@ -231,7 +229,7 @@ def mapped(
 
 
 def order_of(classes: Sequence[str], known: Sequence[str]) -> np.ndarray:
-    """The place of each class in the order that a model knows.
+    """The index of each class among a model's classes.
 
     Raises:
         ValueError: the names are not the same.
@@ -239,9 +237,9 @@ def order_of(classes: Sequence[str], known: Sequence[str]) -> np.ndarray:
     place, theirs = {name: number for number, name in enumerate(known)}, set(classes)
     more, less = [name for name in classes if name not in place], [name for name in known if name not in theirs]
     if more or less:
-        lists = ((more, "has classes that the run does not know"), (less, "lacks classes of the run"))
-        said = [f"{words} ({listed(names)})" for names, words in lists if names]
-        raise ConfigError(f"the dataset {' and '.join(said)}: give one with the same {len(known)} class names")
+        lists = ((more, "has classes that the run lacks"), (less, "lacks classes of the run"))
+        differences = [f"{words} ({listed(names)})" for names, words in lists if names]
+        raise ConfigError(f"the dataset {' and '.join(differences)}: give one with the same {len(known)} class names")
     return np.array([place[name] for name in classes])
 
 

@@ -58,15 +58,15 @@ class Products(Function):
     def backward(context: Any, change: Keys) -> Projected:
         qkv, *seen = context.saved_tensors
         _, b, heads, t, k = qkv.shape
-        whole, scale, none = qkv.new_empty(b, t, 3, heads, k), k**-0.5, qkv.new_empty(())
+        gradient, scale, none = qkv.new_empty(b, t, 3, heads, k), k**-0.5, qkv.new_empty(())
         for head, (q, keys, v) in enumerate(zip(*(each.unbind(1) for each in qkv), strict=True)):
             weights, back = seen[head], change[:, head]
             by_weights = torch.bmm(back, v.mT)
             by_logits = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-            whole[:, :, 0, head] = torch.baddbmm(none, by_logits, keys, beta=0, alpha=scale)
-            whole[:, :, 1, head] = torch.baddbmm(none, by_logits.mT, q, beta=0, alpha=scale)
-            whole[:, :, 2, head] = torch.bmm(weights.mT, back)
-        return rearrange(whole, "b t three heads k -> three b heads t k")
+            gradient[:, :, 0, head] = torch.baddbmm(none, by_logits, keys, beta=0, alpha=scale)
+            gradient[:, :, 1, head] = torch.baddbmm(none, by_logits.mT, q, beta=0, alpha=scale)
+            gradient[:, :, 2, head] = torch.bmm(weights.mT, back)
+        return rearrange(gradient, "b t three heads k -> three b heads t k")
 
 
 def fused(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) -> Queries:
@@ -76,7 +76,7 @@ def fused(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) ->
 
 
 LONG = 160  # tokens; of more, the weights take longer to hold than to compute again
-WORTHY = 2**15  # numbers of a head's queries; of fewer, a product takes less time than to ask for it
+WORTHY = 2**15  # numbers of a head's queries; with fewer, a call takes longer than its product
 MOST = 4096  # tokens up to which that, measured up to 577, is taken to hold
 
 
@@ -181,7 +181,7 @@ class Attention(Part):
         return out
 
     def chosen(self, *, tokens: int, device: str, full: bool, plain: bool) -> Literal["explicit", "fused"]:
-        """The kernel that is used: what the user says, or what trains faster.
+        """The kernel that is used: the configured one, or with auto the faster one in training.
 
         That is the fused one, but on a CPU in half precision, with few tokens, or with more than q, k and v. Training
         steps of four layers on two AVX2 cores in fp32, explicit over fused, heads 64 wide: 0.95 at 65 tokens, 1.00 at

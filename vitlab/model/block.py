@@ -8,7 +8,7 @@ from vitlab.model.position import Position
 
 
 def drop_path(x: Float[Tensor, "b t d"], rate: float, training: bool) -> Float[Tensor, "b t d"]:
-    """Stochastic depth (Huang et al. 2016): drops whole images' branches, and scales the rest to keep the mean."""
+    """Stochastic depth (Huang et al. 2016): drops the branch of some images; scales the others to keep the mean."""
     if not training or rate == 0.0:
         return x
     keep = x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - rate)

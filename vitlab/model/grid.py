@@ -1,4 +1,4 @@
-"""The token grid, which all parts of a Vision Transformer share."""
+"""The token grid."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Objective: what a ViT is trained to say, and how well it says it."""
+"""Objectives: the outputs a ViT is trained for, their loss and their scores."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -22,7 +22,7 @@ class TrainingModel(nn.Module):
     """A ViT with its objective: what is compiled, and wrapped by DDP or FSDP. The weights are all the ViT's.
 
     Args:
-        vit: the ViT; its `objective` says what is computed from images in training and evaluation.
+        vit: the ViT; its `objective` defines what is computed from images in training and evaluation.
     """
 
     def __init__(self, vit: Any):

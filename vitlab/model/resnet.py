@@ -138,7 +138,7 @@ class ResNet(Stem):
         given = WIDER * inner * 2 ** (len(blocks) - 1) if blocks else inner
         if not project and (width != given or rest > 1):
             raise ConfigError(
-                f"model.width={width} with patch={patch}: model.stem.project=false hands on what the ResNet gives: use"
+                f"model.width={width} with patch={patch}: model.stem.project=false keeps the ResNet's channels: use"
                 f" model.width={given} with patch=p{reduced}, or model.stem.project=true"
             )
         layers: list[nn.Module] = [

@@ -19,7 +19,7 @@ def divisors(number: int) -> list[int]:
 
 
 class Stem(Part):
-    """The contract: `grid` says how many patches come out, `forward` makes their tokens.
+    """The contract: `grid` gives the number of patches, `forward` their tokens.
 
     Args:
         image_size: height and width in pixels.

@@ -1,1 +1,1 @@
-"""Rows, the progress line, Weights & Biases."""
+"""Tracking of a run: metrics, progress line, log file, Weights & Biases."""

@@ -1,4 +1,4 @@
-"""The log: one file a run, and the terminal."""
+"""Logging to the terminal and to log.txt of a run."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ log = logging.getLogger("vitlab")
 
 
 class LogFile(logging.FileHandler):
-    """log.txt; a line for which the disk has no room is left out."""
+    """log.txt; lines are dropped while the disk is full."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass

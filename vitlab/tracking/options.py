@@ -67,14 +67,14 @@ def logged_in() -> bool:
         return True
     try:
         return bool(wandb.login(prompt=False))
-    except Exception as error:  # a key that its host refuses or a host that does not answer: init will say which
+    except Exception as error:  # a refused key or an unreachable host: wandb.init reports which
         log.debug("wandb.login: %s", error)
         return True
 
 
 @dataclass(frozen=True)
 class ValidationMedia:
-    """What the best weights do on the validation images.
+    """The classification report of the best weights on the validation images.
 
     Args:
         report: of all of them.

@@ -1,4 +1,4 @@
-"""Tracking: metrics.jsonl is the source of truth, Weights & Biases its mirror, the terminal its face."""
+"""Tracker: writes metrics to metrics.jsonl, which W&B mirrors, and progress to the terminal."""
 
 import logging
 import sys
@@ -39,9 +39,9 @@ class Tracker:
         run: whose metrics these are.
         tracking: how W&B mirrors them.
         config: of the run, for W&B.
-        steps: of the whole training.
+        steps: of the training, all together.
         start: first step of this process.
-        on: whether this process writes; one that does not, does nothing.
+        on: whether this process writes; otherwise every method does nothing.
     """
 
     def __init__(self, run: Run, tracking: Tracking, config: dict[str, Any], *, steps: int, start: int, on: bool):
@@ -73,7 +73,7 @@ class Tracker:
             self.mirror.finish({"status": "interrupted"}, patience=0 if kind is KeyboardInterrupt else LEAVING)
 
     def written(self, write: Callable[[], None]) -> None:
-        """Has rows written, or says once why they wait: a full disk ends no training."""
+        """Writes rows; on a full disk warns once and keeps them in memory, so that training goes on."""
         try:
             write()
         except OSError as error:
@@ -84,7 +84,7 @@ class Tracker:
             self.waits = False
 
     def sync(self) -> None:
-        """Until every row is on the disk; raises OSError where it cannot be."""
+        """Writes every row to the disk, or raises OSError."""
         if self.journal:
             self.journal.sync()
 
@@ -92,7 +92,7 @@ class Tracker:
         self.bar.update()
 
     def watch(self, model: nn.Module) -> None:
-        """Takes the weights and gradients of this step for the mirror's next row, where they are asked for."""
+        """Records histograms of weights and gradients for the mirror's next row, if tracking.histograms is set."""
         if self.mirror and self.mirror.tracking.histograms:
             for name, parameter in model.named_parameters():
                 self.histograms[f"weights/{name}"] = histogram(parameter)
@@ -114,12 +114,12 @@ class Tracker:
 
     @property
     def wants_media(self) -> bool:
-        """Whether the mirror wants to see what the best weights do on the validation images."""
+        """Whether the mirror takes mistakes or the confusion matrix of the validation images."""
         if self.mirror is None or not self.mirror.thread.is_alive():
             return False
         return bool(self.mirror.tracking.mistakes or self.mirror.tracking.confusion)
 
     def finish(self, result: dict[str, Any], views: ValidationMedia | None) -> None:
-        """Tells the mirror what came out."""
+        """Sends the result to the mirror and waits for it."""
         if self.mirror:
             self.mirror.finish(result, views)

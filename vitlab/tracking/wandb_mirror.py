@@ -17,7 +17,7 @@ LEAVING = 10.0  # seconds for the mirror when a training ends early: a scheduler
 
 
 class Mirror:
-    """A W&B run fed from a thread: training waits for it neither at the start nor at a row, and never falls with it."""
+    """A W&B run fed from a thread: training never waits for it, and does not fail with it."""
 
     def __init__(self, tracking: Tracking, run: Run, config: dict[str, Any]):
         self.tracking = tracking
@@ -63,15 +63,15 @@ class Mirror:
         """The worst mistakes as a table with images, and the confusion matrix, as W&B has them."""
         import wandb
 
-        report, found = views.report, {}
+        report, media = views.report, {}
         if self.tracking.mistakes:
             table = wandb.Table(columns=["image", "true class", "predicted class", "probability", "index"])
             for m in report.mistakes(self.tracking.mistakes):
                 image = wandb.Image(views.examples.image(m.index))
                 table.add_data(image, m.true, m.predicted, m.probability, m.index)
-            found["validation/mistakes"] = table
+            media["validation/mistakes"] = table
         if self.tracking.confusion and len(report.classes) <= 100:  # W&B draws no more than 10,000 cells
-            found["validation/confusion"] = wandb.plot.confusion_matrix(
+            media["validation/confusion"] = wandb.plot.confusion_matrix(
                 y_true=report.labels.tolist(),
                 preds=report.predicted.tolist(),
                 class_names=list(report.classes),
@@ -79,11 +79,11 @@ class Mirror:
             )
         elif self.tracking.confusion:
             figure = pictures.confusion(report, "validation")
-            found["validation/confusion"] = wandb.Image(figure)
-        return found
+            media["validation/confusion"] = wandb.Image(figure)
+        return media
 
     def artifact(self) -> Any:
-        """The best weights and the configuration, which together are a model; sent from where they lie."""
+        """The best weights and the configuration, uploaded in place."""
         import wandb
 
         kept = wandb.Artifact(f"vit-{self.identity()}", type="model", metadata=self.summary)

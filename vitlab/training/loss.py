@@ -1,4 +1,4 @@
-"""Losses, for hard labels and for the soft ones that mixup and CutMix make."""
+"""Losses for hard labels, and for the soft labels of mixup and CutMix."""
 
 import math
 from abc import ABC, abstractmethod
@@ -44,12 +44,12 @@ class CrossEntropy(Loss):
 
 
 class SigmoidCrossEntropy(CrossEntropy):
-    """A yes-or-no question a class, summed over the classes (Beyer et al. 2020; the authors' pre-training loss).
+    """Binary cross-entropy of each class, summed over the classes (Beyer et al. 2020; the authors' pre-training loss).
 
     Args:
         label_smoothing: as for softmax cross-entropy.
-        head_bias: initial bias of each class; None is -log(classes), so that the first answers are as rare
-            as each class is: -6.9 for ImageNet's 1000, as in the authors' code.
+        head_bias: initial bias of each class; None is -log(classes), so that the first probabilities are
+            1 / classes: -6.9 for ImageNet's 1000, as in the authors' code.
     """
 
     def __init__(self, *, label_smoothing: float, head_bias: float | None):
@@ -61,7 +61,7 @@ class SigmoidCrossEntropy(CrossEntropy):
 
     def forward(self, logits: Float[Tensor, "b classes"], targets: Targets) -> Float[Tensor, ""]:
         classes = logits.shape[-1]
-        wanted = functional.one_hot(targets, classes).float() if targets.ndim == 1 else targets
-        wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / classes
-        each = functional.binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none")
+        target = functional.one_hot(targets, classes).float() if targets.ndim == 1 else targets
+        target = target * (1 - self.label_smoothing) + self.label_smoothing / classes
+        each = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
         return each.sum(dim=-1).mean()

@@ -20,10 +20,11 @@ class Muon(Optimizer):
 
     Each matrix moves along its momentum made orthogonal, scaled to the size of AdamW's steps (Liu et al.), so that one
     learning rate and weight decay serve both. torch.optim.Muon is the same for one matrix after the other, in bf16;
-    here all matrices of one shape are made orthogonal together, in fp32 on a CPU, and queries, keys and values apart.
+    here all matrices of one shape are made orthogonal together, in fp32 on a CPU; queries, keys and values are separate
+    matrices.
 
     Args:
-        params: groups; `matrices` of a group says how many matrices each of its parameters holds, 0 for AdamW.
+        params: groups; `matrices` of a group is the number of matrices in each of its parameters, 0 for AdamW.
         lr: learning rate.
         weight_decay: decoupled, as AdamW's.
         momentum: of Muon.
@@ -54,16 +55,16 @@ class Muon(Optimizer):
         self.iterations = iterations
         rest = [group for group in self.param_groups if not group["matrices"]]
         self.rest = spare_dynamo(AdamW(rest, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused))
-        self.share()
+        self.share_state()
 
-    def share(self) -> None:
+    def share_state(self) -> None:
         """AdamW works on this optimizer's own groups and state, so that both are set, saved and loaded as one."""
         self.rest.param_groups = [group for group in self.param_groups if not group["matrices"]]
         self.rest.state = self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.share()
+        self.share_state()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

@@ -1,7 +1,7 @@
 """Learning-rate schedules: timm's, stepped once an optimizer update.
 
 Update u (from 0) has the learning rate of timm's time u + 1 where there is a warm-up of w updates, so that the first
-update is not lost to a rate of 0: update w - 1 has the peak exactly, and the last update has the minimum.
+update does not have a learning rate of 0: update w - 1 has the peak exactly, and the last update has the minimum.
 """
 
 import logging
@@ -51,7 +51,7 @@ class Schedule(ABC):
             updates = round(value * unit)
             if not 0 <= updates < max(2, steps):
                 raise ConfigError(
-                    f"{key}={value} is a warm-up of {updates} steps, and the whole training has {steps}: use from 0 to"
+                    f"{key}={value} is a warm-up of {updates} steps, and the training has {steps}: use from 0 to"
                     f" {(steps - 1) / unit:.3g}"
                 )
             return updates
@@ -67,7 +67,7 @@ class Schedule(ABC):
 
 
 class Scheduler:
-    """A schedule at work on an optimizer."""
+    """A schedule applied to an optimizer."""
 
     def __init__(self, scheduler: Any, ahead: int):
         self.scheduler = scheduler
@@ -119,7 +119,7 @@ class Cosine(Falling):
 
 
 class Linear(Falling):
-    """A straight line."""
+    """Linear decay."""
 
     def after_warmup(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
         (timm,) = modules("timm.scheduler")
@@ -127,7 +127,7 @@ class Linear(Falling):
 
 
 class Constant(Schedule):
-    """The peak, to the end."""
+    """The peak learning rate to the end."""
 
     def after_warmup(self, optimizer: Optimizer, updates: int, **common: Any) -> Any:
         (timm,) = modules("timm.scheduler")
@@ -173,11 +173,11 @@ class Step(Schedule):
 
 @dataclass(kw_only=True)
 class Wsd(Falling):
-    """Warm-up, stable, decay: the peak, and a fall at the end that can begin whenever one likes (Hu et al. 2024).
+    """Warm-up, stable, decay: the peak, and a decay at the end that can begin at any step (Hu et al. 2024).
 
     Args:
         decay_fraction: the decay as a fraction of the training.
-        decay: shape of the fall; `1-sqrt` did best in Haegele et al. 2024.
+        decay: shape of the decay; `1-sqrt` did best in Haegele et al. 2024.
     """
 
     decay_fraction: float
@@ -203,13 +203,13 @@ class Wsd(Falling):
         )
 
     def stable(self, warmup: int) -> dict[str, Any]:
-        """What happens between warm-up and fall, as timm takes it."""
+        """timm's options for the steps between warm-up and decay."""
         return {"stable_fn": "constant"}
 
 
 @dataclass(kw_only=True)
 class Rsqrt(Wsd):
-    """The reciprocal square root of the step, then a fall: trainings of open length (Zhai et al. 2022).
+    """The reciprocal square root of the step, then a decay: trainings of open length (Zhai et al. 2022).
 
     Args:
         timescale: steps after which the learning rate has fallen to 1 / sqrt(2) of the peak; None is the warm-up's
