@@ -156,7 +156,7 @@ def test_a_dataset_of_other_classes_is_refused_with_what_differs(run, tmp_path, 
     ("words", "sentence"),
     [
         (["patch=p4"], "only the dataset of a trained run can be another"),
-        (["dataset.root=x"], "say which dataset it is of"),
+        (["dataset.root=x"], "the dataset is missing"),
         (["dataset=digits", "--root", "x"], "--root x is for the run's own dataset"),
         (["dataset=nothing"], "nothing"),
         (["dataset=digits", "dataset.image_sise=3"], "image_sise"),

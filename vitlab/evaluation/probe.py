@@ -183,9 +183,7 @@ def linear(train: Features, validation: Features, strengths: Sequence[float] = S
     from sklearn.preprocessing import StandardScaler
 
     def candidate(strength: float) -> Any:
-        with warnings.catch_warnings(
-            action="ignore", category=ConvergenceWarning
-        ):  # one that stopped early is a candidate too
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # stopped early: still a candidate
             model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
             return model.fit(train.values.astype(np.float64), train.labels)
 

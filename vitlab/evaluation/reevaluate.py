@@ -77,22 +77,22 @@ def evaluate(
 
 
 def training_dataset(run: str | Path, *, root: str | None = None) -> Dataset:
-    """The dataset that a run was trained on. Nothing is fetched for it, whatever the run's configuration says.
+    """The dataset that a run was trained on. Nothing is downloaded for it.
 
     Args:
         run: the run's folder.
         root: folder of the dataset's files; None is the recorded one.
 
     Raises:
-        ValueError: it is none of vitlab's, or lies at an address.
+        ConfigError: it is none of vitlab's, or lies at an address.
     """
     folder = Run(Path(run))
     node = dict(read_config(folder)["dataset"])
     for split in ("train", "validation", "test"):
         if ":" in str(node.get(split, "")).replace("::", ""):
             raise ConfigError(
-                f"{folder.config}: dataset.{split}={node[split]} is an address, and nothing is fetched because a folder"
-                f" says so: name it yourself, vitlab evaluate {folder.folder} dataset=webdataset dataset.{split}=..."
+                f"{folder.config}: dataset.{split}={node[split]} is an address, and nothing is fetched for a run's"
+                f" configuration: use vitlab evaluate {folder.folder} dataset=webdataset dataset.{split}=..."
             )
     node |= {"download": False} if "download" in node else {}
     node |= {"root": root} if root is not None else {}
@@ -105,12 +105,12 @@ def dataset_from_overrides(words: Sequence[str]) -> tuple[Dataset, str]:
     """Another dataset, as `vitlab train` composes it of these overrides, and a name for it.
 
     Raises:
-        ValueError: overrides of another group, or of no dataset.
+        ConfigError: overrides of another group, or of no dataset.
     """
     if odd := [word for word in words if word.partition("=")[0].partition(".")[0] != "dataset"]:
         raise ConfigError(f"{odd[0]}: only the dataset of a trained run can be another: dataset=NAME dataset.KEY=VALUE")
     if not any(word.startswith("dataset=") for word in words):
-        raise ConfigError(f"{words[0]}: say which dataset it is of: dataset=NAME {words[0]}")
+        raise ConfigError(f"{words[0]}: the dataset is missing: give dataset=NAME {words[0]}")
     config, choices = compose(words)
     dataset, root = dataset_of(config["dataset"], " ".join(words)), config["dataset"].get("root")
     return dataset, f"{choices['dataset']}-{Path(root).resolve().name}" if root else choices["dataset"]
@@ -150,7 +150,7 @@ def measure(
         workers: processes that read images.
 
     Raises:
-        ValueError: other classes, or a damaged run.
+        ConfigError: other classes, or a damaged run.
     """
     places = (
         torch.from_numpy(order_of(dataset.classes, model.classes)) if external else torch.arange(len(model.classes))
@@ -181,7 +181,7 @@ def eval_inputs(
         workers: processes that read images.
 
     Raises:
-        ValueError: not the run's own dataset, or a damaged run.
+        ConfigError: not the run's own dataset, or a damaged run.
     """
     folder, ready = Run(Path(run)), model.preprocess
     config, precision = read_config(folder), recorded(folder).get("precision", "fp32")
@@ -204,7 +204,7 @@ def eval_inputs(
     transform, normalize = eval_transform(dataset), Normalize(dataset.mean, dataset.std)
     if external:
         transform, normalize = (
-            (lambda image: to_pixels(ready.resize(upright(image, ready.mode)))),
+            lambda image: to_pixels(ready.resize(upright(image, ready.mode))),
             deepcopy(ready.normalize),
         )
     normalize = normalize.to(dist.device)
@@ -232,7 +232,7 @@ def order_of(classes: Sequence[str], known: Sequence[str]) -> np.ndarray:
     """The index of each class among a model's classes.
 
     Raises:
-        ValueError: the names are not the same.
+        ConfigError: the names are not the same.
     """
     place, theirs = {name: number for number, name in enumerate(known)}, set(classes)
     more, less = [name for name in classes if name not in place], [name for name in known if name not in theirs]

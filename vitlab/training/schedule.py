@@ -160,9 +160,8 @@ class Step(Schedule):
         warmup = common["warmup_t"]
         ahead = min(1, warmup)
         steps = updates + 1 - ahead + warmup
-        milestones = [
-            round(fraction * steps) + ahead - warmup + 1 for fraction in self.milestones
-        ]  # timm falls one before
+        # timm multiplies one step before a milestone
+        milestones = [round(fraction * steps) + ahead - warmup + 1 for fraction in self.milestones]
         if milestones and milestones[0] <= ahead:
             raise ConfigError(
                 f"schedule.milestones={list(self.milestones)}: the first falls into the warm-up: raise it, or shorten"
