@@ -96,6 +96,7 @@ def test_listing_the_commands_imports_nothing_heavy():
     assert loaded("from vitlab.__main__ import main; main([]); main(['--help']); main(['train', '--help'])") == set()
 
 
+@pytest.mark.slow
 def test_the_lean_imports_leave_the_whole_packages_to_whoever_wants_them_later():
     code = """
 from vitlab.system.lazy_imports import modules

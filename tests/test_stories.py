@@ -28,6 +28,7 @@ def vitlab(*words, **environment):
     )
 
 
+@pytest.mark.slow
 def test_the_main_job_learns_digits(tmp_path):
     """The README's first command, end to end: at least 97 % of the test images, and everything on disk."""
     done = vitlab("train", f"system.runs={tmp_path}", WANDB_MODE="offline")
@@ -58,6 +59,7 @@ def test_the_same_command_finds_the_run_finished_and_retrain_keeps_the_old_one(t
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_multirun_trains_every_combination_and_leaks_nothing(tmp_path):
     assert train(tmp_path, "-m", "seed=0,1", "model/pool=cls,gap") == 0
     results = {f.parent.name: json.loads(f.read_text()) for f in (tmp_path / "runs").glob("*/result.json")}
@@ -75,6 +77,7 @@ def test_one_bad_cell_stops_a_multirun_before_its_first_run(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -174,6 +177,7 @@ def test_the_tab_key_completes(line, expected):
     assert expected in done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """The same global batch on one process and on two: the same losses, every image evaluated once."""
     words = [*TINY, "fit.steps=4", "model.dropout=0", "fit.precision=fp32", "system.log_every=1", "optimizer=sgd"]

@@ -57,6 +57,7 @@ def run(monkeypatch, *words):
     return main(["bench", *TINY, *QUICK, *words])
 
 
+@pytest.mark.slow
 def test_a_composition_is_measured_and_written(tmp_path, capsys, monkeypatch):
     assert run(monkeypatch, "--out", str(tmp_path / "out")) == 0
     result = json.loads((tmp_path / "out" / "bench.json").read_text())
@@ -76,6 +77,7 @@ def test_a_composition_is_measured_and_written(tmp_path, capsys, monkeypatch):
         assert words in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["fit.accumulate=2", "augment.mixup=0.8"], ["fit.precision=bf16"]])
 def test_the_stages_are_all_of_a_step(tmp_path, monkeypatch, words):
     assert run(monkeypatch, *words, "--out", str(tmp_path)) == 0
@@ -119,6 +121,7 @@ def test_torchvision_takes_grey_images_too(work):
     assert counts["torchvision"] == counts["vitlab"]
 
 
+@pytest.mark.slow
 def test_peers_are_measured_beside_ours_and_a_missing_one_is_said(tmp_path, capsys, monkeypatch):
     for name in ("transformers", "vit-pytorch"):
         monkeypatch.setitem(sys.modules, LIBRARIES[name].module, None)
@@ -162,6 +165,7 @@ def test_dropout_and_how_the_model_starts_do_not_hinder_a_comparison():
     assert node["model"]["attention"]["dropout"] == 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", measure.SWEEPS)
 def test_a_sweep_measures_and_draws_how_the_cost_grows(tmp_path, capsys, monkeypatch, kind):
     assert run(monkeypatch, "--sweep", kind, "--out", str(tmp_path)) == 0
@@ -190,6 +194,7 @@ def test_a_square_has_exponent_two_and_what_is_unknown_none():
     assert measure.exponent((2, 4), (None, 5.0)) is None
 
 
+@pytest.mark.slow
 def test_a_point_that_does_not_fit_ends_a_sweep(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(measure, "peak_bytes", lambda work: 1 if work.batch < 4 else None)
     assert run(monkeypatch, "--sweep", "batch", "--out", str(tmp_path)) == 0
@@ -206,6 +211,7 @@ def test_the_largest_batch_is_looked_for_by_doubling(work, monkeypatch):
     assert steps.largest_batch(work) == 32
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_fresh_process_and_grows_with_the_batch(work):
     small, large = (steps.peak_bytes(replace(work, batch=batch)) for batch in (1, 2048))
     assert 0 < small < large

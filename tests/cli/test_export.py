@@ -90,6 +90,7 @@ def test_a_search_keeps_its_distributions(tmp_path):
     assert written["parameters"]["model/pool"] == {"values": ["cls", "gap"]}
 
 
+@pytest.mark.slow
 def test_the_exported_command_lines_train(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, written = exported(tmp_path, MIXED, "tracking=off", "fit.steps=1")

@@ -74,6 +74,7 @@ def alone(tmp_path, job):
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:A worker stopped:UserWarning")
 def test_joblib_a_dead_worker_and_a_failed_run_lose_no_other(tmp_path, capfd):
     arms = {"long": "fit.steps=300", "lost": LOST, "gap": "model/pool=gap", "cls": "model/pool=map"}
@@ -92,6 +93,7 @@ def test_joblib_a_dead_worker_and_a_failed_run_lose_no_other(tmp_path, capfd):
     assert hydra_launcher.run([todo[0], todo[2]], ["hydra/launcher=joblib"]) == 0  # they are found finished
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_submitit_a_preempted_job_is_queued_again_and_goes_on_to_the_same_result(tmp_path):
     todo = jobs(tmp_path, {"long": "fit.steps=300", "gap": "model/pool=gap"})[1:]
@@ -125,6 +127,7 @@ def test_ray_trains_on_the_workers_of_a_cluster(tmp_path, capfd):
     assert len(list((tmp_path / "many").glob("digits-*/result.json"))) == 2
 
 
+@pytest.mark.slow
 def test_the_basic_launcher_is_taken_when_none_is_named_and_leaves_nothing_behind(tmp_path):
     todo = jobs(tmp_path, {"gap": "model/pool=gap", "lost": LOST}, "system.threads=2")
     drawn = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
@@ -217,6 +220,7 @@ def many(tmp_path, *words):
     return main(["train", "-m", *TINY, f"system.runs={tmp_path}/runs", *words])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_multirun_in_other_processes_is_compared_and_a_failure_is_its_status(tmp_path, capfd):
     assert many(tmp_path, "seed=0,1", "optimizer.lr=1e-3,1e30", "fit.clip=null", "hydra/launcher=joblib") == 1
@@ -228,6 +232,7 @@ def test_a_multirun_in_other_processes_is_compared_and_a_failure_is_its_status(t
     assert f"answer      {folder}/answer.md" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_multirun_is_compared_where_two_are_finished(tmp_path, capsys):
     assert many(tmp_path, "seed=0") == 0
     assert "answer" not in capsys.readouterr().out

@@ -79,6 +79,7 @@ def test_every_answer_that_ships_has_its_figure_and_somebodys_finding():
         assert "No finding is written yet" not in finding_of(page), page
 
 
+@pytest.mark.slow
 def test_the_sweep_of_the_page_can_be_asked(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(block("yaml", "question:"))
@@ -122,6 +123,7 @@ def test_the_position_embedding_of_two_files_works(monkeypatch):
     check_memory(partial(ViT, **{k: v for k, v in sizes.items() if k not in limited}, position=build(node)), **limited)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", re.findall(r"^vitlab train (.+)$", TEXT, flags=re.MULTILINE))
 def test_every_training_command_composes(line):
     words = line.partition("#")[0].split()

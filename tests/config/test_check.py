@@ -39,6 +39,7 @@ def test_every_option_says_when_one_would_choose_it(group, option):
     assert ":" in first or "." in first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if g not in ("experiment", "patch")])
 def test_every_option_spells_out_its_constructors_arguments(group, option):
     node, _ = compose([f"{group}={option}", *NEEDS.get(option, [])])
@@ -63,6 +64,7 @@ def test_every_option_spells_out_its_constructors_arguments(group, option):
         assert set(signature.parameters) - given_by_code <= keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_checks_and_builds(group, option, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

@@ -218,6 +218,7 @@ def end(node):
             return error
 
 
+@pytest.mark.slow
 def test_a_composition_trains_or_is_refused_with_a_sentence():
     ends = Counter()
 
@@ -282,6 +283,7 @@ def explained(typed):
     return found
 
 
+@pytest.mark.slow
 def test_whatever_is_typed_trains_or_is_refused_with_a_sentence():
     ends = Counter()
 

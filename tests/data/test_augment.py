@@ -271,6 +271,7 @@ def test_preprocess_takes_any_mode_and_turns_photos_upright(tmp_path):
     assert preprocess(tmp_path / "turned.png")[:, 7, 5].tolist() == pytest.approx([1.0, 1.0, 1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", menu()["augment"])
 def test_every_augmentation_works_at_whatever_strength_it_draws(option):
     for dataset in (digits(), colours(32)):

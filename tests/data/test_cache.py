@@ -351,6 +351,7 @@ def process(tmp_path, seconds):
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_decode_once_and_both_have_the_images(tmp_path):
     files(tmp_path / "images", n=16)
     both = [process(tmp_path, 0.1) for _ in range(2)]
@@ -360,6 +361,7 @@ def test_two_processes_at_once_decode_once_and_both_have_the_images(tmp_path):
     assert counts == [0, 32], said  # a sample of each for the size, then all
 
 
+@pytest.mark.slow
 def test_who_waits_for_another_says_so(tmp_path):
     files(tmp_path / "images", n=4)
     (tmp_path / "cache").mkdir()
@@ -373,6 +375,7 @@ def test_who_waits_for_another_says_so(tmp_path):
     assert "decoding 4 train images, once" in rest
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_leaves_is_not_believed(tmp_path):
     part = files(tmp_path / "images", n=16)
     killed = process(tmp_path, 0.1)
@@ -402,6 +405,7 @@ def images_of(tmp_path, n=40):
     ]
 
 
+@pytest.mark.slow
 def test_a_training_from_the_cache_is_the_training_without_it(tmp_path, monkeypatch):
     words = images_of(tmp_path)
     plain, expected = fit(tmp_path, *words, name="plain")

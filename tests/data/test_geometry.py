@@ -43,6 +43,7 @@ def test_numbers_are_uniform_and_a_function_of_each_part_of_their_key():
         assert abs(np.corrcoef(other.ravel(), numbers.ravel())[0, 1]) < 0.03
 
 
+@pytest.mark.slow
 def test_padded_crops_are_torchvisions_and_every_window_comes_as_often():
     pixels, chosen = images(), geometry(crop="pad")
     seen = chosen(pixels, 0, *keys(len(pixels)))
@@ -81,6 +82,7 @@ def test_a_resized_crop_is_pils_to_a_level(box, flipped):
         assert (mine == theirs).float().mean() > 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("area", [(0.08, 1.0), (0.8, 1.0), (1.0, 1.0)])
 def test_crops_are_drawn_as_torchvision_draws_them(area):
     numbers = uniforms(1, *keys(3000), 22)

@@ -159,6 +159,7 @@ def test_predictions_keep_the_order_and_leave_the_model_as_it_was():
     torch.testing.assert_close(low, found, atol=0.05, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 10, 40, 200])
 def test_every_picture_can_be_drawn_for_any_number_of_classes(tmp_path, classes):
     probabilities, labels, _ = drawn(300, classes)

@@ -329,6 +329,7 @@ def test_shots_that_cannot_be_drawn_are_refused_before_the_training(tmp_path, wo
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_several_processes_report_what_one_does(how, tmp_path):
     words = [*SMALL, "fit.shots=[2]", "optimizer=sgd", "optimizer.lr=0.05"]
@@ -355,6 +356,7 @@ metric: test/2-shot
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_may_ask_for_few_shots(tmp_path, capsys):
     file = tmp_path / "mine.yaml"
     file.write_text(SWEEP.format(small=", ".join(SMALL)))

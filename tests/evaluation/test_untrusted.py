@@ -263,6 +263,7 @@ CONFIGS = {  # what becomes of the configuration, and what is said of it
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_strangers_configuration_is_refused_in_a_sentence(home, ask, kind):
     change, words = CONFIGS[kind]

@@ -214,6 +214,7 @@ def test_what_does_not_come_out_of_a_resnet_is_refused_with_what_does(values, se
         ResNet(**given | values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [resnet, hybrid])
 @pytest.mark.parametrize("init", ["authors", "reference"])
 def test_it_learns_a_batch_by_heart(make, init):

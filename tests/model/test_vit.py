@@ -367,6 +367,7 @@ def test_combinations_that_make_no_sense_are_refused_with_a_way_out(parts, sente
         vit(**parts)
 
 
+@pytest.mark.slow
 def test_the_model_compiles_without_a_break_whatever_its_stem_and_its_attention():
     code = """
 from functools import partial
@@ -390,6 +391,7 @@ for model in (
     subprocess.run([sys.executable, "-c", code], check=True)  # away from the run-time checks, which break the graph
 
 
+@pytest.mark.slow
 def test_one_compilation_serves_all_models_of_a_shape_and_there_may_be_many_shapes():
     code = """
 from types import SimpleNamespace

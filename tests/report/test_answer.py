@@ -98,6 +98,7 @@ def test_latex_has_booktabs_as_many_cells_a_row_and_escaped_names():
     assert not {*"±…", NONE} & {*"\n".join(body)}
 
 
+@pytest.mark.slow
 def test_an_answer_is_written_whole_and_twice_the_same(tmp_path):
     first = answer.write(comparison(tmp_path / "runs"), tmp_path / "a", facts=FACTS)
     second = answer.write(comparison(tmp_path / "runs"), tmp_path / "b", facts=FACTS)
@@ -141,6 +142,7 @@ def test_a_command_stands_in_a_fence_that_it_cannot_close():
     assert answer.fact("command", "echo ```` x") == "**command:**\n`````\necho ```` x\n`````"
 
 
+@pytest.mark.slow
 def test_figures_of_an_earlier_answer_do_not_outlive_their_reason(tmp_path):
     answer.write(comparison(), tmp_path, facts={})
     assert (tmp_path / "beside.png").exists()

@@ -171,6 +171,7 @@ def test_the_same_comparison_gives_the_same_bytes(tmp_path):
     assert b"/FontFile2" in (tmp_path / "one" / "metric.pdf").read_bytes()  # TrueType
 
 
+@pytest.mark.slow
 def test_forty_arms_can_be_drawn(tmp_path):
     rows = tuple(arm(f"arm {i}", (0.5 + i / 300, 0.51 + i / 300), x=i + 1, baseline=i == 3) for i in range(40))
     of = Comparison(**{**vars(comparison()), "rows": rows})

@@ -138,8 +138,11 @@ ALL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "scale"), ALL)
-def test_every_sweep_that_ships_can_be_asked_at_every_scale(name, scale):
+def test_every_sweep_that_ships_can_be_asked_at_every_scale(name, scale, monkeypatch):
+    if scale not in ("quick", "whole"):  # models that compute for seconds; how FLOPs are counted is tested by itself
+        monkeypatch.setattr(planning, "flops", lambda make, shape, frozen=False: (1, 2))
     images = read(find(name), scale).trains  # synthetic ones lie nowhere
     words = ["dataset.root=nowhere"] if scale == "imagenet" and images else []
     plan = planned(find(name), *words, scale=scale, elsewhere=True)
@@ -188,6 +191,7 @@ def test_a_wrong_word_is_refused_in_one_sentence(file, tmp_path, capsys, words):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_again_and_again_ends_in_the_same_table(file, tmp_path):
     """Killed at three moments, in processes of its own; beside one that nobody disturbs, one run after the other."""
     torch.set_num_threads(1)
@@ -212,6 +216,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_in_the_same_table(file, tmp
     assert before[1] == sorted(p.stat().st_mtime_ns for p in tmp_path.glob("wild/*/last.pt"))
 
 
+@pytest.mark.slow
 def test_a_failed_arm_is_in_the_table_and_among_the_failures(file, tmp_path, capsys):
     bad = "[optimizer=sgd, optimizer.lr=1e20, fit.clip=null, schedule=constant]"
     file.write_text(FILE.replace("  p4: patch=p4", f"  bad: {bad}").replace("seeds: [0, 1]", "seeds: [0]"))
@@ -225,6 +230,7 @@ def test_a_failed_arm_is_in_the_table_and_among_the_failures(file, tmp_path, cap
     assert "1 failed" in answer.read_text()
 
 
+@pytest.mark.slow
 def test_an_answer_is_made_anew_from_what_is_kept(file, tmp_path, capsys):
     assert main(["sweep", str(file), f"system.runs={tmp_path}/runs", "launcher=serial"]) == 0
     (folder,) = tmp_path.glob("runs/sweeps/*")
@@ -288,6 +294,7 @@ def test_each_seed_starts_from_the_run_of_its_own_seed_and_they_are_one_cell(fil
     assert [[job.after is None for job in wave] for wave in waves(plan.jobs)] == [[True] * 6, [False] * 4]
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_what_its_arms_start_from_and_compares_the_rest(file, tmp_path, capsys):
     file.write_text(STAGED)
     assert main(["sweep", str(file), "launcher=serial", f"system.runs={tmp_path}/runs"]) == 0
@@ -347,6 +354,7 @@ seeds: [0, 1]
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_of_speed_measures_its_cells_and_trains_nothing(file, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cells, "BATCHES", (1, 4))
     monkeypatch.setattr(cells, "peak_bytes", lambda work: 2**20 * (100 + work.batch))

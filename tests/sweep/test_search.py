@@ -131,6 +131,7 @@ def test_another_seed_searches_elsewhere(make):
     assert one != lines(drive(plan)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("after", [0, 1, 5, 11, 12])
 def test_a_search_that_was_killed_ends_as_one_that_was_not(make, method, after):
@@ -269,6 +270,7 @@ def test_evaluations_that_are_told_twice_count_once(make):
     assert list(trials.study.get_trials()[0].intermediate_values) == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_tpe_beats_random_on_a_smooth_objective(make):
     means = {}
     for method in ("tpe", "random"):
@@ -464,6 +466,7 @@ def test_optuna_is_left_as_loud_as_it_was(make):
     assert optuna.logging.get_verbosity() == before
 
 
+@pytest.mark.slow
 def test_a_real_search_from_the_command_line(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(

@@ -43,6 +43,7 @@ def alone(tmp_path_factory):
     return only(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "world_size"), [("ddp", 2), ("fsdp", 2), ("ddp", 4)])
 def test_several_processes_train_as_one(how, world_size, alone, tmp_path):
     """The same global batch, mixed and erased alike: the same losses and weights; every image is evaluated once."""
@@ -53,12 +54,14 @@ def test_several_processes_train_as_one(how, world_size, alone, tmp_path):
     assert found.result()["processes"] == world_size
 
 
+@pytest.mark.slow
 def test_accumulating_in_several_processes_is_the_same_batch_too(alone, tmp_path):
     words = ["optimizer=sgd", "optimizer.lr=0.05", "fit.accumulate=2", "system.activation_checkpointing=true"]
     train(tmp_path / "runs", *words, "system.parallel=fsdp", world_size=2)
     close(alone, only(tmp_path / "runs"))
 
 
+@pytest.mark.slow
 def test_a_run_is_handed_from_one_number_of_processes_to_another(tmp_path):
     """Sharded by two, alone, by four, sharded by two again: as one that was never interrupted."""
     words = ["optimizer=adamw", "optimizer.eps=1e-3", "fit.steps=48", "model.depth=4"]
@@ -81,6 +84,7 @@ def test_a_run_is_handed_from_one_number_of_processes_to_another(tmp_path):
     close(only(tmp_path / "calm"), only(folder), tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_when_one_process_dies_the_others_end_and_say_so(tmp_path):
     folder = tmp_path / "runs"
     run = Training([*SMALL, f"system.runs={folder}", "fit.steps=100000"], tmp_path / "out.txt", 2)
@@ -92,6 +96,7 @@ def test_when_one_process_dies_the_others_end_and_say_so(tmp_path):
     assert only(folder).result()["status"] == "interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion", "schedulefree"])
 def test_optimizers_train_sharded_weights(optimizer, tmp_path):
     words = [f"optimizer={optimizer}", "optimizer.lr=1e-3", "fit.steps=4"]
@@ -106,6 +111,7 @@ def test_optimizers_train_sharded_weights(optimizer, tmp_path):
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

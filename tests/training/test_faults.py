@@ -85,6 +85,7 @@ def damage(kind, path):
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["empty", "truncated", "flipped", "not a zip"])
 def test_a_damaged_checkpoint_is_noticed_by_name_and_the_one_before_is_taken(kind, tmp_path, stop, said):
     whole, _ = fit(tmp_path, "fit.steps=12", name="whole")
@@ -238,6 +239,7 @@ def test_rows_wait_for_room_and_are_never_cut(tmp_path):
 # --- signals and locks ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_saves_leaves_and_says_how_to_go_on(number, tmp_path):
     folder, words = tmp_path / "runs", [*SMALL, "fit.steps=100000", f"system.runs={tmp_path}/runs"]
@@ -296,6 +298,7 @@ def test_the_second_interrupt_is_one_and_a_second_sigterm_is_none():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_run_are_refused_and_a_dead_one_holds_nothing(tmp_path):
     words = [*SMALL, "fit.steps=100000", f"system.runs={tmp_path}/runs"]
     first = Training([*words, "augment=flip_crop", "system.workers=2"], tmp_path / "first.txt")

@@ -81,6 +81,7 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
     assert not list(run.folder.glob(".*"))
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
     run, result = fit(tmp_path, "fit.steps=60", "optimizer.lr=0.02")
     scored = [row for row in run.rows() if "val/accuracy" in row]
@@ -90,6 +91,7 @@ def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
     assert checkpoint.load(run.best)["step"] == best["step"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_bit_equal_weights_and_another_does_not(tmp_path):
     varied = ["model.drop_path=0.2", "augment=flip_crop", "augment.mixup=0.2", "fit.ema_decay=0.9"]
     one, _ = fit(tmp_path, *varied, name="one")

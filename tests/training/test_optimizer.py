@@ -135,6 +135,7 @@ def test_smoothing_outside_its_range_is_refused():
         CrossEntropy(label_smoothing=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", menu()["optimizer"])
 def test_every_optimizer_learns_and_goes_on_from_its_state_to_the_bit(option):
     torch.manual_seed(0)

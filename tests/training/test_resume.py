@@ -86,6 +86,7 @@ class Any:
 ANY = Any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(recipe, tmp_path):
     """SIGKILL at random moments, every second time in the middle of a save; 4 a recipe, if it lasts."""

@@ -41,6 +41,7 @@ def shrunken(dataset):
     return [f"dataset.image_size={size}", "patch.size=4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", menu()["dataset"])
 def test_every_dataset_trains_a_step(dataset, tmp_path, monkeypatch):
     files = WRITERS[dataset](tmp_path / "files", monkeypatch)
@@ -51,6 +52,7 @@ def test_every_dataset_trains_a_step(dataset, tmp_path, monkeypatch):
     assert all(part.labels.max() < len(setup.dataset.classes) for part in setup.splits.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in menu()[group]])
 def test_every_choice_of_a_recipe_trains_a_step(group, option, tmp_path):
     colours = ["dataset=synthetic", "dataset.examples=64", "dataset.image_size=16", "patch=p4"]
@@ -58,6 +60,7 @@ def test_every_choice_of_a_recipe_trains_a_step(group, option, tmp_path):
     step(tmp_path, *colours, f"{group}={option}", *more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", menu()["augment"])
 def test_every_augmentation_works_on_grey_images_too(option, tmp_path):
     step(tmp_path, f"augment={option}", "dataset.train_examples=64")
@@ -67,6 +70,7 @@ def dataset_of(experiment):
     return re.search(r"override /dataset: (\w+)", (CONF / "experiment" / f"{experiment}.yaml").read_text())[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", menu()["experiment"])
 def test_every_experiment_trains_a_step_at_a_shrunken_size(experiment, tmp_path, monkeypatch):
     files = WRITERS[dataset_of(experiment)](tmp_path / "files", monkeypatch)

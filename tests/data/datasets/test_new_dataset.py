@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent.parent
 MODULE = '''"""Stripes: images of horizontal or vertical lines."""
 
@@ -60,6 +62,7 @@ count: 200
 """
 
 
+@pytest.mark.slow
 def test_a_dataset_of_two_files_is_offered_checked_read_and_trained_on(tmp_path):
     for folder in ("vitlab", "conf"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))

@@ -276,6 +276,7 @@ def test_files_are_listed_and_not_opened(written, monkeypatch):
     assert len(dataset.splits()["train"]) == 182
 
 
+@pytest.mark.slow
 def test_reading_a_set_imports_neither_the_compiler_nor_torchvisions_models(tmp_path, monkeypatch):
     WRITERS["eurosat"](tmp_path, monkeypatch)
     code = f"""
