@@ -356,7 +356,7 @@ def test_reference_initialisation_has_its_spreads():
             {"width": 6, "heads": 2, "patch": 8, "stem": Convolutions, "image_size": 16},
             r"width=6 cannot be halved 2 times",
         ),
-        ({"dropout": 1.0}, r"model.dropout=1.0: a share"),
+        ({"dropout": 1.0}, r"model.dropout=1.0: a probability"),
         ({"drop_path": -0.1}, r"model.drop_path=-0.1"),
         ({"registers": -1}, r"model.registers=-1"),
         ({"mlp": partial(Mlp, ratio=0.01)}, r"mlp ratio=0.01 leaves no hidden channel"),

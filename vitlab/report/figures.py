@@ -1,7 +1,7 @@
 """The figures of a comparison, fit for a paper: the metric by arm, learning curves, compute, the source.
 
-Colors are those of Okabe and Ito (2008), which are told apart with any color vision. A figure depends on nothing but
-its comparison, and so do the bytes of its files.
+Colors are those of Okabe and Ito (2008), which can be distinguished with any color vision. A figure depends only on its
+comparison, and so do the bytes of its files.
 """
 
 from collections.abc import Callable, Sequence

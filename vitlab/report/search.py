@@ -18,7 +18,7 @@ def ranked(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def top5_table(record: dict[str, Any]) -> list[list[str]]:
-    """The five best trials as a table, its head first."""
+    """The best five trials as a table, with a header row."""
     keys = [each["key"] for each in record["space"]]
     rows = [["trial", "validation", *keys]]
     for trial in ranked(record)[:5]:
