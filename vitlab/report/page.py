@@ -44,7 +44,7 @@ def embedded(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The same as JSON has it; null for what is no finite number."""
+    """The same as JSON has it; null for NaN and infinity."""
     if isinstance(value, Mapping):
         return {str(key): plain(of) for key, of in value.items()}
     if isinstance(value, list | tuple):
