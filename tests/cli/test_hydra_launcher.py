@@ -18,7 +18,7 @@ import torch
 
 from vitlab.__main__ import main
 from vitlab.cli import hydra_launcher, hydra_task
-from vitlab.cli.hydra_task import multirun_folder, read_records, reraise_signal
+from vitlab.cli.hydra_task import isolated, multirun_folder, read_records, reraise_signal
 from vitlab.config.errors import ConfigError
 from vitlab.config.overrides import quoted
 from vitlab.storage.lock import holder
@@ -140,6 +140,27 @@ def test_the_basic_launcher_is_taken_when_none_is_named_and_leaves_nothing_behin
     assert np.random.get_state()[1].tolist() == drawn[1]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), drawn[2])
     assert hydra_launcher.run([], []) == 0
+
+
+def test_a_job_changes_neither_the_environment_nor_the_random_numbers_of_the_next(monkeypatch):
+    def draw():
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002
+
+    def seed():
+        for each in (random.seed, np.random.seed, torch.manual_seed):
+            each(3)
+
+    monkeypatch.setenv("VITLAB_TEST", "before")
+    environment = dict(os.environ)
+    seed()
+    expected = draw()
+    seed()
+    with isolated():
+        os.environ |= {"VITLAB_TEST": "changed", "VITLAB_TEST_NEW": "1"}
+        del os.environ["HOME"]
+        draw()
+    assert dict(os.environ) == environment
+    assert draw() == expected
 
 
 def test_a_signal_leaves_the_jobs_that_follow_in_this_process(tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ class Task:
         if not local:
             os.chdir(self.cwd)
         self.record(hydra, status=None, words=words)
-        with isolated_rng():
+        with isolated():
             code, folder = self.train(composed, hydra.runtime.choices)
         self.codes.append(code)
         accuracy = math.nan
@@ -106,16 +106,19 @@ def read_records(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 @contextmanager
-def isolated_rng() -> Generator[None]:
-    """Restores the global random generators, which each training seeds: Hydra's sweepers may draw from them too."""
+def isolated() -> Generator[None]:
+    """Restores the environment and the global random generators after a job, so that none affects the next."""
     import numpy as np
     import torch
 
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    environment, python, numpy = dict(os.environ), random.getstate(), np.random.get_state()  # noqa: NPY002
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=gpus):
             yield
     finally:
+        os.environ.clear()
+        os.environ.update(environment)
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
 
