@@ -73,6 +73,18 @@ def test_a_stored_configuration_gets_the_keys_of_today_and_keeps_its_name():
         assert moved.upgrade(odd) == odd
 
 
+def test_an_option_that_came_later_leaves_the_names_of_runs_as_they_are(monkeypatch):
+    config = yaml.safe_load((STORED / FINISHED / "config.yaml").read_text())
+    later = {"loss": {"focus": None}, "vitlab.data.datasets.digits.Digits": {"margin": 0}}
+    monkeypatch.setattr(moved, "ADDED", later)
+    upgraded = moved.upgrade(config)
+    assert upgraded["loss"]["focus"] is None
+    assert upgraded["dataset"]["margin"] == 0
+    assert identity(config) == identity(upgraded) == "15e2de69"
+    for group, key in (("loss", "focus"), ("dataset", "margin")):
+        assert identity({**upgraded, group: {**upgraded[group], key: 2}}) != "15e2de69"
+
+
 def test_modules_and_classes_are_renamed_by_their_longest_known_name(monkeypatch):
     table = {"vitlab.a": "vitlab.b", "vitlab.a.One": "vitlab.c.Uno"}
     monkeypatch.setattr(moved, "MOVED", table)

@@ -1,8 +1,8 @@
-"""What has moved since it was first released: stored configurations and the names of runs keep the first form.
+"""What has changed since it was first released: stored configurations and the names of runs keep the first form.
 
 `identity` hashes the first name of each class and `locate` finds its present one, so that a class can move without
 giving a run another name. To move a class, or a module of them, add a line to `MOVED`; to move a key, one to `KEYS`,
-and change `upgrade` and `first_layout`.
+and change `upgrade` and `first_layout`; to add an option to what stored runs have, add a line to `ADDED`.
 """
 
 from typing import Any
@@ -29,6 +29,16 @@ MOVED = {  # dotted name of a module or a class: as first released -> now
 }
 KEYS = {"patch.size": "model.patch"}  # key as first released -> now
 
+# Options that came later, and what the code did before them: of a group, or of one class. A stored configuration
+# without the option has this value, and a run with this value has the name that it had before.
+ADDED: dict[str, dict[str, Any]] = {}
+
+
+def added(group: str, node: Node) -> Node:
+    """The options of a part that came later."""
+    target = current_name(str(node.get("_target_")))
+    return ADDED.get(group, {}) | ADDED.get(target, {})
+
 
 def current_key(key: str) -> str:
     """The key that a user or a stored file may call by its first name."""
@@ -36,19 +46,29 @@ def current_key(key: str) -> str:
 
 
 def upgrade(config: Node) -> Node:
-    """A stored configuration with the keys of today: `patch: {size: N}` became `model.patch`."""
+    """A stored configuration with the keys of today: `patch: {size: N}` became `model.patch`, and `ADDED`."""
     match config:
         case {"patch": {"size": size}, "model": {**model}} if "patch" not in model:
             rest = {key: value for key, value in config.items() if key != "patch"}
-            return {**rest, "model": {**model, "patch": size}}
-    return config
+            config = {**rest, "model": {**model, "patch": size}}
+    if not isinstance(config, dict):
+        return config
+    return {group: {**added(group, part), **part} if isinstance(part, dict) else part for group, part in config.items()}
 
 
 def first_layout(config: Node) -> Node:
     """A configuration with the keys and class names that it was first released with."""
-    config = upgrade(config)
+    config = {group: without_added(group, part) for group, part in upgrade(config).items()}
     model = {key: value for key, value in config["model"].items() if key != "patch"}
     return with_first_names({**config, "model": model, "patch": {"size": config["model"]["patch"]}})
+
+
+def without_added(group: str, part: Any) -> Any:
+    """A part without those of its options that came later and change nothing."""
+    if not isinstance(part, dict):
+        return part
+    later = added(group, part)
+    return {key: value for key, value in part.items() if key not in later or value != later[key]}
 
 
 def with_first_names(node: Any) -> Any:
