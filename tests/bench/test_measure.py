@@ -45,7 +45,7 @@ def work():
         batch=4,
         precision="fp32",
         device=torch.device("cpu"),
-        loss=CrossEntropy(label_smoothing=0.0),
+        loss=CrossEntropy(label_smoothing=0.0, class_weights=None),
         optimizer=partial(torch.optim.AdamW, lr=1e-3),
         system=System(**{k: v for k, v in node["system"].items() if k != "_target_"}),
         threads=1,

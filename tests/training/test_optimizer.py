@@ -123,7 +123,7 @@ def test_without_a_decay_there_is_no_average():
 def test_hard_and_soft_labels_have_the_same_loss_and_are_smoothed_once():
     logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
     soft = torch.nn.functional.one_hot(labels, 4).float()
-    loss = CrossEntropy(label_smoothing=0.2)
+    loss = CrossEntropy(label_smoothing=0.2, class_weights=None)
     smoothed = 0.8 * soft + 0.2 / 4
     expected = -(smoothed * logits.log_softmax(-1)).sum(-1).mean()
     torch.testing.assert_close(loss(logits, labels), expected)
@@ -132,7 +132,7 @@ def test_hard_and_soft_labels_have_the_same_loss_and_are_smoothed_once():
 
 def test_smoothing_outside_its_range_is_refused():
     with pytest.raises(ValueError, match=r"label_smoothing=1\.0"):
-        CrossEntropy(label_smoothing=1.0)
+        CrossEntropy(label_smoothing=1.0, class_weights=None)
 
 
 @pytest.mark.slow
@@ -236,7 +236,7 @@ def test_schedule_free_answers_from_the_average_and_trains_on():
 def test_sigmoid_cross_entropy_asks_each_class_for_itself():
     logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
     soft = torch.nn.functional.one_hot(labels, 4).float()
-    loss = SigmoidCrossEntropy(label_smoothing=0.0, head_bias=None)
+    loss = SigmoidCrossEntropy(label_smoothing=0.0, class_weights=None, head_bias=None)
     p = logits.sigmoid()
     expected = -(soft * p.log() + (1 - soft) * (1 - p).log()).sum(dim=1).mean()
     torch.testing.assert_close(loss(logits, labels), expected)
@@ -246,9 +246,9 @@ def test_sigmoid_cross_entropy_asks_each_class_for_itself():
 def test_a_loss_sets_the_heads_bias_it_wants():
     for bias, expected in ((None, -math.log(1000)), (-10.0, -10.0)):
         head = torch.nn.Linear(4, 1000)
-        SigmoidCrossEntropy(label_smoothing=0.0, head_bias=bias).start(head)
+        SigmoidCrossEntropy(label_smoothing=0.0, class_weights=None, head_bias=bias).start(head)
         torch.testing.assert_close(head.bias, torch.full((1000,), expected))
     head = torch.nn.Linear(4, 1000)
     before = head.bias.clone()
-    CrossEntropy(label_smoothing=0.0).start(head)
+    CrossEntropy(label_smoothing=0.0, class_weights=None).start(head)
     assert torch.equal(head.bias, before)

@@ -31,7 +31,10 @@ KEYS = {"patch.size": "model.patch"}  # key as first released -> now
 
 # Options that came later, and what the code did before them: of a group, or of one class. A stored configuration
 # without the option has this value, and a run with this value has the name that it had before.
-ADDED: dict[str, dict[str, Any]] = {}
+ADDED: dict[str, dict[str, Any]] = {
+    "vitlab.training.loss.CrossEntropy": {"class_weights": None},
+    "vitlab.training.loss.SigmoidCrossEntropy": {"class_weights": None},
+}
 
 
 def added(group: str, node: Node) -> Node:

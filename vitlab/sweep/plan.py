@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vitlab.config.build import assemble, build
@@ -16,7 +17,6 @@ from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError, DatasetMissing, Node, VitlabError
 from vitlab.config.identity import cell_identity, identity, slug
 from vitlab.config.overrides import key_of, merged, quoted
-from vitlab.evaluation import probe
 from vitlab.model import count
 from vitlab.model.meta import on_meta_device, zeroed
 from vitlab.storage.metrics import metric
@@ -171,7 +171,7 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
         ConfigError: a cell that cannot be, with its name, its line and the reason.
     """
     words = tuple(words)
-    images: dict[str, tuple[int, int]] = {}
+    images: dict[str, np.ndarray] = {}
     costs: dict[str, tuple[int, int, int]] = {}
     tracked = (f"tracking.sweep={question.name}",)
 
@@ -224,7 +224,7 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
 def check_cell(
     cell: Cell,
     seed: int,
-    images: dict[str, tuple[int, int]],
+    images: dict[str, np.ndarray],
     costs: dict[str, tuple[int, int, int]],
     source: Checked | None = None,
     *,
@@ -235,7 +235,7 @@ def check_cell(
     Args:
         cell: to be composed.
         seed: one of its seeds.
-        images: training images of each dataset that was read before, and those of its smallest class.
+        images: training images of each class of each dataset that was read before.
         costs: parameters, and FLOPs of an image forward and backward, of each model that was built before.
         source: pre-training that it starts from, which has not run yet.
         elsewhere: whether other machines train it.
@@ -254,22 +254,21 @@ def check_cell(
         data = build(of_data)
         if key not in images:
             labels = data.splits()["train"].labels
-            images[key] = len(labels), probe.fewest(labels, data.classes)[0]
+            images[key] = np.bincount(labels, minlength=len(data.classes))
     except DatasetMissing:
         kind, options = locate(of_data["_target_"]), {k: v for k, v in of_data.items() if k != "_target_"}
         if not elsewhere or (found := kind.planned(**options)) is None:
             raise
         data, many = found
-        images[key] = many, many // len(data.classes)  # as if they were even
+        images[key] = np.bincount(
+            np.arange(many) % len(data.classes), minlength=len(data.classes)
+        )  # as if they were even
     parts = assemble({k: v for k, v in config.items() if k != "dataset"}) | {"dataset": data}
     recipe = Recipe(**parts)
     dist = single_process("cuda" if torch.cuda.is_available() and recipe.system.device != "cpu" else "cpu")
-    train, smallest = images[key]
     shape, frozen = recipe.image_shape, recipe.init.freeze
     weights = source.weights() if source else None if elsewhere else recipe.init.read()
-    steps, steps_per_epoch = examine(
-        recipe, dist, source=weights, train=train, smallest=smallest, on_this_machine=not elsewhere
-    )
+    steps, steps_per_epoch = examine(recipe, dist, source=weights, images=images[key], on_this_machine=not elsewhere)
     model, scale = on_meta_device(recipe.model, **shape), recipe.fit.lr_factor()
     updates = build_optimizer(recipe.optimizer, model, layer_decay=recipe.fit.layer_decay, scale=scale)
     recipe.schedule.start(updates, steps, steps_per_epoch)

@@ -168,7 +168,7 @@ class Trials:
         self.baseline = next(cell for cell in plan.cells if cell.baseline)
         self.distributions = {each.key: distribution(each) for each in self.search.space}
         self.design = design(self.search, self.seed)
-        self.images: dict[str, tuple[int, int]] = {}
+        self.images: dict[str, np.ndarray] = {}
         self.costs: dict[str, tuple[int, int, int]] = {}
         self.working: dict[str, Work] = {}
         self.study = load(plan)

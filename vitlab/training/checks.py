@@ -1,5 +1,8 @@
 """Values that do not go together, refused before a training begins."""
 
+import numpy as np
+from jaxtyping import Int
+
 from vitlab.config.errors import ConfigError
 from vitlab.evaluation import probe
 from vitlab.model.meta import on_meta_device
@@ -15,8 +18,7 @@ def examine(
     dist: Distributed,
     *,
     source: Source | None,
-    train: int,
-    smallest: int,
+    images: Int[np.ndarray, " classes"],
     on_this_machine: bool = True,
 ) -> tuple[int, float]:
     """Refuses values that do not go together; gives the steps of the training, and the steps of an epoch.
@@ -25,15 +27,14 @@ def examine(
         recipe: what is to be trained.
         dist: the processes that train it.
         source: the weights that `init` starts from, on the meta device or not; None for random ones.
-        train: number of training images.
-        smallest: training images of the smallest class.
+        images: training images of each class.
         on_this_machine: whether it is to be trained on this machine, whose memory must hold it.
 
     Raises:
         ConfigError: with value, reason and remedy.
     """
     fit, system, dataset, augment = recipe.fit, recipe.system, recipe.dataset, recipe.augment
-    precision = resolve(fit.precision, dist.device)
+    precision, train = resolve(fit.precision, dist.device), int(images.sum())
     if fit.batch_size > train:
         raise ConfigError(f"fit.batch_size={fit.batch_size}: there are {train} training images: use at most that")
     if fit.batch_size % (dist.size * fit.accumulate):
@@ -41,7 +42,8 @@ def examine(
             f"fit.batch_size={fit.batch_size} cannot be cut into {dist.size} process(es) x fit.accumulate="
             f"{fit.accumulate} equal parts: use a multiple of {dist.size * fit.accumulate}"
         )
-    probe.check(f"fit.shots={list(fit.shots)}", fit.shots, smallest)
+    probe.check(f"fit.shots={list(fit.shots)}", fit.shots, int(images.min()))
+    check_classes(recipe, images)
     sharded = system.parallel == "fsdp" and dist.size > 1
     if sharded and precision == "fp16":
         raise ConfigError("fit.precision=fp16 with system.parallel=fsdp: fp16 needs ddp; or use fit.precision=bf16")
@@ -83,3 +85,22 @@ def examine(
     if source is not None:
         recipe.init.apply(source, on_meta_device(recipe.model, **recipe.image_shape), dataset.classes)
     return steps, steps_per_epoch
+
+
+def check_classes(recipe: Recipe, images: Int[np.ndarray, " classes"]) -> None:
+    """Tells the loss the classes, and refuses what does not go with them.
+
+    Args:
+        recipe: what is to be trained.
+        images: training images of each class.
+
+    Raises:
+        ConfigError: with value, reason and remedy.
+    """
+    loss, classes = recipe.loss, recipe.dataset.classes
+    weights = getattr(loss, "class_weights", None)
+    if weights is not None and not recipe.classifies:
+        raise ConfigError(
+            f"loss.class_weights={weights}: model/objective=masked_patch predicts patches and no classes: leave it out"
+        )
+    loss.set_classes(classes, images)

@@ -14,7 +14,7 @@ from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples
 from vitlab.data.preprocess import Normalize
 from vitlab.evaluation import probe
-from vitlab.model.objective import TrainingModel
+from vitlab.model.objective import Classify, TrainingModel
 from vitlab.model.vit import ViT
 from vitlab.system.distributed import Distributed
 from vitlab.system.options import System
@@ -136,6 +136,12 @@ class Recipe:
         """The image size, channels and classes that the model is built for."""
         data = self.dataset
         return {"image_size": data.shape, "channels": data.channels, "classes": len(data.classes)}
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model is trained to predict classes."""
+        objective = getattr(self.model, "keywords", {}).get("objective", Classify)
+        return getattr(objective, "func", objective).classifies
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vitlab.data.cache import cache_images
@@ -43,8 +44,8 @@ def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
     if fetches and dist.is_rank0:
         dist.barrier()
     source = recipe.init.read()
-    smallest, _ = probe.fewest(splits["train"].labels, dataset.classes)
-    steps, steps_per_epoch = examine(recipe, dist, source=source, train=len(splits["train"]), smallest=smallest)
+    images = np.bincount(splits["train"].labels, minlength=len(dataset.classes))
+    steps, steps_per_epoch = examine(recipe, dist, source=source, images=images)
     if fit.shots:  # in the order of the draws; they are read as for an evaluation
         drawn = probe.draw(splits["train"].labels, len(dataset.classes), max(fit.shots), probe.DRAWS)
         splits["support"] = splits["train"].take(drawn.ravel())
