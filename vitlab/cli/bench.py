@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """Measures a configuration: a training step by its stages, inference, memory, FLOPs a second beside the
 peak of this machine, and the start-up time. Prints medians over rounds. Trains nothing, and writes nothing without
 --out."""
+BUSY = "busy        threads waited {delay:.2f} s a second for a core: too slow a time; measure again on a quiet machine"
+MOST_DELAY = 0.05  # seconds a second, of all threads
 COSTS = {"training_ms": "training ms", "inference_ms": "inference ms", "memory_bytes": "memory"}
 
 
@@ -69,6 +71,7 @@ def bench(options: argparse.Namespace) -> None:
     from vitlab.model import count
     from vitlab.plotting import save
     from vitlab.storage.files import make_folder, write_json
+    from vitlab.system.contention import Delay
     from vitlab.system.distributed import join_processes
     from vitlab.system.hardware import describe
     from vitlab.training.setup import prepare
@@ -89,6 +92,7 @@ def bench(options: argparse.Namespace) -> None:
             raise ConfigError(f"--peers with images of {data.shape}: torchvision only takes square ones")
         shape = {"image_size": data.shape, "channels": data.channels, "classes": len(data.classes)}
         work = workload(config, shape, setup.fit.batch_size // setup.fit.accumulate, dist.device)
+        delay = Delay()
         result: dict[str, Any] = {
             "overrides": options.overrides,
             "config": config,
@@ -100,6 +104,7 @@ def bench(options: argparse.Namespace) -> None:
             "flops_per_image": setup.flops,
             **rounds,
             **measure.measure_stages(setup, **rounds),
+            "delay": delay.rate(),
             "memory_bytes": peak_bytes(work),
         }
         fresh = "" if dist.device.type == "cuda" else ", in a fresh process"
@@ -151,6 +156,7 @@ def summary(result: dict[str, Any], memory_of: str) -> str:
         f" {result['flops_per_image'] / 1e9:.4g} GFLOPs an image forward, three times that a training step",
         f"start-up    {result['startup_seconds']:.1f} s from the start of the process to the first step",
         f"memory      {format_memory(result['memory_bytes'])} for the model, its optimizer and steps of {memory_of}",
+        *([BUSY.format(**result)] if result["delay"] > MOST_DELAY else []),
         "",
         f"{'':<16}{'ms':>12}{'images/s':>12}{'GFLOP/s':>12}{'of the peak':>14}",
     ]

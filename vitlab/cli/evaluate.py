@@ -38,6 +38,7 @@ def main(words: list[str]) -> int:
     from vitlab.evaluation.reevaluate import dataset_from_overrides, measure, training_dataset
     from vitlab.evaluation.untrusted import recorded
     from vitlab.storage.run import Run
+    from vitlab.system.contention import WaitPolicy
 
     run, name = Run(Path(options.run)), ""
     if options.workers < 0:
@@ -57,7 +58,8 @@ def main(words: list[str]) -> int:
     for place in (run.folder / "evaluation", folder):
         if place.is_symlink():
             raise ConfigError(f"{place} is a link, and what is written there would go elsewhere: remove it")
-    found = measure(run.folder, model, dataset, splits, external=bool(name), workers=options.workers)
+    with WaitPolicy():
+        found = measure(run.folder, model, dataset, splits, external=bool(name), workers=options.workers)
     before = {} if name else recorded(run)
 
     facts: dict[str, Any] = {"run": str(run.folder), "dataset": options.overrides or "of the run"}

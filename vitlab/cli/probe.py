@@ -45,6 +45,7 @@ def main(words: list[str]) -> int:
     from vitlab.evaluation import probe
     from vitlab.evaluation.load import load
     from vitlab.evaluation.reevaluate import dataset_from_overrides, eval_inputs, training_dataset
+    from vitlab.system.contention import WaitPolicy
 
     folder = Path(options.run)
     shots = parse_shots(options.shots)
@@ -70,7 +71,8 @@ def main(words: list[str]) -> int:
         "-".join(["probe", *[word for word in (name, options.split) if word not in ("", "test")]]) + ".json"
     )
     probing = Probing(model=model, source=source, dataset=dataset)
-    found = probing.probe(shots, options.seeds, options.split, l2, linear=options.linear, knn=options.knn)
+    with WaitPolicy():
+        found = probing.probe(shots, options.seeds, options.split, l2, linear=options.linear, knn=options.knn)
     table = {"run": str(folder), "dataset": options.overrides or "of the run", **found}
     print(json.dumps({**table, "file": str(file)}, indent=2) if options.json else "\n".join(format_table(table)))
     from vitlab.storage.files import write_json

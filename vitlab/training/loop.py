@@ -9,6 +9,7 @@ from vitlab.config.identity import identity
 from vitlab.evaluation.evaluate import evaluate
 from vitlab.storage.checkpoint import Checkpoints
 from vitlab.storage.run import Run
+from vitlab.system.contention import WaitPolicy
 from vitlab.system.profiler import Profiler
 from vitlab.system.signals import Signals
 from vitlab.tracking.tracker import Tracker
@@ -48,7 +49,8 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
     tracker = Tracker(run, setup.tracking, config, steps=setup.steps, start=state.step, on=dist.is_rank0)
     profiler = Profiler(system.profile_steps if dist.is_rank0 else 0, run.folder / "trace.json")
 
-    with tracker, profiler, checkpoints, Signals() as signals:
+    waiting = WaitPolicy(dist.device.type == "cpu")
+    with tracker, profiler, checkpoints, waiting, Signals() as signals:
         if setup.fit.on_nonfinite == "rollback" and not resumed:
             save(state, checkpoints, tracker)
         for images, targets in batches:  # on the device, normalized, mixed
