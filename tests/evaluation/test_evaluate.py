@@ -64,8 +64,12 @@ def test_the_terminal_is_compact_and_the_folder_has_the_rest(run, capsys):
         accuracy, loss = result[f"{split}/accuracy"], result[f"{split}/loss"]
         assert line == f"{name} accuracy {accuracy:.6f}  loss {loss:.6f}  (as recorded)"
     assert [line.partition(" ")[0] for line in lines[3:]] == [
-        "interval", "top-5", "ECE", "hardest", "confused", "files",
+        "interval", "top-5", "by", "ECE", "hardest", "confused", "files",
     ]  # fmt: skip
+    averages = [f"{result[f'test/{name}']:.2%}" for name in ("balanced_accuracy", "macro_f1")]
+    assert lines[5] == "by class    balanced accuracy {}, macro F1 {}, ROC-AUC {:.4f}".format(
+        *averages, result["test/roc_auc"]
+    )
     folder = run / "evaluation"
     names = {"test.json", "confusion.csv", "confusion.png", "calibration.png", "mistakes.png"}
     assert {file.name for file in folder.iterdir()} == names
@@ -123,7 +127,8 @@ def test_another_dataset_is_mapped_by_the_names_of_its_classes(run, tmp_path, ca
     # Two forward passes: their last bits may differ, as they do with another number of threads.
     assert two.report.true_probability == pytest.approx(one.report.true_probability, abs=1e-6)
     assert two.report.confidence == pytest.approx(one.report.confidence, abs=1e-6)
-    assert two.scores == pytest.approx(one.scores, abs=1e-6)
+    for key, value in one.scores.items():
+        assert two.scores[key] == pytest.approx(value, abs=1e-6), key
 
     assert main(["evaluate", str(run), *words, "--device", "cpu", f"dataset.root={tmp_path}/pictures"]) == 0
     said = capsys.readouterr().out

@@ -44,6 +44,7 @@ def test_the_directions_are_right():
     higher = {name for name, each in METRICS.items() if each.higher_is_better}
     assert higher == {
         *(f"{split}/accuracy" for split in ("train", "val", "test")),
+        *(f"{split}/{name}" for split in ("val", "test") for name in ("balanced_accuracy", "macro_f1", "roc_auc")),
         *("val/K-shot", "test/K-shot", "images_per_second", "inference/images_per_second"),
         "largest_batch",
     }
@@ -56,6 +57,8 @@ def test_the_directions_are_right():
     [
         ("val/accuracy", 0.98765, "98.77%", "98.77", "validation accuracy (%)"),
         ("test/5-shot", 0.5, "50.00%", "50.00", "test 5-shot (%)"),
+        ("val/macro_f1", 0.5, "50.00%", "50.00", "validation macro F1 (%)"),
+        ("test/roc_auc", 0.98765, "0.9877", "0.9877", "test ROC-AUC"),
         ("test/loss", 0.12345, "0.123", "0.1235", "test loss"),
         ("images_per_second", 13712.6, "13.7 k", "1.371e+04", "images/s"),
         ("seconds", 73, "1 min 13 s", "73", "training time (s)"),

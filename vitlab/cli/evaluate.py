@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, FAILED, printable
 from vitlab.config.errors import ConfigError, StorageError
+from vitlab.storage.metrics import metric
 
 if TYPE_CHECKING:
     from vitlab.evaluation.classification import ClassificationReport
@@ -63,7 +64,7 @@ def main(words: list[str]) -> int:
     before = {} if name else recorded(run)
 
     facts: dict[str, Any] = {"run": str(run.folder), "dataset": options.overrides or "of the run"}
-    tables = {split: {**part.scores, **part.report.as_dict()} for split, part in found.items()}
+    tables = {split: {"loss": part.scores["loss"], **part.report.as_dict()} for split, part in found.items()}
     if options.json:
         print(json.dumps({**facts, **tables, "files": str(folder)}, indent=2))
     else:
@@ -89,7 +90,7 @@ def format_scores(split: str, scores: dict[str, float], before: dict[str, Any] |
 
 
 def format_report(split: str, report: "ClassificationReport") -> list[str]:
-    """The interval, the calibration error, and the hardest classes of a split."""
+    """The interval, the means over the classes, the calibration error, and the hardest classes of a split."""
     low, high = report.interval
     share = f"{low:.2%} to {high:.2%}"
     lines = [
@@ -97,6 +98,8 @@ def format_report(split: str, report: "ClassificationReport") -> list[str]:
     ]
     if report.top5 is not None:
         lines.append(f"top-5       {report.top5:.2%}")
+    averages = [(metric(f"test/{name}"), value) for name, value in report.averages.items()]
+    lines.append("by class    " + ", ".join(f"{of.words.removeprefix('test ')} {of.format(v)}" for of, v in averages))
     lines.append(f"ECE         {report.ece:.2%}  (calibration error; 0 is best)")
     accuracies, examples = report.per_class, report.examples
     hard = [i for i in report.hardest(FEW) if accuracies[i] < 1]

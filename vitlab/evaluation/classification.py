@@ -1,4 +1,4 @@
-"""Classification report: accuracy and its interval, calibration, confusion matrix, worst mistakes."""
+"""Classification report: accuracy and its interval, each class, calibration, confusion matrix, worst mistakes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitlab.config.errors import ConfigError
 from vitlab.data.loader import PADDING
+from vitlab.evaluation import class_metrics
 from vitlab.system.distributed import Distributed
 from vitlab.system.precision import autocast
 
@@ -55,7 +56,8 @@ class ClassificationReport:
     """The predictions of a model on n examples against their labels.
 
     `interval` is the 95 % interval of the accuracy (Wilson 1927); `top5` is None with at most 5 classes; `confusion`
-    counts examples by true class (rows) and predicted class (columns).
+    counts examples by true class (rows) and predicted class (columns); `roc_auc` is of each class against the rest, NaN
+    where it is not defined.
     """
 
     classes: tuple[str, ...]
@@ -68,6 +70,7 @@ class ClassificationReport:
     top5: float | None
     bins: Bins
     confusion: Int[Array, "classes classes"]
+    roc_auc: Float[Array, " classes"]
 
     @classmethod
     def of(
@@ -108,6 +111,7 @@ class ClassificationReport:
             top5=float((before.sum(axis=1) < 5).mean()) if k > 5 else None,
             bins=bins(confidence, correct),
             confusion=np.bincount(y * k + predicted, minlength=k * k).reshape(k, k),
+            roc_auc=class_metrics.roc_auc(torch.from_numpy(p), torch.from_numpy(y)),
         )
 
     @property
@@ -121,10 +125,30 @@ class ClassificationReport:
         return self.confusion.sum(axis=1)
 
     @property
+    def counts(self) -> Int[Array, "three classes"]:
+        """True positives, predictions and examples of each class."""
+        return np.stack((self.confusion.diagonal(), self.confusion.sum(axis=0), self.examples))
+
+    @property
+    def averages(self) -> dict[str, float | None]:
+        """Balanced accuracy, macro F1 and macro ROC-AUC; the last is None where it is not defined."""
+        return {**class_metrics.averages(self.counts), "roc_auc": class_metrics.macro(self.roc_auc)}
+
+    @property
     def per_class(self) -> Float[Array, " classes"]:
-        """The accuracy on the examples of each class; NaN where there is none."""
-        none = self.examples == 0
-        return np.where(none, np.nan, self.confusion.diagonal() / np.maximum(self.examples, 1))
+        """The accuracy on the examples of each class, which is its recall; NaN where there is none."""
+        return np.where(self.examples == 0, np.nan, class_metrics.per_class(self.counts)["recall"])
+
+    @property
+    def class_rows(self) -> list[dict[str, Any]]:
+        """Of each class its name, images and scores; None where one is not defined."""
+        scores = {"accuracy": self.per_class, **class_metrics.per_class(self.counts), "roc_auc": self.roc_auc}
+        names = zip(self.classes, self.examples.tolist(), strict=True)
+        return [
+            {"class": name, "images": n}
+            | {key: None if np.isnan(values[i]) else float(values[i]) for key, values in scores.items()}
+            for i, (name, n) in enumerate(names)
+        ]
 
     def hardest(self, count: int) -> list[int]:
         """The classes of lowest accuracy, the lowest first; those without examples are left out."""
@@ -154,12 +178,12 @@ class ClassificationReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the single examples, for JSON."""
-        rows = zip(self.classes, self.examples.tolist(), self.per_class.tolist(), strict=True)
         edges = np.linspace(0, 1, BINS + 1).round(4).tolist()
         binned = zip(self.bins.examples, self.bins.confidence, self.bins.accuracy, strict=True)
         return {
             "images": len(self.labels),
             "accuracy": self.accuracy,
+            **self.averages,
             "accuracy_interval_95": list(self.interval),
             "top5_accuracy": self.top5,
             "ece": self.ece,
@@ -167,7 +191,7 @@ class ClassificationReport:
                 {"above": edges[i], "to": edges[i + 1], "images": int(n), "confidence": float(c), "accuracy": float(a)}
                 for i, (n, c, a) in enumerate(binned)
             ],
-            "classes": [{"class": name, "images": n, "accuracy": a if n else None} for name, n, a in rows],
+            "classes": self.class_rows,
             "confusion": self.confusion.tolist(),
         }
 

@@ -119,7 +119,7 @@ class Metric:
 
 
 SOURCES: dict[str, Any] = {"train": "row", "val": "validation", "test": "test", "inference": "bench"}
-IN_WORDS = {"train": "training", "val": "validation"}
+IN_WORDS = {"train": "training", "val": "validation", "macro_f1": "macro F1", "roc_auc": "ROC-AUC"}
 ACCURACY: dict[str, Any] = {"higher_is_better": True, "share": True, "form": "{:.2%}".format}
 COUNT: dict[str, Any] = {"form": "{:,.0f}".format}
 
@@ -129,7 +129,7 @@ def of_kind(names: str, **known: Any) -> list[Metric]:
     found = []
     for name in names.split():
         split, _, rest = name.rpartition("/")
-        words = f"{IN_WORDS.get(split, split)} {rest.replace('_', ' ')}".strip()
+        words = f"{IN_WORDS.get(split, split)} {IN_WORDS.get(rest, rest.replace('_', ' '))}".strip()
         given: dict[str, Any] = {"source": SOURCES.get(split, "result"), "words": words} | known
         found.append(Metric(name=name, **given))
     return found
@@ -138,6 +138,8 @@ def of_kind(names: str, **known: Any) -> list[Metric]:
 TABLE = (
     *of_kind("train/loss val/loss test/loss", form="{:.3f}".format),
     *of_kind("train/accuracy val/accuracy test/accuracy", **ACCURACY),
+    *of_kind("val/balanced_accuracy test/balanced_accuracy val/macro_f1 test/macro_f1", **ACCURACY),
+    *of_kind("val/roc_auc test/roc_auc", higher_is_better=True, form="{:.4f}".format),
     *of_kind("val/K-shot test/K-shot", **ACCURACY),
     *of_kind("val/K-shot_std test/K-shot_std", share=True, form="{:.2%}".format),
     *of_kind("train/gradient_norm"),

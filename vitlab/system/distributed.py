@@ -96,6 +96,14 @@ class Distributed:
         distributed.all_gather_object(values, value)
         return values
 
+    def all_gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, which have equally many, in every process."""
+        if self.size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
     def barrier(self) -> None:
         """Waits until every process has reached it."""
         if self.size > 1:

@@ -26,7 +26,8 @@ class Tracking:
         notes: a sentence about the run.
         sweep: name of the sweep that the run is part of, which becomes a tag and W&B's job type.
         mistakes: validation images in the table of the worst mistakes; 0 for no table.
-        confusion: whether the validation images' confusion matrix is sent.
+        confusion: whether the validation images' confusion matrix is sent, and precision, recall, F1 and ROC-AUC of
+            each class.
         histograms: whether weights and gradients are sent as histograms at each evaluation.
         system: whether W&B watches the machine.
         checkpoint: whether the best weights are kept as an artifact, with the run's configuration.

@@ -70,6 +70,9 @@ class Mirror:
                 image = wandb.Image(views.examples.image(m.index))
                 table.add_data(image, m.true, m.predicted, m.probability, m.index)
             media["validation/mistakes"] = table
+        if self.tracking.confusion:
+            rows = report.class_rows
+            media["validation/classes"] = wandb.Table(columns=[*rows[0]], data=[[*row.values()] for row in rows])
         if self.tracking.confusion and len(report.classes) <= 100:  # W&B draws no more than 10,000 cells
             media["validation/confusion"] = wandb.plot.confusion_matrix(
                 y_true=report.labels.tolist(),

@@ -12,6 +12,7 @@ from vitlab.evaluation.evaluate import evaluate
 from vitlab.storage import checkpoint
 from vitlab.storage.checkpoint import Checkpoints
 from vitlab.storage.files import write_json, write_whole
+from vitlab.storage.metrics import number
 from vitlab.storage.run import Run, environment
 from vitlab.system.distributed import share_buffers
 from vitlab.system.hardware import describe
@@ -83,7 +84,7 @@ def validate(state: TrainState, checkpoints: Checkpoints) -> dict[str, Any]:
                 break
         row["train/rolled_back_to"] = roll_back(state, checkpoints, state.step - 1)
     state.meter.pause()
-    return row | {f"val/{name}": value for name, value in scores.items()}
+    return row | {f"val/{name}": value for name, value in scores.items() if number(value)}
 
 
 def roll_back(state: TrainState, checkpoints: Checkpoints, bad: int) -> int:
