@@ -23,9 +23,9 @@ from vitlab.data import cache, examples
 from vitlab.data.augment import eval_transform
 from vitlab.data.cache import Cached, cache_images
 from vitlab.data.datasets.image_folder import ImageFolder
-from vitlab.data.examples import Files, Pixels, decode_image
+from vitlab.data.examples import Files, Pixels, open_image
 from vitlab.data.loader import EvalSampler, loader
-from vitlab.data.preprocess import Preprocess, Resize, to_pixels
+from vitlab.data.preprocess import Decoding, Preprocess, Resize, to_pixels, upright
 from vitlab.evaluation.reevaluate import evaluate
 from vitlab.storage.lock import Lock
 from vitlab.training.batches import describe_input
@@ -66,7 +66,11 @@ def cached_part(part, folder, workers=0):
     return cache_images({"train": part}, folder, workers)["train"]
 
 
-def fail_to_decode(*_):
+def decode_image(file, mode, min_size=None):
+    return open_image(file, lambda image: upright(image, Decoding(mode), min_size))
+
+
+def fail_to_decode(*_, **__):
     raise AssertionError("an image was decoded")
 
 
@@ -149,12 +153,11 @@ def test_tables_and_shards_read_at_reduced_size_too(tmp_path, monkeypatch):
     path = photo(tmp_path / "x.jpg")
     asked = []
 
-    def asks(file, mode, min_size):
+    def asks(image, decoding, min_size):
         asked.append(min_size)
-        return decode_image(file, mode, min_size)
+        return upright(image, decoding, min_size)
 
-    monkeypatch.setattr("vitlab.data.datasets.huggingface.decode_image", asks)
-    monkeypatch.setattr("vitlab.data.datasets.webdataset.decode_image", asks)
+    monkeypatch.setattr(examples, "upright", asks)
     write_shards(tmp_path)
     shards = [f"dataset.train={tmp_path}/train-*.tar", f"dataset.cache={tmp_path}/cache"]
     table = f"dataset.path={write_parquet(tmp_path / 'table', monkeypatch)}"
@@ -209,7 +212,7 @@ def test_a_second_use_decodes_nothing(tmp_path, monkeypatch, capsys):
     part = files(tmp_path / "images")
     first = cached_part(part, tmp_path / "cache")
     assert capsys.readouterr().out == f"decoding 20 train images, once, into {tmp_path / 'cache'}\n"
-    monkeypatch.setattr(examples, "decode_image", fail_to_decode)
+    monkeypatch.setattr(examples, "upright", fail_to_decode)
     assert_same_images(cached_part(part, tmp_path / "cache"), first)
     assert capsys.readouterr().out == ""
 
@@ -331,18 +334,18 @@ from pathlib import Path
 import numpy as np
 from vitlab.data import cache, examples
 paths = sorted(Path(sys.argv[1]).iterdir())
-whole, count = examples.decode_image, 0
-def slow(*given):
+whole, count = examples.upright, 0
+def slow(*given, **more):
     global count
     count += 1
     time.sleep(float(sys.argv[3]))
-    return whole(*given)
-examples.decode_image = slow
+    return whole(*given, **more)
+examples.upright = slow
 part = examples.Files(paths, np.zeros(len(paths), dtype=np.int64), "RGB")
 kept = cache.cache_images({"train": part}, Path(sys.argv[2]), 0)["train"]
 print("decoded", count, flush=True)
 for i in range(len(paths)):
-    assert kept.image(i).tobytes() == whole(paths[i], "RGB").tobytes()
+    assert kept.image(i).tobytes() == part.image(i).tobytes()
 """
 
 
@@ -417,7 +420,7 @@ def test_a_training_from_the_cache_is_the_training_without_it(tmp_path, monkeypa
     assert losses[0] == losses[1]
     scores, _ = evaluate(kept.folder)
     assert scores == {key: result[key] for key in scores}
-    monkeypatch.setattr(examples, "decode_image", fail_to_decode)
+    monkeypatch.setattr(examples, "upright", fail_to_decode)
     _, again = fit(tmp_path, *words, f"system.cache={tmp_path}/cache", name="again")
     assert again["test/loss"] == result["test/loss"]
 

@@ -31,6 +31,8 @@ FOLDER = COMMON | {
     "mean": (0.5, 0.5, 0.5),
     "std": (0.5, 0.5, 0.5),
     "flip": True,
+    "background": "white",
+    "range": "auto",
     "verify": True,
     "skip_corrupted": False,
 }

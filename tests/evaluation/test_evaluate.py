@@ -115,8 +115,8 @@ def test_another_dataset_is_mapped_by_the_names_of_its_classes(run, tmp_path, ca
     turned = dict(enumerate(reversed(range(10))))
     read = other.splits
 
-    def splits():
-        parts = read()
+    def splits(decoding):
+        parts = read(decoding)
         parts["test"].labels = np.array([turned[label] for label in parts["test"].labels])
         return parts
 

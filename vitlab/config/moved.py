@@ -31,7 +31,11 @@ KEYS = {"patch.size": "model.patch"}  # key as first released -> now
 
 # Options that came later, and what the code did before them: of a group, or of one class. A stored configuration
 # without the option has this value, and a run with this value has the name that it had before.
+PIXELS = {"background": None, "range": None}
 ADDED: dict[str, dict[str, Any]] = {
+    "vitlab.data.datasets.huggingface.HuggingFace": PIXELS,
+    "vitlab.data.datasets.image_folder.ImageFolder": PIXELS,
+    "vitlab.data.datasets.webdataset.WebDataset": PIXELS,
     "vitlab.training.loss.CrossEntropy": {"class_weights": None},
     "vitlab.training.loss.SigmoidCrossEntropy": {"class_weights": None},
 }

@@ -109,7 +109,8 @@ def key(examples: Files) -> str:
             files.append((path, file.st_size, file.st_mtime_ns))
         return repr(files).encode()
 
-    decoder = (FORMAT, examples.mode, examples.min_size, PIL.__version__, features.version("libjpeg_turbo"))
+    how = (value for value in examples.decoding if value is not None)
+    decoder = (FORMAT, *how, examples.min_size, PIL.__version__, features.version("libjpeg_turbo"))
     digest = hashlib.sha256(repr(decoder).encode())
     with ThreadPoolExecutor(8) as pool:  # a network disk answers several at once
         for chunk in pool.map(versions, range(0, len(examples), STAT_CHUNK)):
@@ -129,7 +130,7 @@ def open_cache(path: Path, examples: Files) -> Cached | None:
         sizes = np.load(sizes_file, allow_pickle=False)
         if sizes.dtype != np.int32 or sizes.shape != (len(examples), 2) or sizes.min() < 1:
             return None
-        channels = len(examples.mode)  # L or RGB
+        channels = len(examples.decoding.mode)  # L or RGB
         ends = np.cumsum(sizes.astype(np.int64).prod(axis=1) * channels)
         if pixels_file.stat().st_size != ends[-1]:
             return None
@@ -146,7 +147,7 @@ def check_disk_space(missing: dict[str, Files], folder: Path) -> None:
     for part in missing.values():
         sample = (part.image(i) for i in np.linspace(0, len(part) - 1, min(SAMPLE, len(part))).astype(int).tolist())
         images += len(part)
-        size += len(part) * float(np.mean([image.width * image.height * len(part.mode) for image in sample]))
+        size += len(part) * float(np.mean([image.width * image.height * len(part.decoding.mode) for image in sample]))
     free = shutil.disk_usage(folder).free
     if size + RESERVED > free:
         available = f"of {free / 1e9:,.1f} GB that are free there, {RESERVED / 1e9:.1f} are left to others"

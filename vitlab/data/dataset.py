@@ -4,10 +4,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+
+from PIL import ImageColor
 
 from vitlab.config.errors import ConfigError, DataError
 from vitlab.data.examples import Examples, Pixels
+from vitlab.data.pixel_range import find_range
+from vitlab.data.preprocess import Decoding
 from vitlab.data.split import stratified_split
 from vitlab.storage.files import file_errors
 from vitlab.system.memory import check_fits
@@ -119,17 +123,29 @@ class Dataset:
         rest = images - round(images * data.validation_fraction)
         return data, data.train_examples or round(rest * data.train_fraction)
 
-    def splits(self) -> dict[str, Examples]:
-        """`train`, `validation` and `test`; images in memory are resized to `image_size`. See `read_once`."""
-        cache, key = SPLITS_CACHE.get(), repr(self)
+    def decoding(self, train: Examples) -> Decoding:
+        """How image files become pixels.
+
+        Args:
+            train: the training images, before any are left out.
+        """
+        return Decoding("L" if self.channels == 1 else "RGB")
+
+    def splits(self, decoding: Decoding | None = None) -> dict[str, Examples]:
+        """`train`, `validation` and `test`; images in memory are resized to `image_size`. See `read_once`.
+
+        Args:
+            decoding: how image files become pixels; None is the dataset's own.
+        """
+        cache, key = SPLITS_CACHE.get(), repr((self, decoding))
         if cache is None:
-            return self.make_splits()
+            return self.make_splits(decoding)
         if key not in cache:
             cache.clear()
-            cache[key] = self.make_splits()
+            cache[key] = self.make_splits(decoding)
         return dict(cache[key])
 
-    def make_splits(self) -> dict[str, Examples]:
+    def make_splits(self, decoding: Decoding | None) -> dict[str, Examples]:
         with file_errors():
             splits = self.read()
         train = splits["train"]
@@ -138,6 +154,7 @@ class Dataset:
                 option = f"{name}_fraction"
                 count = round(len(train) * getattr(self, option))
                 splits[name], train = split_off(train, count, seed, f"dataset.{option}")
+        decoding = decoding or self.decoding(train)
         wanted = self.train_examples if self.train_examples is not None else round(len(train) * self.train_fraction)
         if not 1 <= wanted <= len(train):
             raise ConfigError(
@@ -145,6 +162,7 @@ class Dataset:
             )
         splits["train"] = train.take(stratified_split(train.labels, wanted, self.split_seed + 1)[0])
         splits = {name: splits[name] for name in ("train", "validation", "test")}
+        splits = {name: part.decoded(decoding) for name, part in splits.items()}
         count, (height, width) = sum(len(p) for p in splits.values() if isinstance(p, Pixels)) or 1, self.shape
         what = f"dataset.image_size={height}x{width}: {count:,} image{'s' * (count > 1)} of it, held in memory, take"
         check_fits(count * self.channels * height * width, what, "use a smaller dataset.image_size")
@@ -181,6 +199,10 @@ class CustomDataset(Dataset):
         mean: mean of each channel of the training pixels, in 0 ... 1.
         std: standard deviation of each channel.
         flip: whether a horizontal flip keeps the class.
+        background: colour that transparent pixels are laid over, by name or as '#rrggbb'; None ignores the alpha
+            channel.
+        range: values that are black and white where images are grey and deeper than 8 bits (16 or 32 bits, floats);
+            auto is `find_range`'s; None goes by each image, see `to_uint8`.
     """
 
     size = None
@@ -191,6 +213,8 @@ class CustomDataset(Dataset):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool
+    background: str | None
+    range: Literal["auto"] | tuple[float, float] | None
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -200,9 +224,26 @@ class CustomDataset(Dataset):
                 raise DataError(
                     f"dataset.{name} has {len(values)} values for {self.channels} channels: give one a channel"
                 )
+        if min(self.std) <= 0:
+            raise DataError(f"dataset.std={list(self.std)}: each must be above 0; vitlab data measures it")
+        if isinstance(self.range, tuple) and not self.range[0] < self.range[1]:
+            raise DataError(f"dataset.range={list(self.range)}: the value of black must be below that of white")
+        self.background_colour()
         super().__post_init__()
 
-    @property
-    def mode(self) -> str:
-        """PIL's mode of the decoded images."""
-        return "RGB" if self.channels == 3 else "L"
+    def background_colour(self) -> tuple[int, int, int] | None:
+        """Red, green and blue of `background`."""
+        if self.background is None:
+            return None
+        try:
+            colour = ImageColor.getrgb(self.background)
+        except ValueError:
+            raise DataError(
+                f"dataset.background={self.background}: no such colour: use white, black, '#808080', or null to ignore"
+                " the alpha channel"
+            ) from None
+        return colour[0], colour[1], colour[2]
+
+    def decoding(self, train: Examples) -> Decoding:
+        limits = find_range(train) if self.range == "auto" else self.range
+        return super().decoding(train)._replace(background=self.background_colour(), range=limits)

@@ -2,12 +2,13 @@
 
 import os
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vitlab.config.errors import DataError
-from vitlab.data.preprocess import to_pixels, upright
+from vitlab.data.preprocess import Decoding, to_pixels, upright
+
+Found = TypeVar("Found")
 
 
 class Examples:
@@ -25,6 +28,7 @@ class Examples:
     arrays: ClassVar[tuple[str, ...]] = ("labels",)
 
     labels: np.ndarray
+    decoding: Decoding = Decoding("RGB")  # see `decoded`
     min_size: int | None = None  # see `reduced`
 
     def __len__(self) -> int:
@@ -52,6 +56,12 @@ class Examples:
         for name in self.arrays:
             setattr(taken, name, getattr(self, name)[indices])
         return taken
+
+    def decoded(self, decoding: Decoding) -> "Examples":
+        """The same examples, with image files decoded in this way."""
+        examples = copy(self)
+        examples.decoding = decoding
+        return examples
 
     def reduced(self, min_size: int | None) -> "Examples":
         """The same examples, with JPEGs decoded at a reduced size.
@@ -96,7 +106,26 @@ class Pixels(Examples):
         return Pixels(pixels, self.labels)
 
 
-class Files(Examples):
+class Encoded(Examples):
+    """Base class of images that are decoded on access. A subclass overrides `open`."""
+
+    def open(self, index: int, use: Callable[[Image.Image], Found]) -> Found:
+        """What `use` makes of an image whose pixels are not decoded yet.
+
+        Raises:
+            DataError: it cannot be decoded.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no open")
+
+    def image(self, index: int) -> Image.Image:
+        return self.open(index, partial(upright, decoding=self.decoding, min_size=self.min_size))
+
+    def sample(self, count: int) -> np.ndarray:
+        """Indices of at most so many examples, evenly spaced; to override where some are read faster than others."""
+        return np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
+
+
+class Files(Encoded):
     """Image files of any size, decoded on access.
 
     Args:
@@ -111,35 +140,34 @@ class Files(Examples):
     def __init__(self, paths: list[Path] | np.ndarray, labels: np.ndarray, mode: str, remedy: str = "fetch it again"):
         self.names = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(p) for p in paths], dtype=bytes)
         self.labels = np.asarray(labels, dtype=np.int64)
-        self.mode = mode
+        self.decoding = Decoding(mode)
         self.remedy = remedy
 
     @property
     def paths(self) -> list[Path]:
         return [Path(os.fsdecode(name)) for name in self.names]
 
-    def image(self, index: int) -> Image.Image:
+    def open(self, index: int, use: Callable[[Image.Image], Found]) -> Found:
         path = Path(os.fsdecode(self.names[index]))
         try:
-            return decode_image(path, self.mode, self.min_size)
+            return open_image(path, use)
         except (OSError, SyntaxError, ValueError) as error:
             raise unreadable(path, error, self.remedy) from error
 
 
-def decode_image(file: Path | BytesIO, mode: str, min_size: int | None = None) -> Image.Image:
-    """The image in a file, rotated by its EXIF orientation and converted to a PIL mode.
+def open_image(file: Path | BytesIO, use: Callable[[Image.Image], Found]) -> Found:
+    """What `use` makes of the image in a file.
 
     Args:
         file: a path, or the file's bytes.
-        mode: PIL's name of the mode.
-        min_size: see `exif_transposed`.
+        use: takes the image, whose pixels are not decoded yet.
 
     Raises:
         OSError, SyntaxError, ValueError: it cannot be decoded, whatever its decoder raised.
     """
     try:
         with ignore_pillow_warnings(), Image.open(file) as image:
-            return upright(image, mode, min_size)
+            return use(image)
     except (OSError, SyntaxError, ValueError):
         raise
     except Exception as error:

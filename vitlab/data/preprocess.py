@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -61,23 +62,46 @@ class Resize:
         return image.resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC, box)
 
 
-def upright(image: Image.Image, mode: str, min_size: int | None = None) -> Image.Image:
-    """The image rotated by its EXIF orientation and converted to a PIL mode.
+class Decoding(NamedTuple):
+    """How an image of any kind becomes 8 bits of colour or grey.
+
+    Args:
+        mode: PIL's name: "RGB" or "L".
+        background: colour that transparent pixels lie over, 0 to 255 each; None ignores the alpha channel.
+        range: values that are black and white where pixels are deeper than 8 bits; None: see `to_uint8`.
+    """
+
+    mode: str
+    background: tuple[int, int, int] | None = None
+    range: tuple[float, float] | None = None
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether pixels are grey of 16 or 32 bits, or floats."""
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def upright(image: Image.Image, decoding: Decoding, min_size: int | None = None) -> Image.Image:
+    """The image rotated by its EXIF orientation and decoded to 8 bits; of several frames the first.
 
     Args:
         image: any.
-        mode: PIL's name of the mode; an alpha channel is dropped.
+        decoding: the mode, the background and the range.
         min_size: see `exif_transposed`.
 
     Raises:
         ConfigError: it has no pixels, or pixels whose value of white is unknown.
     """
     image = exif_transposed(image, min_size)
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(to_uint8(np.asarray(image)))
-    elif image.mode == "P" and "transparency" in image.info:
+    if is_deep(image):
+        image = Image.fromarray(to_uint8(np.asarray(image), decoding.range))
+    elif image.has_transparency_data and (decoding.background is not None or image.mode == "P"):
         image = image.convert("RGBA")
-    return image.convert(mode)
+        if decoding.background is not None:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, decoding.background), image)
+    elif image.mode == "LAB":  # which Pillow converts to colour alone
+        image = image.convert("RGB")
+    return image.convert(decoding.mode)
 
 
 def exif_transposed(image: Image.Image, min_size: int | None = None) -> Image.Image:
@@ -102,17 +126,26 @@ def exif_transposed(image: Image.Image, min_size: int | None = None) -> Image.Im
         return image
 
 
-def to_uint8(values: Shaped[np.ndarray, "y x"]) -> UInt8[np.ndarray, "y x"]:
+def to_uint8(values: Shaped[np.ndarray, "y x"], limits: tuple[float, float] | None = None) -> UInt8[np.ndarray, "y x"]:
     """Grey pixels of 16 or 32 bits or floats as 8 bits.
 
-    White is 65535 for 16 bits, and where any value is above 255; 1 for floats of at most 1; else 255.
+    Args:
+        values: the pixels; NaN becomes black.
+        limits: the values that are black and white. None goes by the image: black is 0, and white is 65535 for 16 bits
+            and where any value is above 255; 1 for floats of at most 1; else 255.
 
     Raises:
-        ConfigError: negative values, or values above 65535.
+        ConfigError: negative values, or values above 65535, without limits.
     """
+    if limits is not None:
+        low, high = limits
+        fractions = (np.nan_to_num(values.astype(np.float64), nan=low) - low) / (high - low)
+        return np.rint(fractions.clip(0, 1) * 255).astype(np.uint8)
     low, high = float(values.min()), float(values.max())
     if not 0 <= low <= high <= 65535:
-        raise ConfigError(f"its pixels are {low:g} to {high:g}, of which none says what is white: save it with 8 bits")
+        raise ConfigError(
+            f"its pixels are {low:g} to {high:g}, of which none says what is white: give dataset.range=[black, white]"
+        )
     if values.dtype.itemsize == 2 or high > 255:
         return (values // 256).astype(np.uint8)
     return np.rint(values * 255 if values.dtype.kind == "f" and high <= 1 else values).astype(np.uint8)
@@ -154,17 +187,27 @@ class Preprocess:
         crop: see `Resize`.
         mean: see `Normalize`.
         std: see `Normalize`.
+        background: see `Decoding`.
+        range: see `Decoding`.
     """
 
     def __init__(
-        self, *, size: tuple[int, int], channels: int, crop: float, mean: Sequence[float], std: Sequence[float]
+        self,
+        *,
+        size: tuple[int, int],
+        channels: int,
+        crop: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        background: tuple[int, int, int] | None = None,
+        range: tuple[float, float] | None = None,
     ):
         self.resize = Resize(size, crop)
-        self.mode = "L" if channels == 1 else "RGB"
+        self.decoding = Decoding("L" if channels == 1 else "RGB", background, range)
         self.normalize = Normalize(mean, std)
 
     def __call__(self, image: Image.Image | str | Path) -> Float[Tensor, "c y x"]:
         if not isinstance(image, Image.Image):
             with Image.open(image) as file:
                 return self(exif_transposed(file, self.resize.min_size))
-        return self.normalize(to_pixels(self.resize(upright(image, self.mode)))[None])[0]
+        return self.normalize(to_pixels(self.resize(upright(image, self.decoding)))[None])[0]

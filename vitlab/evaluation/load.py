@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitlab.config.build import build
-from vitlab.config.check import MODELS, check, describes, locate
+from vitlab.config.check import LARGEST, MODELS, check, describes, locate
 from vitlab.config.errors import ConfigError, Node, VitlabError
 from vitlab.data.preprocess import Preprocess
 from vitlab.evaluation.untrusted import describe_error, read_config
@@ -89,9 +89,16 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: boo
             f" start another training from it, init={folder.folder}"
         )
     mean, std = ([float(value) for value in facts[key]] for key in ("mean", "std"))
-    return Trained(
-        model, classes, Preprocess(size=size, channels=channels, crop=float(facts["crop"]), mean=mean, std=std)
+    preprocess = Preprocess(
+        size=size,
+        channels=channels,
+        crop=float(facts["crop"]),
+        mean=mean,
+        std=std,
+        background=facts["background"] and tuple(facts["background"]),
+        range=facts["range"] and (float(facts["range"][0]), float(facts["range"][1])),
     )
+    return Trained(model, classes, preprocess)
 
 
 def facts_of(saved: Any, file: Path) -> Node:
@@ -100,7 +107,7 @@ def facts_of(saved: Any, file: Path) -> Node:
     Raises:
         ConfigError: one of them is missing or out of its range.
     """
-    facts = saved if isinstance(saved, dict) else {}
+    facts = {"background": None, "range": None} | (saved if isinstance(saved, dict) else {})
     channels = facts["channels"] if type(facts.get("channels")) is int else 0
 
     def row(key: str, fits: Callable[[Any], bool], length: int | None = None) -> bool:
@@ -117,6 +124,15 @@ def facts_of(saved: Any, file: Path) -> Node:
         "crop": ("a number above 0 and at most 1", number(1e-6, 1)(facts.get("crop"))),
         "mean": ("a finite number per channel", row("mean", number(-1e6, 1e6), channels)),
         "std": ("a positive number per channel", row("std", number(1e-6, 1e6), channels)),
+        "background": (
+            "three whole numbers from 0 to 255",
+            facts["background"] is None or row("background", lambda v: type(v) is int and 0 <= v <= 255, 3),
+        ),
+        "range": (
+            "two numbers, the smaller one first",
+            facts["range"] is None
+            or (row("range", number(-LARGEST, LARGEST), 2) and facts["range"][0] < facts["range"][1]),
+        ),
     }
     for key, (wanted, fits) in rules.items():
         if not fits:

@@ -98,7 +98,7 @@ def load_image(model: Trained, path: Path, *, copy: bool) -> tuple[Tensor, Image
         pixels, picture = model.preprocess(path), None
         if copy:
             with Image.open(path) as file:
-                picture = small(upright(file, "RGB"))
+                picture = small(upright(file, model.preprocess.decoding._replace(mode="RGB")))
         return pixels, picture
     except Exception as error:  # decoders raise any exception for damaged files
         return decode_error(error)

@@ -194,7 +194,7 @@ def eval_inputs(
             f"{folder.folder} was trained on {len(model.classes)} classes and the dataset has {len(dataset.classes)},"
             " or others: give the images that it was trained on, --root PATH"
         )
-    seen = (ready.resize.size, 1 if ready.mode == "L" else 3)
+    seen = (ready.resize.size, 1 if ready.decoding.mode == "L" else 3)
     if not external and (dataset.shape, dataset.channels) != seen:
         raise ConfigError(
             f"{folder.config}: the dataset's images are {dataset.shape} x {dataset.channels}, and the model takes"
@@ -204,7 +204,7 @@ def eval_inputs(
     transform, normalize = eval_transform(dataset), Normalize(dataset.mean, dataset.std)
     if external:
         transform, normalize = (
-            lambda image: to_pixels(ready.resize(upright(image, ready.mode))),
+            lambda image: to_pixels(ready.resize(upright(image, ready.decoding))),
             deepcopy(ready.normalize),
         )
     normalize = normalize.to(dist.device)
@@ -215,7 +215,7 @@ def eval_inputs(
         pixels = loader(seen, transform, once, workers=workers, pin=dist.device.type == "cuda")
         return to_device(pixels, normalize, dist.device)
 
-    return EvalInputs(splits=dataset.splits(), batches=batches, dist=dist, precision=precision)
+    return EvalInputs(splits=dataset.splits(ready.decoding), batches=batches, dist=dist, precision=precision)
 
 
 def mapped(

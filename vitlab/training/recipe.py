@@ -12,7 +12,7 @@ from vitlab.config.errors import ConfigError
 from vitlab.data.augment import Augment
 from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples
-from vitlab.data.preprocess import Normalize
+from vitlab.data.preprocess import Decoding, Normalize
 from vitlab.evaluation import probe
 from vitlab.model.objective import Classify, TrainingModel
 from vitlab.model.vit import ViT
@@ -155,6 +155,7 @@ class TrainingSetup:
     tracking: Tracking
     dataset: Dataset
     splits: dict[str, Examples]
+    decoding: Decoding  # of their image files
     augment: Augment
     normalize: Normalize
     vit: ViT
@@ -180,4 +181,6 @@ class TrainingSetup:
             "crop": data.evaluation_crop if data.size is None else 1.0,
             "mean": list(data.mean),
             "std": list(data.std),
+            "background": self.decoding.background and list(self.decoding.background),
+            "range": self.decoding.range and list(self.decoding.range),
         }

@@ -43,6 +43,7 @@ def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
     splits = dataset.splits()
     if fetches and dist.is_rank0:
         dist.barrier()
+    decoding = splits["train"].decoding
     source = recipe.init.read()
     images = np.bincount(splits["train"].labels, minlength=len(dataset.classes))
     steps, steps_per_epoch = examine(recipe, dist, source=source, images=images)
@@ -80,6 +81,7 @@ def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
         tracking=recipe.tracking,
         dataset=dataset,
         splits=splits,
+        decoding=decoding,
         augment=augment,
         normalize=Normalize(dataset.mean, dataset.std).to(dist.device),
         vit=vit,

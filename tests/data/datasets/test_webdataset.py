@@ -35,6 +35,8 @@ VALUES = COMMON | {
     "mean": (0.5, 0.5, 0.5),
     "std": (0.5, 0.5, 0.5),
     "flip": True,
+    "background": "white",
+    "range": "auto",
     "lanes": 4,
     "window": 2,
     "cache_bytes": None,
@@ -209,7 +211,7 @@ def test_an_index_is_made_once_and_again_for_a_file_that_changed(tmp_path, monke
 @pytest.mark.parametrize("limit", [None, 10**9])
 def test_remote_shards_are_the_same_as_those_on_a_disk_and_fetched_once(tmp_path, remote_folder, limit):
     near = shards(tmp_path, write_shards(remote_folder.folder)).splits()["train"]
-    values = {"cache": str(tmp_path / "other"), "cache_bytes": limit}
+    values = {"cache": str(tmp_path / "other"), "cache_bytes": limit, "range": None}
     fetched = shards(tmp_path, f"{remote_folder.address}/train-{{000..007}}.tar", **values).splits()["train"]
     assert sorted(remote_folder.requests()) == [f"train-{i:03d}.tar" for i in range(8)]  # to make the indices
     for _ in range(2):

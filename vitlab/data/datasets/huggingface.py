@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.dataset import CustomDataset
-from vitlab.data.examples import Examples, decode_image, one_line, unreadable
+from vitlab.data.examples import Encoded, Examples, Found, one_line, open_image, unreadable
 from vitlab.storage.files import file_errors
 
 FORMATS = ("parquet", "arrow", "imagefolder", "webdataset", "cache")  # plain data: no code of a dataset is run
@@ -187,13 +187,12 @@ class HuggingFace(CustomDataset):
             indices=np.arange(len(labels)),
             labels=np.array([index[value] for value in labels], dtype=np.int64),
             column=self.image_column,
-            mode=self.mode,
             name=f"{self.path} {split}",
         )
 
 
 @dataclass(kw_only=True, eq=False)
-class Rows(Examples):
+class Rows(Encoded):
     """Images in the rows of a table, decoded on access.
 
     Args:
@@ -201,7 +200,6 @@ class Rows(Examples):
         indices: the row of each example (n,).
         labels: class of each (n,).
         column: column of the images.
-        mode: PIL mode to convert to: "RGB" or "L".
         name: name of the table, for errors.
     """
 
@@ -211,10 +209,9 @@ class Rows(Examples):
     indices: np.ndarray
     labels: np.ndarray
     column: str
-    mode: str
     name: str
 
-    def image(self, index: int) -> Image.Image:
+    def open(self, index: int, use: Callable[[Image.Image], Found]) -> Found:
         row = int(self.indices[index])
         cell = self.table[row][self.column]
         cell = cell if isinstance(cell, dict) else {"bytes": cell}
@@ -222,7 +219,7 @@ class Rows(Examples):
             if cell.get("bytes") is None and "://" in (cell.get("path") or "://"):
                 raise DataError("no image is in the row, and none in a local file")  # a URL is not fetched
             file = Path(cell["path"]) if cell["bytes"] is None else io.BytesIO(cell["bytes"])
-            return decode_image(file, self.mode, self.min_size)
+            return open_image(file, use)
         except (OSError, SyntaxError, ValueError) as error:
             raise unreadable(f"{self.name} row {row}", error, "repair it, or fetch the set again") from error
 

@@ -4,6 +4,7 @@ import glob
 import io
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.dataset import CustomDataset
 from vitlab.data.datasets.download import ShardCache, cache_name, check_address, is_remote, locked, open_url
 from vitlab.data.datasets.tar_index import Index, index_shard, member_name
-from vitlab.data.examples import Examples, decode_image, unreadable
+from vitlab.data.examples import Encoded, Examples, Found, open_image, unreadable
 from vitlab.storage.files import file_errors, read_text, write_whole
 
 log = logging.getLogger("vitlab")
@@ -137,7 +138,6 @@ class WebDataset(CustomDataset):
             offsets=np.concatenate([index.offsets for index in indices]),
             sizes=np.concatenate([index.sizes for index in indices]),
             labels=np.concatenate([self.labels(*pair) for pair in zip(indices, names, strict=True)]),
-            mode=self.mode,
             lanes=self.lanes,
             window=self.window,
         )
@@ -216,7 +216,7 @@ def strip_zeros(text: str) -> str:
 
 
 @dataclass(kw_only=True, eq=False)
-class Tars(Examples):
+class Tars(Encoded):
     """Images in tar files, decoded on access.
 
     Args:
@@ -227,7 +227,6 @@ class Tars(Examples):
         offsets: first byte of each image (n,).
         sizes: bytes of each image (n,).
         labels: class of each image (n,).
-        mode: PIL mode to convert to: "RGB" or "L".
         lanes: see `WebDataset`.
         window: see `WebDataset`.
     """
@@ -241,24 +240,30 @@ class Tars(Examples):
     offsets: np.ndarray
     sizes: np.ndarray
     labels: np.ndarray
-    mode: str
     lanes: int
     window: int
 
-    def image(self, index: int) -> Image.Image:
+    def open(self, index: int, use: Callable[[Image.Image], Found]) -> Found:
         shard, offset, size = (int(array[index]) for array in (self.shard, self.offsets, self.sizes))
         name = self.names[shard]
         with file_errors():
             file = self.store.open(name, self.bytes[shard]) if is_remote(name) else os.open(name, os.O_RDONLY)
         try:
             data = os.pread(file, size, offset)
-            return decode_image(io.BytesIO(data), self.mode, self.min_size)
+            return open_image(io.BytesIO(data), use)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = ValueError("its format is not known") if isinstance(error, UnidentifiedImageError) else error
             member = member_name(os.pread(file, 512, offset - 512))
             raise unreadable(f"{member} in {name}", reason, "make the shard again without it") from error
         finally:
             os.close(file)
+
+    def sample(self, count: int) -> np.ndarray:
+        """Indices of at most so many examples; where shards are remote, of the first one alone."""
+        if not any(map(is_remote, self.names)):
+            return super().sample(count)
+        of_first = np.flatnonzero(self.shard == self.shard[0])
+        return of_first[np.linspace(0, len(of_first) - 1, min(count, len(of_first))).astype(int)]
 
     def shuffle(self, draw: np.random.Generator, batch: int) -> np.ndarray:
         """A permutation that reads few shards at a time, whatever the number of processes.
