@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ def main(words: list[str]) -> int:
             raise
         print(f"vitlab: {error}")
         return FAILED
-    print(f"next        vitlab train {' '.join(options.overrides)}".rstrip())
+    print(f"next        vitlab train {shlex.join(options.overrides)}".rstrip())
     return DONE
 
 

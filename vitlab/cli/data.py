@@ -1,6 +1,7 @@
 """`vitlab data ...`: the images that a configuration feeds the model."""
 
 import argparse
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ def main(words: list[str]) -> int:
     print(describe_data(setup))
     save(picture(setup), options.save)
     print(f"picture     {options.save}: each image as it is, and as the model sees it")
-    print(f"next        vitlab train {' '.join(options.overrides)}".rstrip())
+    print(f"next        vitlab train {shlex.join(options.overrides)}".rstrip())
     return DONE
 
 

@@ -113,7 +113,7 @@ def make_launch(jobs: list[Job], words: list[str]) -> Launch:
     task = Task(argv=list(sys.argv), multirun=True, folder=folder)
     GlobalHydra.instance().clear()
     try:
-        with explained(words), initialize_config_dir(str(CONF), version_base="1.3", job_name="vitlab"):
+        with explained(), initialize_config_dir(str(CONF), version_base="1.3", job_name="vitlab"):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             config = hydra.compose_config("train", given, run_mode=RunMode.MULTIRUN)

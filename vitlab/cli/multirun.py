@@ -16,11 +16,13 @@ from vitlab.cli.hydra_task import (
     run_hydra,
     tolerate_lost_jobs,
 )
+from vitlab.cli.run import find_run
 from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError, VitlabError
-from vitlab.config.overrides import quoted, several
+from vitlab.config.groups import TEXTS
+from vitlab.config.overrides import key_of, parse, quoted, several
 
 
 def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
@@ -31,7 +33,7 @@ def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
         given: overrides, complete.
         words: of the command, as they were given.
     """
-    planned = check_runs(given) if plugin_name(given, "sweeper") == "basic" else 0
+    checked = check_runs(given) if plugin_name(given, "sweeper") == "basic" else 0
     task, given, folder = Task(argv=sys.argv, multirun=True), launcher_overrides(given), None
     if int(os.environ.get("RANK", "0")) == 0:
         task.folder = folder = multirun_folder(runs_folder(given))
@@ -63,7 +65,7 @@ def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
     if code >= 128:
         return code
     reason = " ".join(str(failure).split())[:400] if failure else ""
-    if lost := max(planned, len(records)) - len(ended):
+    if lost := max(checked, len(records)) - len(ended):
         because = f" ({reason})" if reason else ""
         print(
             f"vitlab: {lost} runs were lost by their launcher{because}; the same command trains them", file=sys.stderr
@@ -96,22 +98,36 @@ def runs_folder(given: list[str]) -> Path:
     return Path(compose(chosen[-1:])[0]["system"]["runs"])
 
 
-def check_runs(overrides: list[str]) -> int:
-    """Composes and checks every run of the basic sweeper before the first one starts; returns their number."""
+def planned(overrides: list[str]) -> list[list[str]]:
+    """The overrides of every run of the basic sweeper, but for Hydra's own."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    parsed = [parse(word) for word in overrides if not word.lstrip("+~").startswith("hydra")]
+    return [run for batch in BasicSweeper.split_arguments(parsed, None) for run in batch]
+
+
+def check_runs(overrides: list[str]) -> int:
+    """Composes and checks every run of the basic sweeper before the first one starts; returns their number.
+
+    Raises:
+        ConfigError: a run that cannot be, or two that are the same.
+    """
     from vitlab.system import footprint
 
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    runs = [run for batch in BasicSweeper.split_arguments(parsed, None) for run in batch]
+    runs, seen = planned(overrides), {}
     for run in runs:
         try:
-            parts = assemble(check(compose(run)[0]))
+            node, choices = compose(run)
+            parts = assemble(config := check(node))
             data = parts["dataset"]
             footprint.check_memory(
                 parts["model"], image_size=data.shape, channels=data.channels, classes=len(data.classes), copies=3
             )
         except VitlabError as error:
-            raise ConfigError(f"[{' '.join(run)}] {error}") from error
+            comma = [key for word in overrides if (key := key_of(word)) in TEXTS and len(several(word)) > 1]
+            hint = f"; a value with a comma in it is quoted, {comma[0]}=\"'a,b'\"" if comma else ""
+            raise ConfigError(f"[{' '.join(run)}] {error}{hint}") from error
+        same = seen.setdefault(find_run(config, choices).folder, run)
+        if same is not run and not parts["system"].retrain:
+            raise ConfigError(f"[{' '.join(same)}] and [{' '.join(run)}] are the same run: leave one out")
     return len(runs)

@@ -1,6 +1,7 @@
 """`vitlab schedule ...`: the learning-rate curve of a configuration."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def main(words: list[str]) -> int:
     if len(lrs) > 1:
         print(f"layers      {max(lrs[0]):.4g} at the peak of the first, {max(lrs[-1]):.4g} of the last")
     print(f"picture     {options.save}")
-    print(f"next        vitlab train {' '.join(options.overrides)}".rstrip())
+    print(f"next        vitlab train {shlex.join(options.overrides)}".rstrip())
     return DONE
 
 

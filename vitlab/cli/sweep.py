@@ -84,7 +84,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     from vitlab.sweep.local import Listed, Local
     from vitlab.sweep.progress import Progress
 
-    complete([word for word in overrides if not word.startswith("hydra")])  # not the file's fault
+    complete(overrides, many=True)  # not the file's fault
     plan = planning.plan(asked, [word for word in overrides if not word.startswith("hydra")], elsewhere=options.dry)
     record: dict[str, Any] = plan.record() | {"own_seeds": "seeds" in given}
     device = plan.cells[0].config["system"]["device"]

@@ -1,14 +1,13 @@
 """`vitlab train`: a Hydra application, with errors in one sentence."""
 
 import os
+import shlex
 
 from vitlab.cli.exit import DONE
 from vitlab.config.compose import explained
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import help_text
 from vitlab.config.overrides import complete
-
-HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc", "--shell-completion")
 
 CELL = "  vitlab train cell=SWEEP/ARM seed=0          one run of a sweep; cell=SWEEP/SCALE/ARM at one of its scales"
 
@@ -18,16 +17,31 @@ def main(words: list[str]) -> int:
     if "--help" in words or "-h" in words:
         print(f"{help_text()}\n{CELL}")
         return DONE
-    overrides = [word for word in words if not word.startswith("-")] if not set(HYDRA_FLAGS) & set(words) else []
-    many = bool({"-m", "--multirun"} & set(words))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own reports hide which value was wrong
-    with explained(overrides):
-        given = complete(unfold(overrides, many=many), many=many)
-        flags = [word for word in words if word not in overrides]
-        from vitlab.cli.hydra_task import train_with_hydra
-        from vitlab.cli.multirun import multirun
+    from hydra._internal.utils import get_args_parser
 
-        return multirun(flags, given, words) if many else train_with_hydra([*flags, *given])
+    parser = get_args_parser()
+    parser.prog = "vitlab train"
+    asked = parser.parse_intermixed_args(words)
+    with explained():
+        from vitlab.cli.hydra_task import train_with_hydra
+
+        if asked.shell_completion:
+            return train_with_hydra(words)
+        many = asked.multirun
+        given = complete(unfold(asked.overrides, many=many), many=many)
+        flags = [word for word in words if word not in asked.overrides]
+        if not many:
+            return train_with_hydra([*flags, *given])
+        from vitlab.cli.multirun import multirun, planned
+
+        if not asked.cfg:
+            return multirun(flags, given, words)
+        flags = [word for word in flags if word not in ("-m", "--multirun")]
+        for run in planned(given):
+            print(f"# vitlab train {shlex.join(run)}")
+            train_with_hydra([*flags, *run])
+        return DONE
 
 
 def unfold(overrides: list[str], many: bool = False) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vitlab.config.errors import ConfigError, Node
 from vitlab.config.groups import CONF, known_keys, menu, nearest
-from vitlab.config.overrides import complete
+from vitlab.config.overrides import complete, parse
 
 
 def compose(overrides: Iterable[str] = ()) -> tuple[Node, dict[str, str]]:
@@ -20,17 +20,13 @@ def compose(overrides: Iterable[str] = ()) -> tuple[Node, dict[str, str]]:
         ConfigError: an unknown option, key or value.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     given, groups = complete(overrides), menu()
     values = [word for word in given if re.match(r"(?!hydra)\w", word) and word.split("=")[0] not in groups]
-    with explained(given):
-        parsed = OverridesParser.create().parse_overrides(values)
-        if several := [str(word.input_line) for word in parsed if word.is_sweep_override()]:
-            raise ConfigError(f"{' '.join(several)}: several values for one run; add -m to train each")
+    with explained():
         config, choices = composed(tuple(word for word in given if word not in values))
         config = copy.deepcopy(config)
-        ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
+        ConfigLoaderImpl._apply_overrides_to_config([parse(word) for word in values], config)
     return plain(config, choices)
 
 
@@ -66,7 +62,7 @@ def plain(config: Any, choices: Any) -> tuple[Node, dict[str, str]]:
 
 
 @contextmanager
-def explained(overrides: Iterable[str]) -> Generator[None]:
+def explained() -> Generator[None]:
     """Turns an error of Hydra's or OmegaConf's into a ConfigError of one sentence."""
     try:
         yield
@@ -76,15 +72,12 @@ def explained(overrides: Iterable[str]) -> Generator[None]:
 
         if not isinstance(error, HydraException | OmegaConfBaseException):
             raise
-        raise explain(error, overrides) from error
+        raise explain(error) from error
 
 
-def explain(error: Exception, overrides: Iterable[str]) -> ConfigError:
+def explain(error: Exception) -> ConfigError:
     """Hydra's complaint as one sentence with a way out."""
     text = " ".join(line.strip() for line in str(error).split("\n") if line.strip())
-    if text.startswith("Ambiguous value"):
-        several = [word for word in overrides if "," in word]
-        return ConfigError(f"{' '.join(several)}: several values for one run; add -m to train each")
     if found := re.match(r"Could not override '([^']+)'", text):
         key = found[1]
         owners = [f"{group}={option}" for group, option in known_keys().get(key, [])]

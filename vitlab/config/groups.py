@@ -16,6 +16,15 @@ ALTERNATIVES = (
     ("schedule.warmup_fraction", "schedule.warmup_epochs", "schedule.warmup_steps"),
 )
 
+# Keys of a path or of a free text, whose value is what is typed: `123` and `[1]` too.
+TEXTS = {
+    *(f"dataset.{key}" for key in ("root", "path", "train", "validation", "test", "cache", "classes_file", "label")),
+    *(f"dataset.{key}" for key in ("config", "revision", "image_column", "label_column")),
+    *(f"dataset.{split}_split" for split in ("train", "validation", "test")),
+    *("init.weights", "init.origin", "system.runs", "system.cache"),
+    *(f"tracking.{key}" for key in ("project", "entity", "group", "name", "notes", "sweep")),
+}
+
 
 @cache
 def menu(root: Path = CONF) -> dict[str, dict[str, str]]:
@@ -77,8 +86,15 @@ def is_known(key: str, known: Iterable[str]) -> bool:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """', did you mean ...?' where something is near."""
-    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    """', did you mean ...?' where something is near: of the same group first, then of the same name."""
+    words, (group, _, name) = list(words), word.rpartition(".")
+    beside = {each.removeprefix(f"{group}."): each for each in words if group and each.startswith(f"{group}.")}
+    if close := difflib.get_close_matches(name, beside, n=1):
+        found = [beside[close[0]]]
+    else:
+        found = [each for each in words if each.rpartition(".")[2] == name] or difflib.get_close_matches(
+            word, words, n=1, cutoff=0.75 if group else 0.5
+        )
     return f"; did you mean {found[0]}?" if found else ""
 
 

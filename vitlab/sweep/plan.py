@@ -16,7 +16,7 @@ from vitlab.config.check import check, locate
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError, DatasetMissing, Node, VitlabError
 from vitlab.config.identity import cell_identity, identity, slug
-from vitlab.config.overrides import key_of, merged, quoted
+from vitlab.config.overrides import key_of, merged
 from vitlab.model import count
 from vitlab.model.meta import on_meta_device, zeroed
 from vitlab.storage.metrics import metric
@@ -147,7 +147,7 @@ def cell_record(cell: Checked) -> dict[str, Any]:
 
 def start_from(weights: Path | str, origin: str) -> tuple[str, str]:
     """Overrides of a training that starts from the run of its own seed."""
-    return f"init={quoted(weights)}", f"init.origin={quoted(origin)}"
+    return f"init={weights}", f"init.origin={origin}"
 
 
 def folder(runs: Path, question: Question, words: Sequence[str]) -> Path:
