@@ -12,7 +12,7 @@ from vitlab.config.check import MODELS, check, locate
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import CONF, help_text, menu
-from vitlab.config.identity import identity
+from vitlab.config.identity import cell_identity, identity, slug
 
 OPTIONS = [(group, option) for group, options in menu().items() for option in options]
 NEEDS = {
@@ -180,6 +180,20 @@ def test_what_cannot_change_a_result_does_not_identify_a_run():
     assert of("dataset=mnist") == of("dataset=mnist", "dataset.root=x", "dataset.download=true")
     others = [of(o) for o in ("seed=1", "patch=p4", "optimizer.lr=0.1", "model/pool=gap", "dataset.split_seed=1")]
     assert len({same, *others}) == 6
+
+
+def test_folds_and_seeds_are_runs_of_one_cell():
+    def of(*overrides):
+        config, choices = compose(overrides)
+        return identity(config := check(config)), cell_identity(config), slug(config, choices)
+
+    runs = [of("dataset.folds=5", f"dataset.fold={fold}", f"seed={seed}") for fold in range(3) for seed in range(2)]
+    names, cells, slugs = map(set, zip(*runs, strict=True))
+    assert (len(names), len(cells)) == (6, 1)
+    assert slugs == {f"digits-micro-p2-f{fold}-s{seed}" for fold in range(3) for seed in range(2)}
+    assert of("dataset.folds=4")[1] not in cells
+    assert of()[1:] == (of("seed=1")[1], "digits-micro-p2-s0")
+    assert of()[1] not in cells
 
 
 def test_a_folder_of_images_is_identified_by_where_it_is(tmp_path):

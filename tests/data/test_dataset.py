@@ -1,12 +1,17 @@
 """The datasets, read from files in their true formats, and their splits."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tests.disk import write_idx, write_images, write_mnist
-from vitlab.config.errors import DataError, DatasetMissing
+from vitlab.config.build import assemble
+from vitlab.config.check import check
+from vitlab.config.compose import compose
+from vitlab.config.errors import ConfigError, DataError, DatasetMissing
 from vitlab.data.dataset import read_once
 from vitlab.data.datasets.digits import Digits
 from vitlab.data.datasets.image_folder import ImageFolder
@@ -14,7 +19,7 @@ from vitlab.data.datasets.mnist import FashionMnist, Mnist, read_idx
 from vitlab.data.datasets.synthetic import Synthetic
 from vitlab.data.examples import Files, Pixels
 from vitlab.data.loader import EvalSampler, loader
-from vitlab.data.split import stratified_split
+from vitlab.data.split import stratified_folds, stratified_split
 
 COMMON = {
     "image_size": None,
@@ -22,6 +27,8 @@ COMMON = {
     "train_fraction": 1.0,
     "train_examples": None,
     "split_seed": 0,
+    "folds": None,
+    "fold": 0,
     "evaluation_crop": 1.0,
 }
 FOLDER = COMMON | {
@@ -88,6 +95,64 @@ def test_splits_share_no_image_and_depend_on_their_own_seed():
     assert not torch.equal(other["validation"].pixels, splits["validation"].pixels)
 
 
+def test_folds_are_stratified_and_of_nearly_equal_size():
+    labels = np.random.default_rng(0).integers(0, 7, 997)
+    of, again, other = (stratified_folds(labels, 5, seed) for seed in (1, 1, 2))
+    assert sorted(np.bincount(of)) == [199, 199, 199, 200, 200]
+    for label in range(7):
+        assert np.ptp(np.bincount(of[labels == label], minlength=5)) <= 1
+    assert (of == again).all()
+    assert not (of == other).all()
+
+
+def test_each_image_is_a_test_image_of_one_fold_and_never_of_two_splits_of_it():
+    whole = digits().splits()
+    everything = torch.cat([part.pixels for part in whole.values()]).flatten(1).tolist()
+    tested = []
+    for fold in range(5):
+        splits = digits(folds=5, fold=fold).splits()
+        together = torch.cat([part.pixels for part in splits.values()]).flatten(1).tolist()
+        assert sorted(together) == sorted(everything)  # so no image is in two splits
+        assert {name: len(part) for name, part in splits.items()} in (
+            {"train": 1294, "validation": 144, "test": 359},
+            {"train": 1293, "validation": 144, "test": 360},
+        )
+        assert np.ptp(np.bincount(splits["test"].labels) - np.bincount(splits["validation"].labels) * 2.5) < 5
+        tested += splits["test"].pixels.flatten(1).tolist()
+    assert sorted(tested) == sorted(everything)
+
+
+def test_folds_depend_on_the_seed_of_the_splits_alone():
+    one, other = (digits(folds=5, fold=1, split_seed=seed).splits()["test"].pixels for seed in (0, 1))
+    assert torch.equal(one, digits(folds=5, fold=1).splits()["test"].pixels)
+    assert not torch.equal(one[:359], other[:359])
+
+
+def test_folds_leave_a_validation_split_alone_and_images_for_the_test_refuse_them(tmp_path):
+    for split in ("train", "val"):
+        write_images(tmp_path / split, n=6)
+    parts = [ImageFolder(root=str(tmp_path), **(FOLDER | {"folds": 3, "fold": fold})).splits() for fold in range(3)]
+    assert {len(part["validation"]) for part in parts} == {12}
+    assert sorted(os.fsdecode(name) for part in parts for name in part["test"].names) == sorted(
+        map(str, (tmp_path / "train").rglob("*.*"))
+    )
+    write_images(tmp_path / "test", n=2)
+    with pytest.raises(ConfigError, match=r"dataset.folds=3: this dataset has test images of its own.*put the test"):
+        ImageFolder(root=str(tmp_path), **(FOLDER | {"folds": 3})).splits()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["dataset=cifar10", "dataset.folds=5"], "dataset.folds=5: this dataset has test images of its own"),
+        (["dataset.folds=5", "dataset.test_fraction=0.3"], "dataset.folds and dataset.test_fraction: a fold is the"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused_before_any_file_is_read(words, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        assemble(check(compose(words)[0]))
+
+
 def test_trainings_in_a_row_read_a_dataset_once(monkeypatch):
     reads = []
     read = Digits.read
@@ -132,6 +197,11 @@ def test_images_in_memory_are_resized_once_to_what_the_model_sees():
         ({"test_fraction": 1.0}, "test_fraction=1.0"),
         ({"evaluation_crop": 0.0}, "evaluation_crop=0.0"),
         ({"image_size": 0}, "image_size=0"),
+        ({"folds": 1}, "dataset.folds=1: must be at least 2"),
+        ({"folds": 5, "fold": 5}, "dataset.fold=5 with dataset.folds=5: use 0 to 4"),
+        ({"folds": 5, "fold": -1}, "dataset.fold=-1 with"),
+        ({"fold": 2}, "dataset.fold=2 with dataset.folds=null: give dataset.folds=K as well"),
+        ({"folds": 1798}, "dataset.folds=1798: there are 1797 images: use fewer"),
     ],
 )
 def test_impossible_splits_are_refused(values, sentence):

@@ -287,12 +287,12 @@ DATASETS = {
     "an unknown option": ({"evil": "touch hacked"}, "no such key"),
 }
 COMMON = {"image_size": 8, "validation_fraction": 0.1, "train_fraction": 1.0, "train_examples": None, "split_seed": 0}
-COMMON |= {"evaluation_crop": 1.0}
+COMMON |= {"folds": None, "fold": 0, "evaluation_crop": 1.0}
 FILES = COMMON | {"test_fraction": 0.2, "channels": 1, "mean": [0.5], "std": [0.5], "flip": False}
 SETS = "vitlab.data.datasets"
 SYNTHETIC = f"{SETS}.synthetic.Synthetic"
 OTHERS = {
-    "a part of a dataset": ({"_target_": f"{SETS}.download.ShardCache", "folder": "hacked", "limit": 1}, "expected"),
+    "a part of a dataset": ({"_target_": f"{SETS}.download.ShardCache", "folder": "hacked", "limit": 1}, "no such key"),
     "a trillion examples": (
         {"_target_": SYNTHETIC, **COMMON, "examples": 10**12, "classes_count": 10, "channels": 1}, "this machine has",
     ),

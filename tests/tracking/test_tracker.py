@@ -149,6 +149,9 @@ def test_runs_are_called_by_what_they_are_and_seeds_are_a_group():
     assert (one.name, two.name) == ("digits-micro-p2-s0", "digits-micro-p2-s1")
     assert one.group == two.group != other.group
     assert one.group.startswith("digits-micro-p2-")
+    folds = [called("dataset.folds=5", f"dataset.fold={fold}") for fold in (1, 2)]
+    assert folds[0].group == folds[1].group != one.group
+    assert folds[1].name == "digits-micro-p2-f2-s0"
     assert {"dataset=digits", "model=micro", "optimizer=adamw"} <= set(one.tags)
     assert "model/position=rope" in other.tags
     assert not any(tag.startswith("model/") for tag in one.tags)

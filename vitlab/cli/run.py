@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -142,7 +143,7 @@ def command_line() -> str:
 
 
 def with_names(tracking: Any, slug: str, config: Node, choices: dict[str, str]) -> Any:
-    """The tracking with a name, a group and tags: seeds of one configuration are a group, options are tags."""
+    """The tracking with a name, a group and tags: the runs of a cell are a group, options are tags."""
     taken = defaults()
     tags = [
         f"{group}={option}"
@@ -152,7 +153,7 @@ def with_names(tracking: Any, slug: str, config: Node, choices: dict[str, str]) 
     return replace(
         tracking,
         name=tracking.name or slug,
-        group=tracking.group or f"{slug.rpartition('-')[0]}-{identity.cell_identity(config)}",
+        group=tracking.group or f"{re.sub(r'(-f[0-9]+)?-s[0-9]+$', '', slug)}-{identity.cell_identity(config)}",
         tags=tracking.tags or tuple(tag[:64] for tag in tags),  # W&B takes no longer ones
     )
 

@@ -1,4 +1,4 @@
-"""The identity of a run: its hash, its cell (equal for all seeds) and its readable name."""
+"""The identity of a run: its hash, its cell (equal for all seeds and folds) and its readable name."""
 
 import hashlib
 import json
@@ -24,13 +24,15 @@ def identity(config: Node) -> str:
 
 
 def cell_identity(config: Node) -> str:
-    """Hash of everything but the seed: the runs of a cell are repetitions."""
-    return identity({**config, "seed": 0})
+    """Hash of everything but the seed and the fold: the runs of a cell are repetitions."""
+    return identity({**config, "seed": 0, "dataset": {**config["dataset"], "fold": 0}})
 
 
 def slug(config: Node, choices: dict[str, str]) -> str:
-    """A readable name: the experiment or the dataset, model and patch, and the seed."""
-    words = [choices.get("dataset", ""), choices.get("model", ""), f"p{config['model']['patch']}", f"s{config['seed']}"]
+    """A readable name: the experiment or the dataset, model and patch; the fold, where there are any, and the seed."""
+    words = [choices.get("dataset", ""), choices.get("model", ""), f"p{config['model']['patch']}"]
     if choices.get("experiment"):
-        words = [choices["experiment"], words[-1]]
+        words = [choices["experiment"]]
+    words += [f"f{config['dataset']['fold']}"] if config["dataset"]["folds"] is not None else []
+    words.append(f"s{config['seed']}")
     return "-".join(word for word in words if word).replace("/", "-").replace("_", "-")

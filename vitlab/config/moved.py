@@ -33,6 +33,7 @@ KEYS = {"patch.size": "model.patch"}  # key as first released -> now
 # without the option has this value, and a run with this value has the name that it had before.
 PIXELS = {"background": None, "range": None}
 ADDED: dict[str, dict[str, Any]] = {
+    "dataset": {"folds": None, "fold": 0},
     "vitlab.data.datasets.huggingface.HuggingFace": PIXELS,
     "vitlab.data.datasets.image_folder.ImageFolder": PIXELS,
     "vitlab.data.datasets.webdataset.WebDataset": PIXELS,

@@ -62,6 +62,8 @@ def complete(overrides: Iterable[str], many: bool = False) -> list[str]:
         else:
             given.append(in_grammar(head, value, many))
     keys = {word.lstrip("+").split("=")[0] for word in given}
+    if {"dataset.folds", "dataset.test_fraction"} <= keys and "dataset.folds=null" not in given:
+        raise ConfigError("dataset.folds and dataset.test_fraction: a fold is the test split: give one")
     for ways in ALTERNATIVES:
         if keys & set(ways):
             given += [f"{way}=null" for way in ways if way not in keys]

@@ -6,17 +6,19 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from PIL import ImageColor
 
 from vitlab.config.errors import ConfigError, DataError
 from vitlab.data.examples import Examples, Pixels
 from vitlab.data.pixel_range import find_range
 from vitlab.data.preprocess import Decoding
-from vitlab.data.split import stratified_split
+from vitlab.data.split import stratified_folds, stratified_split
 from vitlab.storage.files import file_errors
 from vitlab.system.memory import check_fits
 
 Size = int | tuple[int, int]
+OWN_TEST = "this dataset has test images of its own, which folds would mix with those for training"
 SPLITS_CACHE: ContextVar[dict[str, dict[str, Examples]] | None] = ContextVar("SPLITS_CACHE", default=None)
 
 
@@ -34,7 +36,7 @@ class Dataset:
       (paths of image files) or an `Examples` of its own. `train` is required. Where `validation` is missing, it is cut
       from the training images; where `test` is missing, the dataset needs the option `test_fraction`.
 
-    `conf/dataset/NAME.yaml` begins with a comment of one line, then has `_target_`, the six options below, and the
+    `conf/dataset/NAME.yaml` begins with a comment of one line, then has `_target_`, the eight options below, and the
     dataset's own, each with its default. `digits.py` and `digits.yaml` are a short example. Training, evaluation and
     all commands then know `dataset=NAME`. Raise `DatasetMissing` where the files are not found, `DataError` where they
     are damaged.
@@ -42,12 +44,19 @@ class Dataset:
     Validation images depend on `split_seed` and not on the training seed, so that all seeds of an experiment are
     evaluated on the same images.
 
+    Where there are few images, `folds=k` is k-fold cross-validation: all images outside of a validation split of the
+    dataset's own are cut into k stratified parts. Part `fold` is the test split; of the others, validation and training
+    images are taken as without folds. So each image is a test image of one fold. A dataset that has test images of its
+    own refuses folds: its scores are those of other papers only on these.
+
     Args:
         image_size: side, or height and width, of the model's input in pixels; None is the native size.
         validation_fraction: fraction of the training images held out to choose hyper-parameters and checkpoints.
         train_fraction: fraction of the remaining images to train on, for studies of data size.
         train_examples: the same as a number of images; None is all.
         split_seed: seed of every split.
+        folds: number of parts for cross-validation, 2 or more, in place of `test_fraction`; None is a single split.
+        fold: number of the part that is the test split, 0 to `folds` - 1.
         evaluation_crop: fraction of each side kept by the center crop of evaluation; 1 keeps all.
 
     Raises:
@@ -71,6 +80,8 @@ class Dataset:
     train_fraction: float
     train_examples: int | None
     split_seed: int
+    folds: int | None
+    fold: int
     evaluation_crop: float
 
     def __post_init__(self) -> None:
@@ -88,6 +99,15 @@ class Dataset:
                 f"dataset.train_fraction={self.train_fraction} and dataset.train_examples={self.train_examples}:"
                 " give one"
             )
+        if self.folds is not None and self.folds < 2:
+            raise ConfigError(
+                f"dataset.folds={self.folds}: must be at least 2; 5 or 10 is usual, null is a single split"
+            )
+        if self.folds is not None and not hasattr(self, "test_fraction"):
+            raise ConfigError(f"dataset.folds={self.folds}: {OWN_TEST}: leave it out, and vary the seed")
+        if not 0 <= self.fold < (self.folds or 1):
+            remedy = "give dataset.folds=K as well" if self.folds is None else f"use 0 to {self.folds - 1}"
+            raise ConfigError(f"dataset.fold={self.fold} with dataset.folds={self.folds or 'null'}: {remedy}")
         if not 0 < self.evaluation_crop <= 1:
             raise ConfigError(f"dataset.evaluation_crop={self.evaluation_crop}: must be above 0 and at most 1")
         if self.size is None and self.image_size is None:
@@ -149,6 +169,14 @@ class Dataset:
         with file_errors():
             splits = self.read()
         train = splits["train"]
+        if self.folds is not None:
+            if "test" in splits:
+                remedy = "leave it out, or put the test images among those for training"
+                raise ConfigError(f"dataset.folds={self.folds}: {OWN_TEST}: {remedy}")
+            if self.folds > len(train):
+                raise ConfigError(f"dataset.folds={self.folds}: there are {len(train)} images: use fewer")
+            tested = stratified_folds(train.labels, self.folds, self.split_seed + 2) == self.fold
+            splits["test"], train = train.take(np.flatnonzero(tested)), train.take(np.flatnonzero(~tested))
         for name, seed in (("test", self.split_seed + 2), ("validation", self.split_seed)):
             if name not in splits:
                 option = f"{name}_fraction"

@@ -1,4 +1,4 @@
-"""Stratified, seeded splits."""
+"""Stratified, seeded splits and folds."""
 
 import numpy as np
 
@@ -26,3 +26,17 @@ def stratified_split(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndar
     mask = np.zeros(len(labels), dtype=bool)
     mask[chosen] = True
     return np.flatnonzero(mask), np.flatnonzero(~mask)
+
+
+def stratified_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold of each example (n,), 0 to `folds` - 1: sizes differ by 1 at most, and those of each class too.
+
+    Args:
+        labels: class of each example (n,).
+        folds: number of folds.
+        seed: seed of the folds.
+    """
+    draw = np.random.default_rng(seed)
+    found = np.empty(len(labels), dtype=np.int64)
+    found[np.lexsort((draw.random(len(labels)), labels))] = np.arange(len(labels)) % folds
+    return found

@@ -43,7 +43,7 @@ def named(table: pd.DataFrame, differs: Mapping[str, Mapping[str, Any]]) -> dict
         return (*(rank(differs[cell].get(key, math.nan)) for key in keys), cell)
 
     slugs = {
-        cell: re.sub(r"(-s\d+)?-[0-9a-f]{8}$", "", name)
+        cell: re.sub(r"(-f\d+)?(-s\d+)?-[0-9a-f]{8}$", "", name)
         for cell, name in zip(table["cell"], table["name"], strict=True)
     }
     words = {

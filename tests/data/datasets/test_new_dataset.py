@@ -56,6 +56,8 @@ validation_fraction: 0.1
 train_fraction: 1.0
 train_examples: null
 split_seed: 0
+folds: null
+fold: 0
 evaluation_crop: 1.0
 test_fraction: 0.2
 count: 200

@@ -284,7 +284,8 @@ import sys
 from vitlab.data.datasets.torchvision_sets import EuroSat
 EuroSat.counts = {{"train": 40}}
 EuroSat(root={str(tmp_path)!r}, download=False, image_size=64, validation_fraction=0.1, train_fraction=1.0,
-    train_examples=None, split_seed=0, evaluation_crop=1.0, test_fraction=0.2).splits()
+    train_examples=None, split_seed=0, folds=None, fold=0, evaluation_crop=1.0,
+    test_fraction=0.2).splits()
 assert not {{"torch._dynamo", "torchvision", "torchvision.models", "timm", "sklearn"}} & set(sys.modules)
 import torchvision
 assert torchvision.datasets.CIFAR10 and torchvision.models.resnet18 and torchvision.transforms.Resize
