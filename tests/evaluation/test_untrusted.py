@@ -30,7 +30,7 @@ from PIL import Image
 import vitlab
 from tests.test_stories import TINY
 from vitlab.__main__ import main
-from vitlab.data.datasets.image_folder import walk_images
+from vitlab.data.datasets.listing import walk_images
 from vitlab.data.examples import Files
 from vitlab.evaluation import reevaluate
 from vitlab.evaluation.load import load
@@ -790,7 +790,9 @@ def test_a_folder_of_traps_gives_its_images_and_names_the_others(home, ask):
     for name in names:
         GREY.save(traps / name)
     status, out, err = ask("predict", "run", "traps", "--top", "1")
-    assert (status, err) == (0, "")
+    assert status == 0
+    assert err.startswith("vitlab: passed over 4 links or devices that lead to no file (a link in a circle.png, ")
+    assert err.count("\n") == 1
     assert out.count("\n") == len(names)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitlab.cli.exit import DONE
+from vitlab.cli.exit import DONE, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,6 +68,8 @@ def describe_data(setup: "TrainingSetup") -> str:
         lines += ["", f"{'class':<{wide}}" + "".join(f"{name:>12}" for name in counts)]
         for label, name in enumerate(data.classes):
             lines.append(f"{name:<{wide}}" + "".join(f"{count[label]:>12,}" for count in counts.values()))
+    if data.passed_over:
+        lines += ["", f"files       {printable(data.passed_over)}"]
     mean, std, images = pixel_statistics(setup)
     measured = f"mean {format_channels(mean)}, std {format_channels(std)} of {images:,} training images"
     lines += ["", f"pixels      {measured}; normalised by {format_channels(data.mean)}, {format_channels(data.std)}"]

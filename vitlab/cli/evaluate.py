@@ -62,6 +62,8 @@ def main(words: list[str]) -> int:
     with WaitPolicy():
         found = measure(run.folder, model, dataset, splits, external=bool(name), workers=options.workers)
     before = {} if name else recorded(run)
+    if dataset.passed_over:
+        print(f"vitlab: {printable(dataset.passed_over)}", file=sys.stderr)
 
     facts: dict[str, Any] = {"run": str(run.folder), "dataset": options.overrides or "of the run"}
     tables = {split: {"loss": part.scores["loss"], **part.report.as_dict()} for split, part in found.items()}

@@ -30,12 +30,16 @@ def main(words: list[str]) -> int:
     options = parser.parse_intermixed_args(words)
     from tqdm import tqdm
 
+    from vitlab.data.datasets.listing import PassedOver
     from vitlab.evaluation import predict
     from vitlab.evaluation.load import load
     from vitlab.evaluation.pictures import MOST
 
-    paths, lost = predict.find(options.images)
+    passed = PassedOver()
+    paths, lost = predict.find(options.images, passed)
     check(options, paths, lost)
+    if passed:
+        print(f"vitlab: passed over {printable(passed)}", file=sys.stderr)
     model = load(options.run, options.device)
     faults = [predict.Prediction(path=Path(word), fault="there is no image") for word in lost]
     answers = predict.predict(model, paths, top=options.top, pictures=MOST if options.save else 0)

@@ -64,6 +64,8 @@ def main(words: list[str]) -> int:
     else:
         dataset = training_dataset(folder, root=options.root)
     source = eval_inputs(folder, model, dataset, external=bool(name), workers=options.workers)
+    if dataset.passed_over:
+        print(f"vitlab: {printable(dataset.passed_over)}", file=sys.stderr)
     images, least = probe.fewest(source.splits["train"].labels, dataset.classes)
     probe.check(f"--shots {options.shots}", shots, images, printable(least))
 

@@ -35,7 +35,7 @@ PIXELS = {"background": None, "range": None}
 ADDED: dict[str, dict[str, Any]] = {
     "dataset": {"folds": None, "fold": 0},
     "vitlab.data.datasets.huggingface.HuggingFace": PIXELS,
-    "vitlab.data.datasets.image_folder.ImageFolder": PIXELS,
+    "vitlab.data.datasets.image_folder.ImageFolder": PIXELS | dict.fromkeys(("train", "validation", "test"), "auto"),
     "vitlab.data.datasets.webdataset.WebDataset": PIXELS,
     "vitlab.training.loss.CrossEntropy": {"class_weights": None},
     "vitlab.training.loss.SigmoidCrossEntropy": {"class_weights": None},

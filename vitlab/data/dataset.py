@@ -124,6 +124,11 @@ class Dataset:
         assert size is not None
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
+    @property
+    def passed_over(self) -> str:
+        """What lies among the files and is in no split, in one line; complete once `splits` has read them."""
+        return ""
+
     def read(self) -> dict[str, Examples]:
         """The images of `train`, and of `validation` and `test` where the dataset has such splits."""
         raise NotImplementedError(f"{type(self).__name__} has no read")

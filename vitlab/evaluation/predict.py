@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitlab.data.datasets.image_folder import list_images
+from vitlab.data.datasets.listing import PassedOver, list_images
 from vitlab.data.examples import decode_error, ignore_pillow_warnings
 from vitlab.data.preprocess import upright
 from vitlab.evaluation.load import Trained
@@ -32,16 +32,21 @@ class Prediction:
     picture: Image.Image | None = None  # a small copy of the image, upright and uncropped
 
 
-def find(words: Iterable[str]) -> tuple[list[Path], list[str]]:
+def find(words: Iterable[str], passed: PassedOver | None = None) -> tuple[list[Path], list[str]]:
     """The images that files, folders (searched recursively) and globs name, each once; and the words that name none.
 
     A file given by name or by a glob may have any suffix.
+
+    Args:
+        words: paths and globs.
+        passed: counts what is passed over in folders.
     """
     images: dict[Path, None] = {}
     missing = []
     for word in words:
         places = [word] if os.path.lexists(word) else sorted(glob(word, recursive=True))  # noqa: PTH207 (absolute ones too)
-        here = [file for place in map(Path, places) for file in (list_images(place) if place.is_dir() else [place])]
+        folders = map(Path, places)
+        here = [file for path in folders for file in (list_images(path, passed) if path.is_dir() else [path])]
         images |= dict.fromkeys(here)
         if not here:
             missing.append(word)

@@ -36,6 +36,8 @@ def open_run(state: TrainState, checkpoints: Checkpoints, run: Run, config: dict
     elif setup.initial_weights:
         log.info("%s", setup.initial_weights)
     log.info("%s; %s", describe_lr(setup), describe_input(setup))
+    if setup.dataset.passed_over:
+        log.info("%s", setup.dataset.passed_over)
     if setup.dist.is_rank0:
         write_whole(run.config, lambda part: part.write_text(yaml.safe_dump(config, sort_keys=False)))
         write_json(run.environment, environment(describe(setup.dist.device)))

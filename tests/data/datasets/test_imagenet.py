@@ -108,19 +108,25 @@ def test_classes_that_differ_are_counted_and_not_all_listed(tmp_path):
     write_imagenet(tmp_path, [f"n{i:08d}" for i in range(20)], train=1, test=1)
     for i in range(12):
         shutil.rmtree(tmp_path / "val" / f"n{i:08d}")
-    with pytest.raises(ValueError, match="n00000004 and 7 more"):
+    assert "the test images have none of n00000000, n00000001," in imagenet(tmp_path).passed_over
+    shutil.rmtree(tmp_path / "train")
+    write_imagenet(tmp_path, [f"n{i:08d}" for i in range(12, 30)], train=1, test=1)
+    for i in range(16, 22):
+        shutil.rmtree(tmp_path / "train" / f"n{i:08d}")
+    with pytest.raises(ValueError, match=r"18 classes, 6 of them not in .*: n00000016, .* n00000020 and 1 more"):
         imagenet(tmp_path)
 
 
-def test_a_broken_file_is_found_where_that_is_asked_for(tmp_path, capsys):
+def test_a_broken_file_is_found_where_that_is_asked_for(tmp_path):
     write_imagenet(tmp_path)
     broken = tmp_path / "train" / WNIDS[1] / f"{WNIDS[1]}_3.JPEG"
     broken.write_bytes(broken.read_bytes()[:300])
     assert len(imagenet(tmp_path).splits()["train"]) == 24
     with pytest.raises(ValueError, match=f"{broken.name} is not a readable image"):
         imagenet(tmp_path, "dataset.verify=true").splits()
-    assert len(imagenet(tmp_path, "dataset.skip_corrupted=true").splits()["train"]) == 23
-    assert "imagenet: left out 1 unreadable file(s) of 30" in capsys.readouterr().out
+    dataset = imagenet(tmp_path, "dataset.skip_corrupted=true")
+    assert len(dataset.splits()["train"]) == 23
+    assert "passed over 1 image that cannot be decoded (train)" in dataset.passed_over
 
 
 def test_a_million_files_are_listed_by_their_names_alone(tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """A directory of class folders: the layout of most image sets that people bring."""
 
-import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +10,11 @@ from PIL import Image
 
 from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.dataset import CustomDataset, Dataset
+from vitlab.data.datasets.listing import PassedOver, class_folders, data_folder, has_images, list_images
+from vitlab.data.datasets.split_folders import CSV, find_splits, unwrap
 from vitlab.data.examples import Examples, Files, ignore_pillow_warnings, unreadable
 from vitlab.storage.files import file_errors
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 REMEDY = "repair or remove it, or skip such files with dataset.skip_corrupted=true"
 
 Samples = list[tuple[Path, int]]  # image files and the class of each
@@ -50,38 +48,68 @@ class ClassFolders(Dataset):
     @file_errors()
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.passed, self.remarks, self.left_out = PassedOver(), [], []
         self.folders = self.split_folders()
-        train = self.folders["train"]
-        self.folder_names = class_folders(train)
+        train, seen = self.folders["train"], PassedOver()
+        self.folder_names = tuple(self.class_folders(train, seen))
         if len(self.folder_names) < 2:
             names = ", ".join(self.folder_names) or "none"
             raise DataError(
                 f"{train} has {len(self.folder_names)} class folder(s) with images ({names}): a classifier needs at"
-                " least 2"
+                f" least 2{f'; passed over {seen}' if seen else ''}{f'; {CSV}{train}' if has_images(train) else ''}"
             )
         for split, folder in self.folders.items():
-            if folder != train and (names := class_folders(folder)) != self.folder_names:
-                differing = sorted(set(names) ^ set(self.folder_names))
-                more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+            names = tuple(self.class_folders(folder))
+            if more := [name for name in names if name not in self.folder_names]:
                 raise DataError(
-                    f"{folder} has {len(names)} classes and {train} has {len(self.folder_names)}; not in both:"
-                    f" {', '.join(differing[:5])}{more}. Give the {split} images the same class folders"
+                    f"{folder} has {len(names)} classes, {len(more)} of them not in {train}: {listed(more)}. Give the"
+                    f" {split} images the same class folders{self.remedy(split)}"
                 )
+            if lacking := [name for name in self.folder_names if name not in names]:
+                self.remarks.append(f"the {split} images have none of {listed(lacking)}")
         self.classes = self.class_names()
 
     def split_folders(self) -> dict[str, Path]:
         """The folder of each split; `train` at least."""
         raise NotImplementedError(f"{type(self).__name__} has no split_folders")
 
+    def remedy(self, split: str) -> str:
+        """What else can be done about a split of other classes."""
+        return ""
+
     def class_names(self) -> tuple[str, ...]:
         """Readable names of the classes, in the order of `folder_names`."""
         return self.folder_names
 
+    @property
+    def passed_over(self) -> str:
+        counted = f"passed over {self.passed}" if self.passed else ""
+        return "; ".join(filter(None, [*self.remarks, counted]))
+
     def read(self) -> dict[str, Examples]:
+        self.passed, known = PassedOver(), [*self.levels(), *self.folders.values()]
+        unused = [class_folders(level, self.passed, known).values() for level in self.levels()]
+        for folder in [*self.left_out, *(place for found in unused for places in found for place in places)]:
+            self.passed.add("unused", folder.name, len(list_images(folder, self.passed)))
         return {split: self.files(self.samples(folder), folder) for split, folder in self.folders.items()}
 
+    def levels(self) -> set[Path]:
+        """The folders that hold the splits, whose other entries are passed over."""
+        return set()
+
+    def class_folders(self, folder: Path, passed: PassedOver | None = None) -> dict[str, tuple[Path, ...]]:
+        """The class folders of a split; see `listing.class_folders`."""
+        others = [other for other in self.folders.values() if other != folder]
+        return class_folders(folder, passed, [*others, *self.left_out])
+
     def samples(self, folder: Path) -> Samples:
-        return [(path, label) for label, name in enumerate(self.folder_names) for path in list_images(folder / name)]
+        places = self.class_folders(folder, self.passed)
+        return [
+            (path, label)
+            for label, name in enumerate(self.folder_names)
+            for place in places.get(name, ())
+            for path in list_images(place, self.passed)
+        ]
 
     def files(self, samples: Samples, folder: Path) -> Files:
         """The examples of a split; `folder` is named in errors."""
@@ -91,9 +119,10 @@ class ClassFolders(Dataset):
             if broken := [error for error in errors if error is not None]:
                 if not self.skip_corrupted:
                     raise broken[0]
-                print(f"{self.name}: left out {len(broken)} unreadable file(s) of {len(samples)} in {folder}")
+                self.passed.add("unreadable", folder.name, len(broken))
+            before = {label for _, label in samples}
             samples = [sample for sample, error in zip(samples, errors, strict=True) if error is None]
-            empty = sorted(set(range(len(self.folder_names))) - {label for _, label in samples})
+            empty = sorted(before - {label for _, label in samples})
             if empty:
                 raise DataError(f"{folder / self.folder_names[empty[0]]} has no readable image")
         labels = np.array([label for _, label in samples], dtype=np.int64)
@@ -105,53 +134,46 @@ class ImageFolder(CustomDataset, ClassFolders):
     """`root/CLASS/*.jpg`, or `root/train/CLASS/...` with `val/` and `test/` beside it where they exist.
 
     A missing validation or test folder is cut from the training images, stratified.
+
+    Args:
+        train: folder of the training images, in `root` or an absolute path; `.` is `root` itself, and `auto` finds the
+            splits by their usual names.
+        validation: the same; None leaves such a folder out.
+        test: the same.
     """
 
     name = "image_folder"
 
+    train: str
+    validation: str | None
+    test: str | None
+
     def split_folders(self) -> dict[str, Path]:
-        root = Path(self.root) if self.root is not None else None
+        root = data_folder(self.root) if self.root is not None else None
         if root is None or not root.is_dir():
             raise DatasetMissing(
                 "image_folder", [self.root], "Give the directory of your class folders: dataset.root=PATH"
             )
-        folders = {
-            split: existing[0]
-            for split, names in SPLITS.items()
-            if (existing := [root / name for name in names if (root / name).is_dir()])
-        }
-        if folders and "train" not in folders:
-            others = ", ".join(str(folder) for folder in folders.values())
-            raise DataError(f"{root} has {others} and no train/: put the training images in {root / 'train'}")
-        return folders or {"train": root}
+        chosen = {"train": self.train, "validation": self.validation, "test": self.test}
+        folders, self.left_out = find_splits(root, chosen)
+        classes: tuple[str, ...] = ()
+        for split, folder in folders.items():
+            folders[split] = inner = unwrap(folder, classes)
+            classes = classes or tuple(class_folders(inner))
+            if chosen[split] == "auto" and inner != root and inner.parent != root:
+                self.remarks.append(f"the {split} images are those of {inner}")
+        return folders
+
+    def levels(self) -> set[Path]:
+        root, splits = data_folder(self.root or ""), self.folders.values()
+        return {level for folder in splits for level in folder.parents if level.is_relative_to(root)} - {*splits}
+
+    def remedy(self, split: str) -> str:
+        return f", or leave them out with dataset.{split}=null"
 
 
-def walk_images(folder: str | Path) -> Iterator[str]:
-    """The image files below a folder, unordered. Goes by the names: no file is opened, no regular file is stat-ed."""
-    pending = [os.fspath(folder)]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.name.lower().endswith(SUFFIXES) and is_file(entry):
-                    yield entry.path
-                elif entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-
-
-def is_file(entry: os.DirEntry[str]) -> bool:
-    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()  # noqa: PTH113 (links in a circle too)
-
-
-@file_errors()
-def list_images(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted by name, folder by folder."""
-    return [Path(path) for path in sorted(walk_images(folder), key=lambda path: path.replace(os.sep, "\0"))]
-
-
-def class_folders(folder: Path) -> tuple[str, ...]:
-    """The sorted names of the folders that hold an image."""
-    with os.scandir(folder) as entries:
-        return tuple(sorted(e.name for e in entries if e.is_dir() and next(walk_images(e.path), None) is not None))
+def listed(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def verify_image(path: Path) -> DataError | None:

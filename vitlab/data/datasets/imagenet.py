@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitlab.config.errors import DataError, DatasetMissing
-from vitlab.data.datasets.image_folder import ClassFolders, Samples, class_folders, walk_images
+from vitlab.data.datasets.image_folder import ClassFolders, Samples
+from vitlab.data.datasets.listing import class_folders, data_folder, list_images
 from vitlab.data.examples import Examples
 from vitlab.storage.files import read_text
 from vitlab.system.lazy_imports import modules
@@ -36,7 +37,7 @@ class ImageNet(ClassFolders):
     path_options = ("root", "verify")
 
     def split_folders(self) -> dict[str, Path]:
-        root = Path(self.root or "data/imagenet").expanduser()
+        root = data_folder(self.root or "data/imagenet")
         folders = {"train": root / "train", "test": root / "val"}
         if not all(folder.is_dir() for folder in folders.values()):
             raise DatasetMissing(
@@ -51,6 +52,9 @@ class ImageNet(ClassFolders):
                 " by WordNet id, as valprep.sh of PyTorch's ImageNet example does"
             )
         return folders
+
+    def levels(self) -> set[Path]:
+        return {self.folders["train"].parent}
 
     def class_names(self) -> tuple[str, ...]:
         words = synset_words(self.folders["train"].parent)
@@ -82,7 +86,7 @@ class TinyImageNet(ClassFolders):
     path_options = ("root", "verify")
 
     def split_folders(self) -> dict[str, Path]:
-        root = Path(self.root or "data").expanduser()
+        root = data_folder(self.root or "data")
         lists = [root / "wnids.txt", root / "tiny-imagenet-200" / "wnids.txt"]
         wnids = next((file for file in lists if file.is_file()), None)
         if wnids is None:
@@ -118,7 +122,7 @@ class TinyImageNet(ClassFolders):
         file = folder / "val_annotations.txt"
         classes = {name: label for label, name in enumerate(self.folder_names)}
         try:
-            existing = {Path(path).name for path in walk_images(folder / "images")}
+            existing = {path.name for path in list_images(folder / "images", self.passed)}
             rows = [line.split("\t") for line in file.read_text().splitlines()]
             samples = [(folder / "images" / row[0], classes[row[1]]) for row in rows]
         except (OSError, UnicodeDecodeError, IndexError, KeyError) as error:
@@ -129,6 +133,8 @@ class TinyImageNet(ClassFolders):
                 f"{folder / 'images'} is incomplete: {len(missing)} of the {len(samples)} images in val_annotations.txt"
                 f" are missing{f', such as {missing[0].name}' if missing else ''}: unpack the archive again"
             )
+        for name in existing - {path.name for path, _ in samples}:
+            self.passed.add("unlabelled", name)
         return samples
 
 
