@@ -220,6 +220,7 @@ def test_auto_is_offline_without_a_key_and_online_with_one(tmp_path, monkeypatch
         raise Stop
 
     monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.delenv("WANDB_MODE")
     from vitlab.storage.run import Run
 
     auto = assemble(check(compose(["tracking=auto"])[0]))["tracking"]

@@ -41,7 +41,9 @@ def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
             given = [*given, f"hydra.sweep.dir={quoted(folder)}"]
     failure = None
     from vitlab.data.dataset import read_once
+    from vitlab.tracking.options import ignore_run_id
 
+    ignore_run_id()
     try:
         with tolerate_lost_jobs(given), read_once():
             run_hydra(task, [*flags, *given])

@@ -169,7 +169,7 @@ def format_few_shot(result: dict[str, Any]) -> str:
 
 def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -> str:
     """The result of a run, and the next commands; raises StorageError where result.json lacks something."""
-    offline = any(folder.folder.glob("wandb/offline-run-*"))
+    offline = bool(folder.offline_copies())
     try:
         took = f"{result['seconds']:.0f} s of training" + (
             f", {seconds:.0f} s in all" if seconds and seconds > result["seconds"] else ""

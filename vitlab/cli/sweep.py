@@ -83,6 +83,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     from vitlab.sweep.job import Failure
     from vitlab.sweep.local import Listed, Local
     from vitlab.sweep.progress import Progress
+    from vitlab.tracking.options import ignore_run_id
 
     complete(overrides, many=True)  # not the file's fault
     plan = planning.plan(asked, [word for word in overrides if not word.startswith("hydra")], elsewhere=options.dry)
@@ -113,6 +114,7 @@ def run_sweep(options: argparse.Namespace) -> int:
         write_json(plan.folder / MEASURED, {"lines": measure_cells(plan, lambda words: print(words, flush=True))})
         conclude(record, answer_runs(plan.folder), plan.folder, page=page, wandb=options.wandb)
         return DONE
+    ignore_run_id()
     progress = Progress(before=len(jobs) - len(todo))
     launcher = launcher or ("local" if len(parts) > 1 else "serial")
     failures: list[Failure] = []

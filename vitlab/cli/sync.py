@@ -8,6 +8,7 @@ from pathlib import Path
 from vitlab.cli.exit import DONE
 from vitlab.config.errors import ConfigError
 from vitlab.storage.files import file_errors
+from vitlab.storage.run import Run
 
 DESCRIPTION = """Uploads offline runs to Weights & Biases, with its own `wandb sync`; those that were uploaded
 before are left out."""
@@ -46,5 +47,5 @@ def offline_folders(folders: list[Path], root: Path) -> list[Path]:
         if not (folder / "config.yaml").is_file():
             raise ConfigError(f"{folder} is not a run: it has no config.yaml")
     places = folders or sorted(path.parent for path in root.glob("*/config.yaml"))
-    found = [path for place in places for path in sorted(place.glob("wandb/offline-run-*")) if path.is_dir()]
+    found = [path for place in places for path in Run(place).offline_copies()]
     return [path for path in found if not list(path.glob("*.synced"))]

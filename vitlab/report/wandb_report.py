@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.report.table import Comparison
-from vitlab.tracking.options import logged_in
+from vitlab.tracking.options import logged_in, mode_of_environment, project_of_environment
 
 log = logging.getLogger("vitlab")
 
@@ -13,7 +13,7 @@ log = logging.getLogger("vitlab")
 def send(record: dict[str, Any], comparison: Comparison, folder: Path) -> None:
     """Logs what an answer shows; online where the user is logged in, else offline into the answer's folder.
 
-    A failure is a line, for the answer has been written.
+    A failure is a line, for the answer has been written. WANDB_MODE, WANDB_PROJECT and WANDB_ENTITY are heard.
 
     Args:
         record: what was asked, as `sweep.Plan.record` has it.
@@ -23,9 +23,13 @@ def send(record: dict[str, Any], comparison: Comparison, folder: Path) -> None:
     import wandb
 
     try:
+        mode = mode_of_environment()
+        if mode == "off":
+            print("WANDB_MODE=disabled, or WANDB_DISABLED: nothing was sent to Weights & Biases")
+            return
         settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True, init_timeout=20)
         with wandb.init(
-            project="vitlab",
+            project=project_of_environment(),
             name=f"{record['name']}: comparison",
             group=record["name"],
             job_type="comparison",
@@ -33,7 +37,7 @@ def send(record: dict[str, Any], comparison: Comparison, folder: Path) -> None:
             notes=comparison.title,
             config={key: record.get(key) for key in ("source", "metric", "x", "scale", "seeds", "words")},
             dir=str(folder),
-            mode="online" if logged_in() else "offline",
+            mode=mode if mode != "auto" else "online" if logged_in() else "offline",
             reinit="create_new",
             settings=settings,
         ) as run:

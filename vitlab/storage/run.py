@@ -6,6 +6,8 @@ import shutil
 import sys
 from dataclasses import dataclass
 from datetime import datetime
+from glob import escape
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,21 @@ class Run:
     @property
     def lock(self) -> Path:
         return self.folder / "lock"
+
+    @property
+    def wandb_id(self) -> Path:
+        """W&B's name of the run, and WANDB_DIR where that was set."""
+        return self.folder / "wandb-id.txt"
+
+    def offline_copies(self) -> list[Path]:
+        """W&B's folders of trainings that were tracked offline, the oldest first."""
+        found = set(self.folder.glob("wandb/offline-run-*"))
+        if self.wandb_id.is_file():
+            name, *folders = self.wandb_id.read_text().splitlines() or [""]
+            folders += filter(None, [os.environ.get("WANDB_DIR")])
+            for folder, below in product(folders if name else (), ("wandb", ".wandb")):
+                found |= set((Path(folder).expanduser() / below).glob(f"offline-run-*-{escape(name)}"))
+        return sorted(path for path in found if path.is_dir())
 
     def create(self) -> None:
         """Creates the folder if there is none.

@@ -1,9 +1,11 @@
 """The Weights & Biases copy of a run; a failure of it never stops a training."""
 
 import logging
+import os
 import queue
 import secrets
 import threading
+from pathlib import Path
 from typing import Any
 
 from vitlab.evaluation import pictures
@@ -95,37 +97,49 @@ class Mirror:
         return kept
 
     def identity(self) -> str:
-        """W&B's name of this run, the same after a resume."""
-        file = self.run.folder / "wandb-id.txt"
+        """W&B's name of this run, the same after a resume; WANDB_RUN_ID is taken when there is none yet."""
+        file, given = self.run.wandb_id, os.environ.get("WANDB_RUN_ID")
         if not file.exists():
-            write_whole(file, lambda part: part.write_text(secrets.token_hex(4)))
-        return file.read_text().strip()
+            name = given or secrets.token_hex(4)
+            where = f"{self.folder()}\n" if "WANDB_DIR" in os.environ else ""  # for `vitlab sync`
+            write_whole(file, lambda part: part.write_text(f"{name}\n{where}"))
+        name = file.read_text().split("\n")[0].strip()
+        if given and given != name:
+            log.warning("WANDB_RUN_ID=%s is not used: this run is %s there already", given, name)
+        return name
+
+    def folder(self) -> Path:
+        """Where W&B keeps its files."""
+        return Path(os.environ.get("WANDB_DIR") or self.run.folder).expanduser().absolute()
 
     def start(self) -> Any:
         import wandb
 
         offline = self.tracking.mode == "offline" or (self.tracking.mode == "auto" and not logged_in())
+        settings: dict[str, Any] = {
+            "silent": True,
+            "console": "off",
+            "disable_git": True,
+            "x_save_requirements": False,
+            "x_disable_stats": not self.tracking.system,
+            "init_timeout": 20,
+            "finish_timeout": 30,
+        }
         known: dict[str, Any] = {
             "project": self.tracking.project,
             "entity": self.tracking.entity,
             "group": self.tracking.group,
             "name": self.tracking.name or self.run.folder.name,
             "tags": [*self.tracking.tags, *([f"sweep={self.tracking.sweep}"[:64]] if self.tracking.sweep else [])],
-            "job_type": "sweep" if self.tracking.sweep else "train",
+            "job_type": os.environ.get("WANDB_JOB_TYPE") or ("sweep" if self.tracking.sweep else "train"),
             "notes": self.tracking.notes,
             "id": self.identity(),
-            "resume": "allow",
-            "dir": str(self.run.folder),
+            "resume": os.environ.get("WANDB_RESUME") or "allow",
+            "dir": str(self.folder()),
             "config": self.config,
             "reinit": "create_new",
-            "settings": wandb.Settings(
-                silent=True,
-                console="off",
-                disable_git=True,
-                x_save_requirements=False,
-                x_disable_stats=not self.tracking.system,
-                init_timeout=20,
-                finish_timeout=30,
+            "settings": wandb.Settings(  # the environment's own go before
+                **{name: value for name, value in settings.items() if f"WANDB_{name.upper()}" not in os.environ}
             ),
         }
         try:
@@ -134,6 +148,7 @@ class Mirror:
             if offline:
                 raise
             log.warning("Weights & Biases is out of reach (%s): this run is tracked offline", str(error).split("\n")[0])
+            wandb.teardown()  # its service would hold the run's name
             return wandb.init(mode="offline", **known)
 
 
