@@ -1,6 +1,7 @@
 """`vitlab COMMAND`: the entry point. Nothing heavy is imported before it is needed."""
 
 import os
+import re
 import sys
 
 COMMANDS = {
@@ -56,9 +57,27 @@ def main(arguments: list[str] | None = None) -> int:
             near = get_close_matches(command, COMMANDS, n=1)
             mean = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"there is no command {command!r}{mean} (vitlab --help)")
-        return import_module(f"vitlab.cli.{command}").main(rest)
+        return import_module(f"vitlab.cli.{command}").main([flag(word) for word in rest])
     except VitlabError as error:
         return refuse(error)
+
+
+def flag(word: str) -> str:
+    """A word of the command line. Of a flag, `--save=~/sheet.png`, the shell leaves ~ as it is.
+
+    Raises:
+        ConfigError: an override with hyphens, as W&B's agent passes it.
+    """
+    if not (found := re.fullmatch(r"(--([\w/.]+(?:-\w+)*)=)(.*)", word, flags=re.DOTALL)):
+        return word
+    from vitlab.config.errors import ConfigError
+    from vitlab.config.groups import is_known, known_keys, menu
+
+    if "." in found[2] or found[2] in menu() or is_known(found[2], known_keys()):
+        raise ConfigError(
+            f"{word}: an override has no hyphens: {word[2:]} (in the command of a W&B sweep: ${{args_no_hyphens}})"
+        )
+    return found[1] + os.path.expanduser(found[3])  # noqa: PTH111 (it may be empty)
 
 
 def console() -> int:

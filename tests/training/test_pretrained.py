@@ -12,6 +12,7 @@ from tests.config.test_check import check, compose
 from vitlab.config.build import assemble
 from vitlab.config.compose import compose as compose_overrides
 from vitlab.config.identity import identity
+from vitlab.evaluation.load import load
 from vitlab.model.meta import on_meta_device
 from vitlab.model.part import interpolated
 from vitlab.model.stem import resize_projection
@@ -62,6 +63,22 @@ def test_the_same_model_starts_with_all_weights_of_a_run(run, file):
         assert torch.equal(value, kept[name]), name
     assert made.initial_weights.startswith(f"{len(kept)} tensors are loaded from {run.folder}")
     assert "random" not in made.initial_weights
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."])
+def test_names_that_ddp_or_compile_have_prefixed_are_the_models(run, prefix, tmp_path):
+    """As trained elsewhere: the whole model wrapped, and one block compiled by itself."""
+    state = checkpoint.load(run.best)
+    inner = {name.replace("blocks.1.", "blocks.1._orig_mod."): value for name, value in state["model"].items()}
+    there = Run(tmp_path / "run")
+    there.create()
+    there.config.write_text(run.config.read_text())
+    checkpoint.save(there.best, state | {"model": {prefix + name: value for name, value in inner.items()}})
+    for name, value in setup(f"init={there.folder}", "seed=5")[0].vit.state_dict().items():
+        assert torch.equal(value, state["model"][name]), name
+    assert all(
+        torch.equal(value, state["model"][name]) for name, value in load(there.folder).model.state_dict().items()
+    )
 
 
 def test_other_classes_get_a_new_head_and_that_is_said(run):

@@ -34,11 +34,11 @@ def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
         words: of the command, as they were given.
     """
     checked = check_runs(given) if plugin_name(given, "sweeper") == "basic" else 0
-    task, given, folder = Task(argv=sys.argv, multirun=True), launcher_overrides(given), None
+    task, given, folder, runs = Task(argv=sys.argv, multirun=True), launcher_overrides(given), None, runs_folder(given)
     if int(os.environ.get("RANK", "0")) == 0:
-        task.folder = folder = multirun_folder(runs_folder(given))
-        if not any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in given):
-            given = [*given, f"hydra.sweep.dir={quoted(folder)}"]
+        task.folder = folder = multirun_folder(runs)
+    if not any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in given):
+        given = [*given, f"hydra.sweep.dir={quoted(folder or runs / '.multirun')}"]
     failure = None
     from vitlab.data.dataset import read_once
     from vitlab.tracking.options import ignore_run_id

@@ -1,5 +1,6 @@
 """A checked configuration built into objects."""
 
+import os
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,8 @@ def build(node: Any, allowed: tuple[str, ...] = TRUSTED, **more: Any) -> Any:
     """
     if isinstance(node, list):
         return tuple(build(item, allowed) for item in node)
+    if isinstance(node, str):  # what begins with ~ is a path; it is stored, and identifies a run, as it was given
+        return os.path.expanduser(node) if node.startswith("~") else node  # noqa: PTH111 (a text that is no path stays)
     if not isinstance(node, dict):
         return node
     arguments = {key: build(value, allowed) for key, value in node.items() if key not in ("_target_", "_partial_")}

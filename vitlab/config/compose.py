@@ -1,6 +1,7 @@
 """Overrides composed by Hydra into one plain, resolved configuration."""
 
 import copy
+import os
 import re
 import typing
 from collections.abc import Generator, Iterable
@@ -58,7 +59,10 @@ def plain(config: Any, choices: Any) -> tuple[Node, dict[str, str]]:
         raise ConfigError(f"{key} has no value: give one, {key}=VALUE") from error
     except InterpolationResolutionError as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}: give it a value") from error
-    return typing.cast(Node, node), {str(k): str(v) for k, v in choices.items() if not str(k).startswith("hydra/")}
+    config = typing.cast(Node, node)
+    if str(runs := config["system"]["runs"]).startswith("~"):  # needed before anything is built
+        config["system"]["runs"] = os.path.expanduser(runs)  # noqa: PTH111
+    return config, {str(k): str(v) for k, v in choices.items() if not str(k).startswith("hydra/")}
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: boo
     except Exception as error:  # untrusted values may make a model fail in any way
         raise ConfigError(f"{folder.config}: {describe_error(error)}") from error
     try:
-        fill(model, saved.get("model"))
+        fill(model, checkpoint.model_weights(saved))
         learned = model.objective.classifies
         with torch.no_grad():
             logits = model.to(device).eval()(torch.zeros(1, channels, *size, device=device))

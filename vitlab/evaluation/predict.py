@@ -43,7 +43,7 @@ def find(words: Iterable[str], passed: PassedOver | None = None) -> tuple[list[P
     """
     images: dict[Path, None] = {}
     missing = []
-    for word in words:
+    for word in map(os.path.expanduser, words):  # the shell leaves ~ in a quoted glob
         places = [word] if os.path.lexists(word) else sorted(glob(word, recursive=True))  # noqa: PTH207 (absolute ones too)
         folders = map(Path, places)
         here = [file for path in folders for file in (list_images(path, passed) if path.is_dir() else [path])]

@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import re
 import threading
 import time
 import zipfile
@@ -62,6 +63,16 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is not a checkpoint of vitlab: it holds a {type(state).__name__}")
     return state
+
+
+def model_weights(state: dict[str, Any]) -> Any:
+    """The weights of the model, by names without what DDP (`module.`) and torch.compile (`_orig_mod.`) add to them."""
+    weights = state.get("model")
+    if not isinstance(weights, dict):
+        return weights
+    wrapper = re.compile(r"(^|\.)((module|_orig_mod)\.)+")
+    found = {wrapper.sub(r"\1", name) if isinstance(name, str) else name: each for name, each in weights.items()}
+    return found if len(found) == len(weights) else weights
 
 
 def reason(error: Exception) -> str:

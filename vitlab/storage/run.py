@@ -31,6 +31,9 @@ class Run:
 
     folder: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", self.folder.expanduser())
+
     @property
     def config(self) -> Path:
         return self.folder / "config.yaml"

@@ -46,7 +46,7 @@ def runs(folder: str | Path = "runs") -> pd.DataFrame:
     Raises:
         StorageError: the folder is not there.
     """
-    root = Path(folder)
+    root = Path(folder).expanduser()
     if not root.is_dir():
         raise StorageError(f"{root} is not there: train something, or name the folder of the runs, system.runs=PATH")
     found = [

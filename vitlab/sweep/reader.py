@@ -13,7 +13,7 @@ import yaml
 from vitlab.config.errors import ConfigError, SweepError, SweepFileError
 from vitlab.config.groups import SWEEPS, is_known, known_keys, nearest
 from vitlab.config.moved import current_key
-from vitlab.config.overrides import key_of, merged
+from vitlab.config.overrides import key_of, merged, quoted, several
 from vitlab.storage.files import file_errors, read_text
 from vitlab.storage.metrics import COSTS, metric
 from vitlab.sweep.question import BASELINE, PRETRAIN, Cell, Dimension, Expect, Question, Search, slugs, source_of
@@ -55,8 +55,8 @@ def find(name: str) -> Path:
     Raises:
         SweepError: there is none, or several.
     """
-    if Path(name).is_file():
-        return Path(name)
+    if (file := Path(name).expanduser()).is_file():
+        return file
     there = sorted(SWEEPS.rglob("*.yaml"))
     found = [file for file in there if name in (file.stem, file.relative_to(SWEEPS).with_suffix("").as_posix())]
     if len(found) == 1:
@@ -212,9 +212,10 @@ class Reader:
         return tuple(self.written(each, path) for each in node.value)
 
     def overrides(self, node: Any, path: str) -> tuple[str, ...]:
-        """A list of overrides, or several in one line."""
+        """A list of overrides, or several in one line, where a value may have spaces."""
         scalar = isinstance(node, yaml.ScalarNode)
-        words = tuple(str(node.value).split()) if scalar else self.many(node, path)
+        line = re.split(r"\s+(?=[+~]{0,2}[\w/.@]+=)", node.value.strip()) if scalar else ()
+        words = tuple(filter(None, line)) if scalar else self.many(node, path)
         for word in () if words in (("null",), ("~",)) else words:
             if not re.match(r"[+~]{0,2}[\w/.@]+(=|$)", word) or ("=" not in word and not word.startswith("~")):
                 raise self.wrong(path, f"{path}: {word!r} is no override: write group=option or key=value")
@@ -232,6 +233,7 @@ class Reader:
     def axes(self, node: Any, path: str) -> dict[str, tuple[str, ...]]:
         found = {key: self.many(value, f"{path}.{key}") for key, value in self.mapping(node, path).items()}
         for key, values in found.items():
+            found[key] = tuple(quoted(each) if len(several(f"{key}={each}")) > 1 else each for each in values)
             if not values or len(set(values)) < len(values):
                 raise self.wrong(f"{path}.{key}", f"{key}: expected different values, [a, b, c]")
             if key == "seed":

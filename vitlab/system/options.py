@@ -75,6 +75,9 @@ class System:
         for name, span in (("save_minutes", self.save_minutes), ("keep_every", self.keep_every)):
             if span is not None and not 0 < span < math.inf:
                 raise ConfigError(f"system.{name}={span}: must be above 0, or null for never")
+        for name, path in (("runs", self.runs), ("cache", self.cache)):
+            if path is not None and path.startswith("~"):
+                raise ConfigError(f"system.{name}={path}: there is no such user; for a folder of that name, ./{path}")
         for name, value, most in (("workers", self.workers, 1024), ("threads", self.threads, 4096)):
             if isinstance(value, int) and value > most:
                 raise ConfigError(f"system.{name}={value}: must be at most {most:,}")

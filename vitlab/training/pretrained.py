@@ -72,7 +72,7 @@ class Start:
         """
         if self.weights is None:
             return None
-        path = Path(self.weights).expanduser()
+        path = Path(self.weights)
         file = path / "best.pt" if path.is_dir() else path
         if not file.is_file():
             there = "that run has no weights yet: train it first" if path.is_dir() else "there is no such run or file"
@@ -82,7 +82,7 @@ class Start:
                 f"init.origin={self.origin}: {self.weights} is of the cell {cell or 'unknown'}: leave it out"
             )
         saved = exported(file) if file.suffix == ".safetensors" else checkpoint.load(file)
-        weights, facts = saved.get("model"), saved.get("facts")
+        weights, facts = checkpoint.model_weights(saved), saved.get("facts")
         facts = facts if isinstance(facts, dict) else {}
         size = facts.get("image_size")
         finite = isinstance(weights, dict) and all(

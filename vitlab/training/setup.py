@@ -59,9 +59,7 @@ def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
     min_size["train"] = augment.min_size(dataset)
     splits = {name: part.reduced(min_size[name]) for name, part in splits.items()}
     if system.cache is not None:
-        splits = cache_images(
-            splits, Path(system.cache).expanduser(), cores() if system.workers == "auto" else system.workers
-        )
+        splits = cache_images(splits, Path(system.cache), cores() if system.workers == "auto" else system.workers)
     splits = move_to_gpu(splits, dataset, augment, system, dist)
     torch.manual_seed(seed_of(seed))
     vit = recipe.model(**recipe.image_shape)

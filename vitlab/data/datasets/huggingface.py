@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,13 +78,13 @@ class HuggingFace(CustomDataset):
                 "dataset=hf needs the library `datasets`, which is not installed: uv sync --extra hf, or"
                 ' pip install "vitlab[hf]"'
             ) from error
-        path = Path(self.path).expanduser()
+        path = Path(self.path)
         with file_errors():
             local = path.exists()
         if not local and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", self.path):
             raise DatasetMissing("hf", [path], "Give a file or folder that is there, or the hub's owner/name")
         options = {"path": self.path, "config": self.config, "revision": self.revision, "download": "true"}
-        command = " ".join(["vitlab train dataset=hf", *(f"dataset.{k}={v}" for k, v in options.items() if v)])
+        command = shlex.join(["vitlab", "train", "dataset=hf", *(f"dataset.{k}={v}" for k, v in options.items() if v)])
         try:
             with hub_access(self.download and not local):
                 return self.load_local(path) if local else self.load_from_hub(command)

@@ -180,7 +180,7 @@ def data_folder(root: str | Path) -> Path:
     Raises:
         DataError: it is a file.
     """
-    folder = Path(root).expanduser()
+    folder = Path(root)
     if folder.is_file():
         unpacked = folder.with_suffix("") if folder.suffix else folder.with_name(f"{folder.name}-unpacked")
         raise DataError(

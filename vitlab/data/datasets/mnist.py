@@ -5,6 +5,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import ClassVar
 
 import numpy as np
@@ -86,7 +87,7 @@ class Mnist(Dataset):
 
             getattr(datasets, self.folder)(str(root), download=True)
             return root / self.folder / "raw" / file
-        remedy = f"Get it with: vitlab train dataset={self.name} dataset.download=true dataset.root={root}"
+        remedy = f"Get it with: vitlab train dataset={self.name} dataset.download=true {quote(f'dataset.root={root}')}"
         raise DatasetMissing(f"{self.name}'s {file}[.gz]", folders, remedy + self.package_hint)
 
 

@@ -40,7 +40,7 @@ def find_splits(root: Path, chosen: dict[str, str | None]) -> Layout:
     Raises:
         DataError: it is not clear which folders are the splits, or there is no such folder.
     """
-    given = {split: root / Path(name).expanduser() for split, name in chosen.items() if name not in (None, "auto")}
+    given = {split: root / name for split, name in chosen.items() if name not in (None, "auto")}
     for split, folder in given.items():
         if not folder.is_dir():
             raise DataError(f"dataset.{split}={chosen[split]}: {folder} is no folder: give one in {root}, or a path")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -59,9 +60,9 @@ class TorchvisionDataset(Dataset):
             DatasetMissing: there is no copy.
             DataError: an incomplete or damaged copy, or a failed download.
         """
-        root = Path(self.root or "data").expanduser()
+        root = Path(self.root or "data")
         folder = root / self.folder
-        command = f"vitlab train dataset={self.name} dataset.download=true dataset.root={root}"
+        command = f"vitlab train dataset={self.name} dataset.download=true {quote(f'dataset.root={root}')}"
         remedy = f"remove it and fetch it again: {command}"
         if not (self.download or folder.exists()):
             raise DatasetMissing(self.name, [folder], f"Get it with: {command}")

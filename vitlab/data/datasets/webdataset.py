@@ -79,7 +79,7 @@ class WebDataset(CustomDataset):
         names = sorted(name for part in self.shards.values() for name in part)
         if repeated := [a for a, b in pairwise(names) if a == b]:
             raise DataError(f"{repeated[0]} is named twice: give every shard to one split, once")
-        folder = Path(self.cache).expanduser()
+        folder = Path(self.cache)
         self.indices, self.store = folder / "indices", ShardCache(folder / "shards", self.cache_bytes)
         self.classes = self.class_names()
         if len(self.classes) < 2:
@@ -102,7 +102,7 @@ class WebDataset(CustomDataset):
     def class_names(self) -> tuple[str, ...]:
         """The lines of `classes_file`, or the distinct labels of the training images, numbers in numeric order."""
         if self.classes_file is not None:
-            path = Path(self.classes_file).expanduser()
+            path = Path(self.classes_file)
             if not path.is_file():
                 raise DatasetMissing("webdataset's dataset.classes_file", [path], "Give a file with a name a line")
             return tuple(line.strip() for line in read_text(path, 100_000_000).splitlines() if line.strip())
