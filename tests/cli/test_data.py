@@ -11,6 +11,7 @@ from vitlab.cli import data, schedule
 from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.compose import compose
+from vitlab.data.levels import count_levels, mean_and_std
 from vitlab.system.distributed import single_process
 from vitlab.training.batches import train_batches
 from vitlab.training.optimizer import learning_rate
@@ -43,9 +44,12 @@ def test_data_says_what_the_model_is_fed(tmp_path, capsys):
 
 def test_the_statistics_are_those_of_the_training_pixels():
     composed = setup()
-    mean, std, images = data.pixel_statistics(composed)
     pixels = composed.splits["train"].pixels.numpy() / 255
-    assert images == len(pixels)
+    counts = count_levels(composed.splits["train"], composed.dataset)
+    assert counts.shape == (1, 256)
+    assert counts.sum() == pixels.size
+    assert [np.count_nonzero(counts), counts[0, 0]] == [len(np.unique(pixels)), (pixels == 0).sum()]
+    mean, std = mean_and_std(counts)
     assert mean == pytest.approx(pixels.mean(), abs=1e-6)
     assert std == pytest.approx(pixels.std(), abs=1e-6)
 
@@ -75,6 +79,39 @@ def test_data_looks_at_files_in_colour_and_repeats(tmp_path, capsys):
     words += ["augment=deit", "fit.batch_size=9"]
     assert main(["data", *TINY, *words, "--save", str(tmp_path / "look.png")]) == 0
     assert "3 channels" in capsys.readouterr().out
+
+
+def write_scans(root, values, n=8):
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(values).save(root / name / f"{i}.png")
+    return ["dataset=image_folder", f"dataset.root={root}", "dataset.image_size=64", "patch=p16", "fit.batch_size=4"]
+
+
+def test_data_says_how_deep_images_and_transparent_ones_become_pixels(tmp_path, capsys):
+    scan = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    words = [*write_scans(tmp_path / "images", scan), "dataset.evaluation_crop=1", "dataset.validation_fraction=0.2"]
+    assert main(["data", *TINY, *words, "--save", str(tmp_path / "look.png")]) == 0
+    said = capsys.readouterr().out
+    assert "levels      256 of 256 are in use" in said
+    assert "alpha       transparent pixels lie over white" in said
+    assert "depth       deeper than 8 bits: 0 is black, 4095 is white" in said
+    assert "warning" not in said
+    assert main(["data", *TINY, *words, "dataset.range=null", "--save", str(tmp_path / "look.png")]) == 0
+    said = capsys.readouterr().out
+    assert "levels      16 of 256 are in use" in said
+    assert "deeper than 8 bits" not in said
+    assert "warning     nearly all pixels are the same: 99 % have the values 0 to 15 of 255" in said
+
+
+def test_data_refuses_images_in_which_all_pixels_are_the_same(tmp_path, capsys):
+    words = write_scans(tmp_path / "images", np.zeros((8, 8, 4), np.uint8))
+    words += ["dataset.background=black", "dataset.validation_fraction=0.2", "--save", str(tmp_path / "look.png")]
+    assert main(["data", *TINY, *words]) == 2
+    said = capsys.readouterr().err
+    assert "are the same, (0.000, 0.000, 0.000) of 1: look at a file; dataset.background is" in said
+    assert not (tmp_path / "look.png").exists()
 
 
 def test_schedule_has_the_rates_that_training_has(tmp_path, capsys):

@@ -1,14 +1,17 @@
 """Images of every kind become the right pixels: transparency, deep grey, palettes, frames, rotations."""
 
 import io
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import vitlab
 from tests.data.test_dataset import FOLDER
 from tests.disk import hub_table, own_cache
+from vitlab.__main__ import main
 from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.compose import compose
@@ -18,6 +21,7 @@ from vitlab.data.datasets.image_folder import ImageFolder
 from vitlab.data.examples import Files, open_image
 from vitlab.data.pixel_range import find_range
 from vitlab.data.preprocess import Decoding, Preprocess, upright
+from vitlab.evaluation.reevaluate import dataset_from_overrides, eval_inputs, training_dataset
 
 WHITE, RED, BLUE, BLACK = (255, 255, 255), (254, 0, 0), (0, 0, 254), (0, 0, 0)
 SCAN = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # every value of 12 bits
@@ -267,3 +271,58 @@ def test_preprocess_decodes_as_it_is_told(tmp_path):
     Image.new("LA", (64, 64)).save(tmp_path / "y.png")
     assert Preprocess(**values, background=WHITE)(tmp_path / "y.png").unique().tolist() == pytest.approx([1.0])
     assert Preprocess(**values)(tmp_path / "y.png").unique().tolist() == [0.0]
+
+
+# --- a training and what is done with it ------------------------------------------------------------------------------
+
+
+def write_mixed(root, each=12):
+    """Glyphs in the alpha channel, and scans of 12 bits; both classes have both."""
+    for number, name in enumerate(("cat", "dog")):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            glyph = np.zeros((16, 16, 2), np.uint8)
+            glyph[i % 8 :, 4 * number : 4 * number + 8, 1] = 255
+            scan = SCAN[:16, :16] * (3 + number)
+            image = Image.fromarray(scan) if i % 2 else Image.fromarray(glyph)
+            image.save(root / name / f"{i}.png")
+    return root
+
+
+def test_a_training_keeps_its_background_and_range_for_whatever_comes_later(tmp_path, capsys):
+    root = write_mixed(tmp_path / "images")
+    data = ["dataset=image_folder", f"dataset.root={root}"]
+    words = [*data, "dataset.image_size=16", "dataset.evaluation_crop=1", "dataset.background=red", "patch=p4"]
+    words += ["fit.steps=2", "fit.batch_size=8", "model.width=8", "model.depth=1", "model.heads=1", "tracking=off"]
+    words += ["dataset.validation_fraction=0.2", f"system.runs={tmp_path}/runs", f"system.cache={tmp_path}/cache"]
+    assert main(["train", *words]) == 0
+    assert "deeper than 8 bits: 0 is black, 4095 is white" in capsys.readouterr().out
+    (run,) = (tmp_path / "runs").iterdir()
+    model = vitlab.load(run)
+    assert model.preprocess.decoding == Decoding("RGB", (255, 0, 0), (0.0, 4095.0))
+    image = Image.open(root / "cat" / "0.png")
+    assert model.preprocess(image)[:, 0, 15].tolist() == pytest.approx([2.2489, -2.0357, -1.8044], abs=1e-3)  # red
+
+    for file in root.rglob("*[13579].png"):  # other files, of 16 bits, do not change what the model is fed
+        Image.fromarray(np.full((16, 16), 65535, np.uint16)).save(file)
+    test = eval_inputs(run, model, training_dataset(run)).splits["test"]
+    assert test.decoding == model.preprocess.decoding
+    other = dataset_from_overrides([*data, "dataset.background=blue", "dataset.range=[0, 9]"])[0]
+    assert eval_inputs(run, model, other, external=True).splits["test"].decoding == model.preprocess.decoding
+    assert main(["evaluate", str(run)]) == 0
+    assert main(["evaluate", str(run), *data]) == 0
+    assert main(["predict", str(run), str(root / "cat" / "0.png"), "--save", str(tmp_path / "sheet.png")]) == 0
+
+
+def test_a_training_whose_pixels_vanish_says_so_in_one_line(tmp_path, capsys):
+    root = write_mixed(tmp_path / "images")
+    words = ["dataset=image_folder", f"dataset.root={root}", "dataset.image_size=16", "patch=p4", "fit.steps=1"]
+    words += ["fit.batch_size=8", "model.width=8", "model.depth=1", "model.heads=1", "tracking=off"]
+    words += ["dataset.validation_fraction=0.2", f"system.runs={tmp_path}/runs"]
+    flat = r"nearly all pixels are the same: 99 % have the values 0 to 1\d of 255; look at them: vitlab data\n"
+    assert main(["train", *words]) == 0
+    assert "nearly all" not in capsys.readouterr().out
+    assert main(["train", *words, "dataset.background=null", "dataset.range=null"]) == 0
+    assert len(re.findall(flat, capsys.readouterr().out)) == 1
+    (run,) = (path for path in (tmp_path / "runs").iterdir() if re.search(flat, (path / "log.txt").read_text()))
+    assert vitlab.load(run).preprocess.decoding == Decoding("RGB")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitlab.cli.exit import DONE, printable
+from vitlab.config.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,13 @@ def main(words: list[str]) -> int:
 
 
 def describe_data(setup: "TrainingSetup") -> str:
-    """The splits, their class balance, and the pixel statistics."""
+    """The splits, their class balance, and the pixel statistics.
+
+    Raises:
+        DataError: all pixels are the same.
+    """
+    from vitlab.data.levels import count_levels, describe_flat, mean_and_std
+
     data, fit = setup.dataset, setup.fit
     size = f"{data.shape[0]}x{data.shape[1]} pixels, {data.channels} channel{'s' * (data.channels > 1)}"
     lines = [
@@ -70,28 +77,25 @@ def describe_data(setup: "TrainingSetup") -> str:
             lines.append(f"{name:<{wide}}" + "".join(f"{count[label]:>12,}" for count in counts.values()))
     if data.passed_over:
         lines += ["", f"files       {printable(data.passed_over)}"]
-    mean, std, images = pixel_statistics(setup)
+    draw = np.random.default_rng(0).permutation(len(setup.splits["train"]))[:SAMPLE]
+    seen, images = count_levels(setup.splits["train"].take(np.sort(draw)), data), len(draw)
+    (mean, std), levels = mean_and_std(seen), np.count_nonzero(seen, axis=1)
+    if levels.max() == 1:
+        raise DataError(
+            f"all pixels of {images:,} training images are the same, {format_channels(mean)} of 1: look at a file;"
+            " dataset.background is what transparent pixels lie over, dataset.range what is black and white in images"
+            " deeper than 8 bits"
+        )
     measured = f"mean {format_channels(mean)}, std {format_channels(std)} of {images:,} training images"
     lines += ["", f"pixels      {measured}; normalised by {format_channels(data.mean)}, {format_channels(data.std)}"]
+    lines.append(f"levels      {' and '.join(dict.fromkeys(map(str, levels)))} of 256 are in use")
+    if setup.decoding.background is not None:
+        lines.append(f"alpha       transparent pixels lie over {getattr(data, 'background', '')}")
+    if setup.decoding.range is not None:
+        lines.append("depth       deeper than 8 bits: {:.6g} is black, {:.6g} is white".format(*setup.decoding.range))
+    if flat := describe_flat(seen):
+        lines.append(f"warning     {flat}")
     return "\n".join(lines)
-
-
-def pixel_statistics(setup: "TrainingSetup") -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean and standard deviation of each channel of the training pixels in 0 ... 1, and of how many images."""
-    from vitlab.data.augment import eval_transform
-    from vitlab.data.loader import EvalSampler, loader
-
-    train = setup.splits["train"]
-    draw = np.random.default_rng(0).permutation(len(train))[:SAMPLE]
-    part = train.take(np.sort(draw))
-    sums, squares, pixels = 0.0, 0.0, 0
-    for batch, _ in loader(part, eval_transform(setup.dataset), EvalSampler(examples=len(part), batch=100)):
-        values = batch.double() / 255
-        sums = sums + values.sum(dim=(0, 2, 3)).numpy()
-        squares = squares + values.square().sum(dim=(0, 2, 3)).numpy()
-        pixels += batch[:, 0].numel()
-    mean = np.asarray(sums) / pixels
-    return mean, np.sqrt(np.maximum(np.asarray(squares) / pixels - mean**2, 0)), len(part)
 
 
 def format_channels(values: "np.ndarray | tuple[float, ...]") -> str:

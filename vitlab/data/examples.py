@@ -57,6 +57,10 @@ class Examples:
             setattr(taken, name, getattr(self, name)[indices])
         return taken
 
+    def sample(self, count: int) -> np.ndarray:
+        """Indices of at most so many examples, evenly spaced; to override where some are read faster than others."""
+        return np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
+
     def decoded(self, decoding: Decoding) -> "Examples":
         """The same examples, with image files decoded in this way."""
         examples = copy(self)
@@ -119,10 +123,6 @@ class Encoded(Examples):
 
     def image(self, index: int) -> Image.Image:
         return self.open(index, partial(upright, decoding=self.decoding, min_size=self.min_size))
-
-    def sample(self, count: int) -> np.ndarray:
-        """Indices of at most so many examples, evenly spaced; to override where some are read faster than others."""
-        return np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
 
 
 class Files(Encoded):

@@ -85,6 +85,8 @@ def describe_input(setup: TrainingSetup) -> str:
         text += "; each is decoded in every epoch (system.cache=FOLDER would keep them decoded)"
     elif setup.system.cache is not None:
         text += "; system.cache is not used, because these images are not in files of their own"
+    if setup.decoding.range is not None:
+        text += "; deeper than 8 bits: {:.6g} is black, {:.6g} is white".format(*setup.decoding.range)
     return text
 
 

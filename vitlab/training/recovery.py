@@ -8,6 +8,7 @@ import yaml
 
 from vitlab.config.errors import NonFinite
 from vitlab.config.identity import cell_identity
+from vitlab.data.levels import count_levels, describe_flat
 from vitlab.evaluation.evaluate import evaluate
 from vitlab.storage import checkpoint
 from vitlab.storage.checkpoint import Checkpoints
@@ -18,10 +19,12 @@ from vitlab.system.distributed import share_buffers
 from vitlab.system.hardware import describe
 from vitlab.training.batches import describe_input, eval_batches
 from vitlab.training.optimizer import learning_rate
+from vitlab.training.recipe import TrainingSetup
 from vitlab.training.setup import describe_lr
 from vitlab.training.state import TrainState
 
 log = logging.getLogger("vitlab")
+LOOKED_AT = 32  # training images whose pixels are looked at
 ROLLBACKS = 10  # without a good evaluation in between, after which a training ends
 
 
@@ -39,12 +42,20 @@ def open_run(state: TrainState, checkpoints: Checkpoints, run: Run, config: dict
     if setup.dataset.passed_over:
         log.info("%s", setup.dataset.passed_over)
     if setup.dist.is_rank0:
+        warn_of_flat_images(setup)
         write_whole(run.config, lambda part: part.write_text(yaml.safe_dump(config, sort_keys=False)))
         write_json(run.environment, environment(describe(setup.dist.device)))
         run.rewind(state.step)
         run.write_result({"status": "interrupted", "seed": setup.seed, "cell": cell_identity(config)})  # until it ends
     checkpoints.best = state.best_checkpoint()  # best.pt may be of a step after the checkpoint's
     return resumed
+
+
+def warn_of_flat_images(setup: TrainingSetup) -> None:
+    """One line where the training images have hardly anything to see."""
+    train = setup.splits["train"]
+    if flat := describe_flat(count_levels(train.take(train.sample(LOOKED_AT)), setup.dataset)):
+        log.warning("%s; look at them: vitlab data", flat)
 
 
 def resume(state: TrainState, checkpoints: Checkpoints) -> bool:
