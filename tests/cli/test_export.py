@@ -60,7 +60,7 @@ def identities(lines):
     return found
 
 
-@pytest.mark.parametrize("text", [STAR, GRID, MIXED])
+@pytest.mark.parametrize("text", [STAR, GRID, MIXED, f"{STAR}folds: 2\n", f"{MIXED}folds: 2\n"])
 def test_the_agents_train_the_runs_of_the_sweep(tmp_path, text):
     file, written = exported(tmp_path, text)
     assert set(written) <= SCHEMA

@@ -61,6 +61,18 @@ def test_an_arm_without_a_finished_run_is_a_row_of_dashes_with_its_state():
         assert "3 failed" in line
 
 
+def test_of_folds_the_tables_say_so():
+    rows = [replace(row, folds=3, seeds=(0, 1)) for row in comparison().rows]
+    of = replace(comparison(), rows=tuple(rows))
+    text = answer.table_text(of)
+    assert "3 folds x 2 seeds" in text
+    assert "over n folds; interval of the mean: 95 %, Student's t, n folds" in text
+    assert "paired by fold" in text
+    assert " & 3 folds x 2 seeds & " in answer.table_tex(of)
+    assert {row["folds"] for row in csv.DictReader(io.StringIO(answer.table_csv(of)))} == {"3"}
+    assert "every run" in answer.CAPTIONS["metric"].format(metric="accuracy", point=of.point)
+
+
 def test_losses_are_no_shares():
     row = arm("a", (0.5, 0.7))
     of = Comparison(**{**vars(comparison()), "metric": metric("test/loss"), "rows": (row,)})

@@ -131,6 +131,96 @@ def test_swapping_two_arms_changes_the_sign_of_their_difference(scores):
     assert said == {"better", "worse"} or not said & {"better", "worse"}
 
 
+# --- folds --------------------------------------------------------------------------------------------------------
+
+
+def folded(cell, scores, folds=5, **more):
+    """Runs of a cell: a list of scores, one a seed, for each fold."""
+    return [
+        line(cell, seed, score, run=f"{cell}-{fold}-{seed}", **{"dataset.folds": folds, "dataset.fold": fold}, **more)
+        for fold, found in enumerate(scores)
+        for seed, score in enumerate(found)
+    ]
+
+
+def test_the_interval_over_folds_is_that_of_nadeau_and_bengio():
+    """By hand: mean 0.92, sd = sqrt((0.02² + 0.01² + 0.03²) / 4) = 0.018708; t = 2.776; 1/5 + 1/4 = 0.45."""
+    (row,) = compared(folded("a", [[0.90], [0.92], [0.91], [0.95], [0.92]])).rows
+    assert (row.score.n, row.score.of, row.n) == (5, "fold", "5 folds")
+    assert (row.score.mean, row.score.sd) == (pytest.approx(0.92), pytest.approx(0.018708, rel=1e-4))
+    assert row.score.high - row.score.mean == pytest.approx(2.776 * 0.018708 * math.sqrt(0.45), rel=2e-4)
+
+
+def test_seeds_of_a_fold_are_averaged_and_are_no_further_folds():
+    single = [[0.90], [0.92], [0.91], [0.95], [0.92]]
+    spread = [[mean - 0.04, mean, mean + 0.04] for (mean,) in single]
+    one, three = (compared(folded("a", scores)).rows[0] for scores in (single, spread))
+    assert (three.n, three.seeds, three.folds) == ("5 folds x 3 seeds", (0, 1, 2), 5)
+    assert three.score.n == one.score.n == 5
+    assert (three.score.low, three.score.high) == (pytest.approx(one.score.low), pytest.approx(one.score.high))
+
+
+def test_differences_are_paired_by_fold_and_tested_with_the_same_correction():
+    """By hand: differences 1, 2, 3, 4 points, mean 2.5, sd 1.29099; t = 2.5 / (1.29099 sqrt(1/4 + 1/3)) = 2.5355."""
+    base = [[0.90, 0.80], [0.70, 0.60], [0.50, 0.60], [0.80, 0.70]]
+    other = [[score + 0.01 * (fold + 1) for score in found] for fold, found in enumerate(base)]
+    lines = folded("a", base, folds=4) + folded("b", other, folds=4)
+    row = rows(compared(table(lines).sample(frac=1, random_state=0), baseline="a"))["b"]
+    assert (row.difference.n, row.difference.mean) == (4, pytest.approx(0.025))
+    assert row.p == pytest.approx(2 * stats.t.sf(2.5355, 3), rel=1e-4)
+    assert row.difference.high - 0.025 == pytest.approx(3.1824 * 0.0129099 * math.sqrt(1 / 4 + 1 / 3), rel=1e-4)
+    assert row.verdict.startswith("no difference shown (+")
+
+
+def test_what_is_missing_of_folds_is_seen():
+    lines = folded("a", [[0.9], [0.8], [0.7]]) + folded("b", [[0.9, 0.8]] * 5)[:-1]
+    found = compared(lines, cells={"a": "a", "b": "b", "c": "c"}, folds={"c": 5}, planned=[0, 1])
+    assert [row.n for row in found.rows] == ["3/5 folds x 2 seeds", "5 folds x 2 seeds", "0/5 folds x 2 seeds"]
+    assert [row.state for row in found.rows] == ["7 missing", "1 missing", "10 missing"]
+    assert compared(lines).rows[0].state == "2 missing"
+    assert found.rows[1].difference.n == 3
+
+
+def test_folds_of_another_number_or_none_are_no_pair():
+    lines = folded("a", [[0.9], [0.8], [0.7], [0.8], [0.9]]) + folded("b", [[0.9], [0.8]], folds=2)
+    found = compared(lines + [line("c", seed, 0.9) for seed in (0, 1)])
+    assert [row.verdict for row in found.rows[1:]] == ["no pair of folds"] * 2
+    assert found.unit("s") == "seeds or folds"
+
+
+def test_runs_that_differ_in_their_fold_are_one_arm_named_by_the_rest():
+    lines = folded("a", [[0.9], [0.8]], folds=2, **{"model.patch": 2})[:1]
+    lines += folded("b", [[0.9], [0.8]], folds=2, **{"model.patch": 4})[1:]
+    assert [row.name for row in compare(table(lines)).rows] == ["model.patch=2", "model.patch=4"]
+    (row,) = compare(table(folded("a", [[0.9]] * 5, name="digits-micro-p2-f3-s0-01234567"))).rows
+    assert row.name == "digits-micro-p2"
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "said"),
+    [
+        ([[0.9], [0.8]], [[0.9], [0.8]], "the same in every fold"),
+        ([[0.1], [0.2]], [[0.3], [0.4]], "better by 20 in every fold: no spread to test"),
+        ([[0.5, 0.4]], [[0.75, 0.65]], "one fold: no interval (+25)"),
+    ],
+)
+def test_a_verdict_over_folds_says_so(base, other, said):
+    found = compared(folded("a", base, folds=2) + folded("b", other, folds=2))
+    assert found.rows[1].verdict == said
+    notes = " ".join(found.notes)
+    assert "Fewer than 3 folds: all" in notes
+    assert ("over the folds" in notes) == ("one fold" not in said)
+    assert "the choice of test images" not in notes
+
+
+def test_how_many_folds_would_tell_a_difference_is_not_named():
+    lines = folded("a", [[0.9], [0.8], [0.7]], folds=3) + folded("b", [[0.91], [0.79], [0.72]], folds=3)
+    (pair,) = compared(lines, expect={"finding": "", "setting": "", "numbers": {"a": 1, "b": 2}}).agreement.pairs
+    assert (pair.verdict, pair.seeds) == ("cannot tell", None)
+    found = compared(lines, expect={"numbers": {"a": 1, "b": 2}}).agreement.words
+    assert "cannot be told with 3 folds." in found
+
+
 # --- words --------------------------------------------------------------------------------------------------------
 
 

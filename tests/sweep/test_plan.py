@@ -19,7 +19,7 @@ from vitlab.config import identity
 from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.compose import compose
-from vitlab.config.errors import ConfigError
+from vitlab.config.errors import ConfigError, VitlabError
 from vitlab.config.groups import SWEEPS
 from vitlab.model import count
 from vitlab.sweep import plan as planning
@@ -375,3 +375,96 @@ def test_a_sweep_of_speed_measures_its_cells_and_trains_nothing(file, tmp_path, 
     assert (folder / "answer.md").read_text() == answer
     assert "largest batch" in answer
     assert "of measuring in 4 runs" in answer
+
+
+# --- folds --------------------------------------------------------------------------------------------------------
+
+
+def folded(file, more="folds: 3", old="seeds: [0, 1]", new="seeds: [0, 1]"):
+    file.write_text(FILE.replace(old, new) + f"{more}\n")
+    return file
+
+
+def test_every_fold_is_trained_with_every_seed_and_they_are_one_cell(file, tmp_path):
+    plan = planned(folded(file), f"system.runs={tmp_path}")
+    first = [(job.name, job.fold, job.seed) for job in plan.jobs[:4]]
+    assert first == [("p2", 0, 0), ("p4", 0, 0), ("p2", 1, 0), ("p4", 1, 0)]
+    assert len({job.run.folder for job in plan.jobs}) == 2 * 3 * 2
+    for job in plan.jobs:
+        node = check(compose(job.words)[0])
+        assert (node["dataset"]["folds"], node["dataset"]["fold"], node["seed"]) == (3, job.fold, job.seed)
+        assert job.run.folder.name.endswith(f"-{identity.identity(node)}")
+        assert identity.cell_identity(node) == plan.cells[job.name == "p4"].identity
+    assert str(plan.jobs[2]) == "p2, fold 1, seed 0"
+    assert {cell["folds"] for cell in plan.record()["cells"].values()} == {3}
+
+
+@pytest.mark.parametrize(
+    ("more", "words", "folds"),
+    [
+        ("axes: {dataset.fold: [0, 1, 2]}", ["dataset.folds=3"], {0, 1, 2}),
+        ("axes: {dataset.fold: [2, 0]}", ["dataset.folds=3"], {0, 2}),
+        ("", ["dataset.folds=3"], {0, 1, 2}),
+        ("folds: 3", ["dataset.fold=1"], {None}),
+        ("", [], {None}),
+    ],
+)
+def test_folds_are_those_of_the_dataset_or_of_an_axis(file, more, words, folds):
+    jobs = planned(folded(file, more), *words).jobs
+    assert {job.fold for job in jobs} == folds
+    assert len(jobs) == 4 * len(folds)
+    assert {compose(job.words)[0]["dataset"]["fold"] for job in jobs} == (
+        {1} if "dataset.fold=1" in words else {f or 0 for f in folds}
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "old", "new", "why"),
+    [
+        ("axes: {dataset.fold: [0, 1]}", "", "", r"line 8: dataset.fold=0, 1: \w+ has dataset.folds=null: give `folds"),
+        ("folds: 1", "", "", "dataset.folds=1: must be at least 2"),
+        ("folds: few", "", "", "line 8: folds=few: expected a whole number"),
+        ("folds: 3", "p4: patch=p4", "p4: [patch=p4, 'optimizer.lr=1e-3,1e-2']", "chooses values by validation images"),
+        (
+            "folds: 3\nsearch: {method: random, trials: 2, space: {optimizer.lr: [1e-3, 1e-2]}}",
+            "",
+            "",
+            "other folds test",
+        ),
+        ("folds: 3", "x: patch.size", "metric: inference/images_per_second", "nothing is trained for it"),
+    ],
+)
+def test_folds_that_cannot_be_asked_are_refused(file, more, old, new, why):
+    with pytest.raises(VitlabError, match=why):
+        planned(folded(file, more, old or "seeds", new or "seeds"))
+
+
+def test_each_fold_starts_from_a_training_that_has_not_seen_its_test_images(file, tmp_path):
+    pretrain = "folds: 2\npretrain: {before: model/objective=masked_patch}"
+    folded(file, pretrain, "p4: patch=p4", "p4: init=pretrain/before")
+    jobs = planned(file, f"system.runs={tmp_path}").jobs
+    after = {job.run.folder: job for job in jobs}
+    started = [job for job in jobs if job.after]
+    assert len(started) == 4
+    for job in started:
+        assert jobs.index(after[job.after.folder]) < jobs.index(job)
+        assert (after[job.after.folder].fold, after[job.after.folder].seed) == (job.fold, job.seed)
+
+
+def test_a_sweep_over_folds_says_over_what_its_means_are(file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folded(file, "folds: 2", TINY, TINY.replace("fit.epochs=4", "fit.steps=1"))
+    words = ["sweep", str(file), "seeds=0", "launcher=serial"]
+    assert main([*words, "--dry"]) == 0
+    assert capsys.readouterr().out.count(" seed=0 dataset.fold=1\n") == 2
+    assert main(words) == 0
+    text = next(tmp_path.glob("runs/sweeps/*/answer.md")).read_text()
+    assert len(re.findall(r"\| +\**2 folds\** \|", text)) == 2
+    assert "over n folds" in text
+    assert "paired by fold" in text
+    assert "Nadeau and Bengio" in text
+    page = next(tmp_path.glob("runs/sweeps/*/answer.html")).read_text()
+    assert '"fold":"fold 1, "' in page
+    capsys.readouterr()
+    assert main(["compare", "runs"]) == 0
+    assert capsys.readouterr().out.count(" 2 folds ") == 2

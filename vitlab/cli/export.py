@@ -14,7 +14,7 @@ from vitlab.config.overrides import key_of
 from vitlab.storage.files import write_whole
 from vitlab.storage.metrics import SELECTED_BY
 from vitlab.sweep import question
-from vitlab.sweep.question import Dimension, Question
+from vitlab.sweep.question import FOLD, Dimension, Question
 from vitlab.sweep.reader import find, read
 
 METHODS = {"tpe": "bayes", "random": "random", "sobol": "random", "grid": "grid"}
@@ -67,6 +67,9 @@ def wandb_sweep(asked: Question, words: list[str]) -> dict[str, Any]:
             f"{asked.name}: its arms start from {', '.join(asked.pretrain)}, which W&B would not train first"
         )
     cells = plan(asked, words, elsewhere=True).cells
+    if len(cut := {cell.folds for cell in cells}) > 1:
+        raise ConfigError(f"{asked.name}: its arms have different numbers of folds, of which W&B would try every one")
+    folds = {FOLD: {"values": list(asked.folds or range(max(cut)))}} if max(cut) else {}
     by_key = [{key_of(word): word.partition("=")[2] for word in cell.overrides} for cell in cells]
     keys = dict.fromkeys(key for of_cell in by_key for key in of_cell)
     values = {key: list(dict.fromkeys(of_cell.get(key) for of_cell in by_key)) for key in keys}
@@ -89,7 +92,7 @@ def wandb_sweep(asked: Question, words: list[str]) -> dict[str, Any]:
         "method": METHODS[asked.search.method] if asked.search else "grid",
         "metric": {"name": SELECTED_BY.name, "goal": SELECTED_BY.goal},
         "command": ["${env}", "vitlab", "train", *fixed, "${args_no_hyphens}"],
-        "parameters": {**parameters, "seed": {"values": list(asked.seeds)}},
+        "parameters": {**parameters, **folds, "seed": {"values": list(asked.seeds)}},
         **({"run_cap": asked.search.trials} if asked.search else {}),
     }
 

@@ -233,8 +233,7 @@ def print_plan(plan: "Plan", slots: int) -> None:
             f"\n# {cell.name}{mark}: {si(cell.parameters)} parameters,"
             f" {si(cell.flops_per_image)} FLOPs an image, {si(cost)} FLOPs a run, {time}"
         )
-        for seed in plan.question.seeds:
-            job = cell.job(seed)
+        for job in plan.jobs_of(cell):
             status = job.run.result()["status"] if job.run.folder.is_dir() else ""
             print(job.command + (f"   # {status}" if status else ""))
             if status != "finished":

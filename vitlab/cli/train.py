@@ -59,7 +59,7 @@ def unfold(overrides: list[str], many: bool = False) -> list[str]:
         raise ConfigError(f"{' '.join(named)}: one cell a command; vitlab sweep trains all of them")
     asked, cell = reader.cell(named[0].removeprefix("cell="))
     rest = [word for word in overrides if word not in named]
-    own = [word for word in rest if key_of(word) == "seed" or word.startswith("hydra")]
+    own = [word for word in rest if key_of(word) in ("seed", "dataset.fold") or word.startswith("hydra")]
     cells = {each.name: each for each in asked.cells(word for word in rest if word not in own)}
     tracked = [] if any(word.startswith("tracking.sweep=") for word in rest) else [f"tracking.sweep={asked.name}"]
     return [*cells[cell.name].overrides, *tracked, *own]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.report.statistics import Estimate, paired
+from vitlab.report.statistics import Estimate, estimate, paired
 from vitlab.report.table import Agreement, Pair
 from vitlab.storage.metrics import Metric
 
@@ -39,7 +39,7 @@ def agree(expect: Any, scores: Mapping[str, pd.Series], metric: Metric, owners: 
     if len(arms) > 1:
         from scipy.stats import kendalltau
 
-        means = [metric.sign * float(scores[owners[name]].mean()) for name in arms]
+        means = [metric.sign * found.mean for name in arms if (found := estimate(scores[owners[name]]))]
         tau = float(kendalltau([reported[name] for name in arms], means).statistic)
         order = None if math.isnan(tau) else tau
     return Agreement(
@@ -61,8 +61,8 @@ def part(expect: Any, key: str) -> Any:
 
 
 def seeds_needed(found: Estimate | None) -> int | None:
-    """Seeds after which the interval would about exclude zero; None where that is more than anybody would train."""
-    if found is None or not found.sd or not found.mean:
+    """Seeds after which the interval would about exclude zero; None for folds, or more than anybody would train."""
+    if found is None or found.of == "fold" or not found.sd or not found.mean:
         return None
     seeds = max(math.floor((1.96 * found.sd / found.mean) ** 2), found.n) + 1
     return seeds if seeds <= MOST_SEEDS else None
@@ -80,7 +80,10 @@ def in_words(pairs: Sequence[Pair], order: float | None) -> str:
         " cannot be told"
     )
     seeds = span([pair.found.n if pair.found else 0 for pair in unclear])
-    text += f" with {seeds} seed{'s' * (seeds != '1')}." if unclear else "."
+    of = " or ".join(
+        dict.fromkeys(f"{pair.found.of if pair.found else 'seed'}{'s' * (seeds != '1')}" for pair in unclear)
+    )
+    text += f" with {seeds} {of}." if unclear else "."
     text += " Each is judged by a 95 % interval of its own, without correction."
     if enough := [pair.seeds for pair in unclear if pair.seeds]:
         which, without = "it" if len(unclear) == 1 else "them", len(unclear) - len(enough)

@@ -15,7 +15,7 @@ from vitlab.plotting import save_one
 from vitlab.report import figures
 from vitlab.report.page import page as page_of
 from vitlab.report.statistics import Estimate
-from vitlab.report.table import Agreement, Comparison, Row
+from vitlab.report.table import Agreement, Comparison
 from vitlab.storage.files import make_folder, read_text, write_whole
 from vitlab.storage.metrics import COSTS, METRICS, NONE, Metric
 
@@ -26,8 +26,8 @@ FINDING = ("<!-- finding -->", "<!-- /finding -->")
 UNWRITTEN = "\n*No finding is written yet: what stands between these two marks is kept.*\n"
 MOST = 10_000_000  # bytes of an answer
 CAPTIONS = {
-    "metric": "{metric} of each arm: means with 95 % intervals, and every seed",
-    "curves": "learning curves: means of the seeds, from the lowest to the highest",
+    "metric": "{metric} of each arm: means with 95 % intervals, and every {point}",
+    "curves": "learning curves: means of the {point}s, from the lowest to the highest",
     "compute": "{metric} against compute, with its Pareto front",
     "beside": "differences that the source reports, beside those found",
 }
@@ -79,7 +79,7 @@ def columns(comparison: Comparison) -> list[Column]:
         shown.remove(METRICS["seconds"])  # of measuring
     all_columns = [
         Column(metric.heading, True, [mean_sd(row.score, metric) for row in rows]),
-        Column("n", True, [count(row) for row in rows]),
+        Column("n", True, [row.n for row in rows]),
         Column("95 % interval", True, [interval(row.score, metric) for row in rows]),
         Column("difference", True, ["baseline" if r.baseline else change(r.difference, metric) for r in rows]),
         Column("verdict", False, [one_line(row.verdict) or NONE for row in rows]),
@@ -116,12 +116,12 @@ def legend(comparison: Comparison, mark: str) -> list[str]:
             "validation": ", whose own score is shown: it flatters the chosen",
         }
         lines.append(f"{mark}: chosen by validation{own.get(metric.source, '')}")
-    of = "rounds" if metric.source == "bench" else "seeds"
+    of = comparison.unit("s")
     lines.append(f"mean ± standard deviation over n {of}; interval of the mean: 95 %, Student's t, n {of}")
     if any(row.difference for row in comparison.rows):
         unit = ", in percentage points" if metric.share else ""
         lines.append(
-            f"difference to the baseline: mean ± half of its 95 % interval, paired by seed{unit};"
+            f"difference to the baseline: mean ± half of its 95 % interval, paired by {comparison.unit()}{unit};"
             " verdicts after Holm's correction"
         )
     if comparison.agreement and (base := comparison.reference):
@@ -136,7 +136,8 @@ def table_csv(comparison: Comparison) -> str:
     """The table in full digits: shares in 0 ... 1, times in seconds; empty where nothing is known."""
     frame = comparison.frame()
     frame.insert(1, "seeds", [" ".join(map(str, row.seeds)) for row in comparison.rows])
-    frame.insert(2, "x", ["" if row.x is None else row.x for row in comparison.rows])
+    frame.insert(2, "folds", [row.folds or "" for row in comparison.rows])
+    frame.insert(3, "x", ["" if row.x is None else row.x for row in comparison.rows])
     out = io.StringIO()
     frame.to_csv(out, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
     return out.getvalue()
@@ -192,7 +193,7 @@ def tried_text(tried: Comparison) -> str:
     metric, other = tried.metric, tried.metric.validation
     lines = [f"| cell | {other.heading} | {metric.heading} | n |", "| --- | ---: | ---: | ---: |"]
     for row in tried.rows:
-        cells = [escaped(row.name), mean_sd(row.validation, other), mean_sd(row.score, metric), count(row)]
+        cells = [escaped(row.name), mean_sd(row.validation, other), mean_sd(row.score, metric), row.n]
         lines.append(f"| {' | '.join([f'**{cell}**' if row.best else cell for cell in cells])} |")
     return "\n".join([*lines, "", "bold: chosen by validation for its arm"])
 
@@ -241,7 +242,7 @@ def write(comparison: Comparison, folder: Path, *, facts: Mapping[str, str], pic
     for name, figure in plots.items():
         if figure:
             paths += figures.save(figure, folder, name)
-            links[CAPTIONS[name].format(metric=comparison.metric.words)] = f"{name}.png"
+            links[CAPTIONS[name].format(metric=comparison.metric.words, point=comparison.point)] = f"{name}.png"
         else:  # one of an earlier answer would mislead
             for kind in ("png", "svg", "pdf"):
                 (folder / f"{name}.{kind}").unlink(missing_ok=True)
@@ -258,7 +259,7 @@ def publish(comparison: Comparison, path: Path, facts: Mapping[str, str]) -> lis
     """Writes the answer beside its question: NAME.md, whose finding is kept, and one figure, NAME.png."""
     finding = finding_of(path)
     picture = save_one(figures.combined(comparison), path.with_suffix(".png"))
-    words = CAPTIONS["metric"].format(metric=comparison.metric.words)
+    words = CAPTIONS["metric"].format(metric=comparison.metric.words, point=comparison.point)
     return [picture, write_text(path, markdown(comparison, facts, {words: picture.name}, finding))]
 
 
@@ -283,11 +284,6 @@ def change(of: Estimate | None, metric: Metric) -> str:
 
 def plus_minus(metric: Metric, mean: float, spread: float | None, sign: str = "") -> str:
     return metric.cell(mean, sign) + ("" if spread is None else f" ± {metric.cell(spread)}")
-
-
-def count(row: Row) -> str:
-    n = row.score.n if row.score else 0
-    return str(n) if n == len(row.seeds) else f"{n}/{len(row.seeds)}"
 
 
 def one_line(words: Any) -> str:

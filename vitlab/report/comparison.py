@@ -1,4 +1,4 @@
-"""A comparison: runs grouped by everything but the seed, with intervals and tests; offline, from the store of runs."""
+"""A comparison: runs grouped by everything but seed and fold, with intervals and tests, offline."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,17 @@ from vitlab.config.check import PARTS
 from vitlab.config.errors import ConfigError
 from vitlab.config.moved import current_key
 from vitlab.report.agreement import agree, part
-from vitlab.report.grouping import absent, differing, finished, listed, named, newest, position
+from vitlab.report.grouping import (
+    absent,
+    differing,
+    finished,
+    listed,
+    named,
+    newest,
+    position,
+    repetitions,
+    with_folds,
+)
 from vitlab.report.statistics import Estimate, clipped, estimate, holm, p_value, paired
 from vitlab.report.table import Comparison, Row
 from vitlab.report.verdict import notes, verdict
@@ -30,12 +40,13 @@ def compare(
     baseline: str | None = None,
     cells: Mapping[str, str] | None = None,
     planned: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    folds: Mapping[str, int] | None = None,
     title: str = "",
     source: str = "",
     expect: Any = None,
     arms: Mapping[str, str] | None = None,
 ) -> Comparison:
-    """The runs of a table grouped by everything but the seed, each group beside the baseline.
+    """The runs of a table grouped by everything but the seed and the fold, each group beside the baseline.
 
     Where an arm has several cells, the one with the best mean on the validation images stands for it.
 
@@ -47,6 +58,7 @@ def compare(
         cells: the cell of each arm, in the order of the rows; of arms that are one cell the first is shown. All cells
             of the table where none are given, named by what differs.
         planned: the seeds that were asked for, of every arm or by arm; others are left out. None for those found.
+        folds: how many folds each of `cells` has, 0 for none, for arms of which no run is there yet.
         title: the question.
         source: where it comes from.
         expect: has `finding`, `setting` and `numbers` (see `Agreement`), as attributes or as keys; empty is as None.
@@ -57,14 +69,14 @@ def compare(
     """
     x = current_key(x) if x else None
     if cells is not None and arms is not None and len({arms[name] for name in cells}) < len(cells):
-        asked = {"metric": metric, "x": x, "planned": planned, "title": title, "source": source}
+        asked = {"metric": metric, "x": x, "planned": planned, "folds": folds, "title": title, "source": source}
         return tuned(table, cells, arms, baseline, expect, asked)
-    keys = [key for key in table.columns if key.partition(".")[0] in ROOTS]
+    keys = [key for key in table.columns if key.partition(".")[0] in ROOTS and key != "dataset.fold"]
     measured = check(table, metric, x, keys, cells is not None)
     table = table.reset_index(drop=True)
     readable = pd.Series([isinstance(cell, str) for cell in table["cell"]], dtype=bool) & table["seed"].notna()
     unreadable = sorted(table["name"][~readable].astype(str))
-    table = table[readable].astype({"seed": "int64"}).sort_values("run")
+    table = with_folds(table[readable].astype({"seed": "int64"}).sort_values("run"))
     if cells is not None:
         table = table[table["cell"].isin(set(cells.values()))]
     differs = differing(table, keys)
@@ -78,17 +90,19 @@ def compare(
         raise ConfigError(f"baseline={baseline}: there is no such arm; there are {listed(list(cells))}")
     base = owners[cells.get(baseline, baseline) if baseline is not None else next(iter(cells.values()))]
 
-    runs = newest(table).sort_values(["cell", "seed"])
-    twice, there = len(table) - len(runs), runs.groupby("cell")["seed"].agg(tuple).to_dict()
-    seeds = {}
+    runs = newest(table).sort_values(["cell", "seed", "fold"])
+    by_cell = runs.groupby("cell")
+    twice, there, cut = len(table) - len(runs), by_cell["seed"].agg(tuple).to_dict(), by_cell["folds"].max().to_dict()
+    seeds, cuts = {}, {}
     for cell, name in owners.items():
+        cuts[name] = int(cut.get(cell, (folds or {}).get(name, 0)))
         asked = planned.get(name) if isinstance(planned, Mapping) else planned
-        seeds[name] = there.get(cell, ()) if asked is None else tuple(dict.fromkeys(asked))
+        seeds[name] = tuple(dict.fromkeys(there.get(cell, ()) if asked is None else asked))
     wanted = [seed in seeds[owners[cell]] for cell, seed in zip(runs["cell"], runs["seed"], strict=True)]
     runs = runs[pd.Series(wanted, runs.index, dtype=bool)].set_index("seed").copy()  # in one piece, grouping is faster
     groups = dict(list(runs.groupby("cell", sort=False)))
     keys = dict.fromkeys((*COSTS, metric, measured.validation.name))
-    values = pd.DataFrame({key: finished(runs, key) for key in keys})
+    values = pd.DataFrame({key: finished(runs, key) for key in keys}).set_index(repetitions(runs))
     grouped = values.groupby(runs["cell"].to_numpy(), sort=False)
     parts, costs = dict(list(grouped)), grouped.median().to_dict("index")
     parts = {name: parts.get(cell, values.iloc[:0]) for cell, name in owners.items()}
@@ -99,8 +113,9 @@ def compare(
     p = {name: value for name, value in p.items() if value is not None}
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
     states = {
-        name: state(groups[cell]["status"] if cell in groups else (), len(seeds[name]), len(scores[name]), metric)
+        name: state(groups[cell]["status"] if cell in groups else (), asked, len(scores[name]), metric)
         for cell, name in owners.items()
+        for asked in [len(seeds[name]) * max(1, cuts[name])]
     }
     chosen = best(validation, states, measured.validation)
     rows = []
@@ -117,6 +132,7 @@ def compare(
             baseline=name == base,
             best=name == chosen,
             seeds=seeds[name],
+            folds=cuts[name],
             runs=group,
             state=states[name],
             score=clipped(estimate(scores[name]), measured),
@@ -205,7 +221,7 @@ def state(statuses: Iterable[str], planned: int, counting: int, metric: str) -> 
     """Which runs do not count, in words.
 
     Args:
-        planned: how many seeds were asked for.
+        planned: how many runs were asked for.
         counting: how many finished runs have the metric.
     """
     counts = Counter(statuses)

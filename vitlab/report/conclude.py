@@ -80,6 +80,7 @@ def conclude(
             cells={name: cell["cell"] for name, cell in record["cells"].items()} if "cells" in record else None,
             arms={name: cell.get("arm", name) for name, cell in record.get("cells", {}).items()},
             planned=record.get("seeds"),
+            folds={name: cell.get("folds") or 0 for name, cell in record.get("cells", {}).items()},
             title=record["question"],
             source=record.get("source", ""),
             expect=record.get("expect"),

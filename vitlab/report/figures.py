@@ -76,7 +76,7 @@ def settled(figure: "Figure") -> "Figure":
 
 
 def against(comparison: Comparison) -> "Figure":
-    """The metric against the comparison's axis: means with 95 % intervals, and every seed as a faint point.
+    """The metric against the comparison's axis: means with 95 % intervals, every seed or run of a fold as a faint dot.
 
     On an axis of numbers also what was tried and not chosen.
     """
@@ -158,11 +158,11 @@ def draw_names(axes: "Axes", comparison: Comparison) -> None:
     if by_x:
         axes.set_ylabel(comparison.x or "", parse_math=False)
     axes.set_xlabel(comparison.metric.heading)
-    caption(axes, [mean_words(rows)])
+    caption(axes, [mean_words(comparison, rows)])
 
 
 def bar(axes: "Axes", of: Estimate, at: float, color: str, mark: str, scale: float, *, upright: bool) -> None:
-    """A mean with its interval; hollow where there is one seed and therefore none."""
+    """A mean with its interval; hollow where there is one seed or fold and therefore none."""
     reach = None if of.low is None or of.high is None else [[scale * (of.mean - of.low)], [scale * (of.high - of.mean)]]
     face = "white" if reach is None else color
     x, y = (at, scale * of.mean) if upright else (scale * of.mean, at)
@@ -221,7 +221,7 @@ def draw_points(
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_minor_formatter(lambda value, _: "")
     missing = [f"{row.name} ({row.state or 'unknown'})" for i, row in enumerate(comparison.rows) if i not in shown]
-    captions = [mean_words([point.row for point in points]), *notes]
+    captions = [mean_words(comparison, [point.row for point in points]), *notes]
     caption(axes, captions + ([f"not shown: {'; '.join(missing)}"] if missing else []))
     few = len(points) <= LABELLED and not lines
     annotate(axes, [point for point in points if few or point.row.baseline or point.row.best], scale)
@@ -295,7 +295,9 @@ def draw_curves(axes: "Axes", comparison: Comparison, curves: Sequence[Sequence[
             text.set_parse_math(False)
     cut = any(not run.finished for runs in curves for run in runs)
     without = [row.name for row, runs in zip(comparison.rows, curves, strict=True) if not runs]
-    lines = ["lines: means of the finished seeds; bands: from the lowest seed to the highest"]
+    lines = [
+        f"lines: means of the finished {comparison.point}s; bands: from the lowest {comparison.point} to the highest"
+    ]
     lines += ["dotted thin lines: runs that did not finish"] if cut else []
     caption(axes, lines + ([f"without a curve: {'; '.join(without)}"] if without else []))
 
@@ -325,7 +327,7 @@ def draw_beside(axes: "Axes", comparison: Comparison, agreement: Agreement, base
     list_names(axes, [shorten(arm, 34) for arm in arms])
     unit = "percentage points" if comparison.metric.share else comparison.metric.heading
     axes.set_xlabel(f"difference to {shorten(base, 40)} ({unit})", parse_math=False)
-    found = "● found, with its 95 % interval (hollow: one seed, no interval)"
+    found = f"● found, with its 95 % interval (hollow: one {comparison.unit()}, no interval)"
     caption(axes, [f"◇ reported: {agreement.setting}", found])
 
 
@@ -337,10 +339,10 @@ def list_names(axes: "Axes", names: Sequence[str]) -> None:
     dress(axes, "x")
 
 
-def mean_words(rows: Sequence[Row]) -> str:
+def mean_words(comparison: Comparison, rows: Sequence[Row]) -> str:
     least = min((row.score.n for row in rows if row.score), default=0)
-    alone = "; hollow: one seed, no interval" if least == 1 else ""
-    return f"means with 95 % intervals (Student's t){alone}; faint: every seed"
+    alone = f"; hollow: one {comparison.unit()}, no interval" if least == 1 else ""
+    return f"means with 95 % intervals (Student's t){alone}; faint: every {comparison.point}"
 
 
 def save(figure: "Figure", folder: Path, name: str) -> list[Path]:

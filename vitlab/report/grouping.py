@@ -13,11 +13,24 @@ LARGEST = 1e100  # the square of a number above may be infinite
 
 
 def newest(table: pd.DataFrame) -> pd.DataFrame:
-    """One run of each cell and seed: a finished one before others, and of those the newest."""
+    """One run of each cell, fold and seed: a finished one before others, and of those the newest."""
     written = table.get("written", "")
     order = pd.DataFrame({"late": table["status"] != "finished", "written": written, "run": table["run"]})
     order = order.sort_values(["late", "written", "run"], ascending=[True, False, False])
-    return table.loc[order.index].drop_duplicates(["cell", "seed"])
+    return table.loc[order.index].drop_duplicates(["cell", "fold", "seed"])
+
+
+def with_folds(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs with the columns `folds`, how many parts the images are cut into or 0, and `fold`."""
+    folds, fold = numbers(table, "dataset.folds"), numbers(table, "dataset.fold")
+    cut = folds.between(2, 2**31) & fold.between(0, 2**31)
+    whole = table.copy()  # in one piece: to a table of many pieces pandas adds columns slowly, and warns
+    return whole.assign(folds=folds.where(cut, 0).astype("int64"), fold=fold.where(cut, 0).astype("int64"))
+
+
+def repetitions(runs: pd.DataFrame) -> pd.MultiIndex:
+    """What tells apart the runs of a cell: the number of folds, the fold and the seed. Runs equal in all are paired."""
+    return pd.MultiIndex.from_frame(runs[["folds", "fold"]].assign(seed=runs.index))
 
 
 def differing(table: pd.DataFrame, keys: list[str]) -> dict[str, dict[str, Any]]:

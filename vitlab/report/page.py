@@ -75,6 +75,9 @@ def data(comparison: Comparison, facts: Mapping[str, str], finding: str) -> dict
         "heading": comparison.metric.heading,
         "test": comparison.metric.source == "test",
         "share": comparison.metric.share,
+        "unit": comparison.unit(),
+        "units": comparison.unit("s"),
+        "point": comparison.point,
         "x": x.words if x else comparison.x,
         "numeric": comparison.numeric,
         "compute": key,
@@ -92,13 +95,12 @@ def data(comparison: Comparison, facts: Mapping[str, str], finding: str) -> dict
 
 
 def row_data(row: Row, comparison: Comparison) -> dict[str, Any]:
-    same = ("name", "x", "baseline", "best", "state", "p", "verdict", "cost", "differs")
+    same = ("name", "x", "baseline", "best", "state", "n", "p", "verdict", "cost", "differs")
     estimates = {"score": row.score, "validation": row.validation, "difference": row.difference}
     return {
         **{key: getattr(row, key) for key in same},
         **{key: of and asdict(of) for key, of in estimates.items()},
         "shown": {key: METRICS[key].format(value) for key, value in row.cost.items()},
-        "asked": len(row.seeds),
         "runs": runs(row, comparison),
     }
 
@@ -110,6 +112,7 @@ def runs(row: Row, comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
             "seed": seed,
+            "fold": f"fold {line['fold']}, " if row.folds else "",
             "run": str(line.get("run", "")),
             "status": line.get("status", "finished"),
             "value": line.get(own),

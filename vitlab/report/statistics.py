@@ -1,4 +1,4 @@
-"""Means over seeds with Student's intervals, paired differences, and Holm's correction.
+"""Means over seeds or folds with Student's intervals, paired differences, and Holm's correction.
 
 Holm's correction is written here: scipy has none, and statsmodels would be a new dependency for six lines.
 """
@@ -16,16 +16,17 @@ from vitlab.storage.metrics import Metric
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over seeds, or of differences paired by seed.
+    """A mean over seeds or folds, or of differences paired by them.
 
-    `low` and `high` are the 95 % confidence interval of the mean (Student's t over the seeds); None with one seed.
+    `low` and `high` are the 95 % confidence interval of the mean (Student's t over the seeds or folds); None with one.
     """
 
     n: int
     mean: float
-    sd: float | None  # n - 1 in the denominator; None with one seed
+    sd: float | None  # n - 1 in the denominator; None with one seed or fold
     low: float | None
     high: float | None
+    of: str = "seed"  # what n counts: seed or fold
 
     @property
     def half(self) -> float | None:
@@ -47,19 +48,31 @@ class Estimate:
 def estimate(values: pd.Series, scale: float | None = None) -> Estimate | None:
     """Mean and Student's interval; None without values.
 
+    Seeds of a fold are averaged first: they are no further draws of images. The scores of k folds depend on each other,
+    for folds share training images, so the variance of their mean is taken as (1/n + 1/(k - 1)) sd², not as sd²/n
+    (Nadeau and Bengio 2003; there are 1/(k - 1) test images to each other image). No unbiased estimate exists (Bengio
+    and Grandvalet 2004).
+
     Args:
-        values: one a seed.
+        values: one a seed; of folds one a fold and seed, indexed as `grouping.repetitions` has it.
         scale: size of the numbers whose differences they are: a spread that is rounding error beside it counts as none.
     """
-    numbers = values.to_numpy(dtype="float64")
-    n = len(numbers)
+    folds = folds_of(values)
+    numbers = (values.groupby(level="fold").mean() if folds else values).to_numpy(dtype="float64")
+    n, of = len(numbers), "fold" if folds else "seed"
     if n < 2:
-        return Estimate(n=1, mean=float(numbers[0]), sd=None, low=None, high=None) if n else None
+        return Estimate(n=1, mean=float(numbers[0]), sd=None, low=None, high=None, of=of) if n else None
     mean, sd = float(numbers.mean()), float(numbers.std(ddof=1))
     if sd <= 1e-12 * (np.abs(numbers).max() if scale is None else scale):
         mean, sd = float(numbers[0]), 0.0
-    half = float(special.stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
-    return Estimate(n=n, mean=mean, sd=sd, low=mean - half, high=mean + half)
+    shared = 1 / (folds - 1) if folds else 0.0
+    half = float(special.stdtrit(n - 1, 0.975)) * sd * math.sqrt(1 / n + shared)
+    return Estimate(n=n, mean=mean, sd=sd, low=mean - half, high=mean + half, of=of)
+
+
+def folds_of(values: pd.Series) -> int:
+    """How many folds the images are cut into; 0 for none."""
+    return int(values.index[0][0]) if values.index.nlevels > 1 and len(values) else 0
 
 
 def clipped(mean: Estimate | None, metric: Metric) -> Estimate | None:
@@ -70,7 +83,7 @@ def clipped(mean: Estimate | None, metric: Metric) -> Estimate | None:
 
 
 def paired(one: pd.Series, other: pd.Series) -> Estimate | None:
-    """One minus the other, over the seeds that both have."""
+    """One minus the other, over the seeds, or folds and seeds, that both have."""
     both = one.index.intersection(other.index).sort_values()
     if both.empty:
         return None
@@ -81,9 +94,9 @@ def paired(one: pd.Series, other: pd.Series) -> Estimate | None:
 
 def p_value(difference: Estimate) -> float | None:
     """Of the two-sided t test of no difference; None where there is no spread."""
-    if not difference.sd:
+    if not difference.half:
         return None
-    t = abs(difference.mean) / (difference.sd / math.sqrt(difference.n))
+    t = abs(difference.mean) / difference.half * special.stdtrit(difference.n - 1, 0.975)
     return 2 * float(special.stdtr(difference.n - 1, -t))
 
 

@@ -1,7 +1,7 @@
 """A comparison as data: one row an arm, with its scores, costs and difference from the baseline."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,12 @@ class Row:
         baseline: whether the others are compared with this one.
         best: whether validation would choose it.
         seeds: those that were asked for.
-        runs: one line of the store for each run of this arm, finished or not; indexed by seed.
+        folds: how many parts the images are cut into, each the test split of one run a seed; 0 for a single split.
+        runs: one line of the store for each run of this arm, finished or not; indexed by seed, with its `fold`.
         state: which runs are missing: '1 failed', '2 missing, 1 pruned'; empty where all are there.
-        score: the metric's mean over the seeds.
+        score: the metric's mean over the seeds; over the folds, where there are any.
         validation: the same of the metric that chooses (`Metric.validation`).
-        difference: to the baseline, over the seeds that both have finished.
+        difference: to the baseline, over the seeds (or folds and seeds) that both have finished.
         p: of the paired t test of no difference, after Holm's correction over all rows; None with fewer than two pairs,
             or the same difference in each.
         verdict: the difference in words.
@@ -39,6 +40,7 @@ class Row:
     baseline: bool
     best: bool
     seeds: tuple[int, ...]
+    folds: int = 0
     runs: pd.DataFrame
     state: str
     score: Estimate | None
@@ -52,6 +54,14 @@ class Row:
     def label(self) -> str:
         return self.name + (" (baseline)" if self.baseline and self.name != "baseline" else "")
 
+    @property
+    def n(self) -> str:
+        """What the mean is over: '3' seeds, '5 folds', '5 folds x 3 seeds'; '2/3' where some have not finished."""
+        n, asked = self.score.n if self.score else 0, self.folds or len(self.seeds)
+        count = str(n) if n == asked else f"{n}/{asked}"
+        seeds = f" x {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
+        return f"{count} folds{seeds}" if self.folds else count
+
     def values(self, metric: str) -> list[tuple[Any, float]]:
         """Seed and value of each finished run that has the metric."""
         if metric not in self.runs:
@@ -59,6 +69,12 @@ class Row:
         runs = self.runs[self.runs["status"] == "finished"] if "status" in self.runs else self.runs
         values = pd.to_numeric(runs[metric], errors="coerce")
         return [(seed, float(value)) for seed, value in zip(values.index, values, strict=True) if number(value)]
+
+
+def units(rows: Sequence[Row], end: str = "") -> str:
+    """What the means of these arms are over: seeds, folds, or 'seeds or folds'; `end` is that of the word."""
+    folds = {row.folds > 0 for row in rows} or {False}
+    return " or ".join(f"{unit}{end}" for unit, cut in (("seed", False), ("fold", True)) if cut in folds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +86,7 @@ class Pair:
         found: of the metric, over the seeds that both have finished.
         verdict: agrees or disagrees, where the 95 % interval of `found` lies on one side of zero; else cannot tell.
         seeds: if it is undecided, about how many would be needed if the difference and the spread stayed the same;
-            None where the difference is about zero.
+            None where the difference is about zero, or over folds.
     """
 
     first: str
@@ -141,6 +157,15 @@ class Comparison:
         """Whether the axis is one of numbers."""
         scored = [row.x for row in self.rows if row.score and row.x is not None]
         return self.x is not None and bool(scored) and all(map(number, scored))
+
+    def unit(self, end: str = "") -> str:
+        """What the means are over, one or with `end`='s' several: seeds, folds, or the rounds of a benchmark."""
+        return f"round{end}" if self.metric.source == "bench" else units(self.rows, end)
+
+    @property
+    def point(self) -> str:
+        """What a faint point of a figure is: a seed, or a run of a fold and seed."""
+        return "run" if any(row.folds for row in self.rows) else "seed"
 
     @property
     def reference(self) -> str | None:

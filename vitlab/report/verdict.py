@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from vitlab.report.grouping import absent, listed, numbers
-from vitlab.report.statistics import Estimate
-from vitlab.report.table import Row
+from vitlab.report.statistics import Estimate, folds_of
+from vitlab.report.table import Row, units
 from vitlab.storage.metrics import Metric
 
 MIXED = {
@@ -33,14 +33,19 @@ def verdict(
     """
     if scores.empty or base.empty:
         return "nothing finished" if scores.empty else "the baseline has not finished"
+    unit = "fold" if folds_of(scores) or folds_of(base) else "seed"
     if gap is None:
-        return "no pair of seeds"
+        return f"no pair of {unit}s"
     mean = gap.mean * metric.scale
     if gap.sd is None or gap.high is None:
-        return f"one seed: no interval ({mean:+.3g})"
+        return f"one {unit}: no interval ({mean:+.3g})"
     direction = "better" if (mean > 0) == metric.higher_is_better else "worse"
     if p is None or adjusted is None:
-        return f"{direction} by {abs(mean):.3g} in every seed: no spread to test" if mean else "the same in every seed"
+        return (
+            f"{direction} by {abs(mean):.3g} in every {unit}: no spread to test"
+            if mean
+            else f"the same in every {unit}"
+        )
     half = (gap.high - gap.mean) * metric.scale
     # One digit of the uncertainty, two where it begins with 1 or 2, as the Particle Data Group rounds.
     digits = max(0, -math.floor(math.log10(half)) + (int(f"{half:e}"[0]) < 3))
@@ -73,16 +78,26 @@ def notes(
         lines.append(f"{dirty} of {len(used)} runs were of code with changes that were not committed.")
     if few := [row.name for row in rows if row.score is not None and row.score.n < 3]:
         which = "all" if len(few) == len(rows) > 1 else listed(few, 5)
-        lines.append(f"Fewer than 3 seeds: {which}. With 2 an interval is very wide, with 1 there is none: train more.")
+        short = units([row for row in rows if row.name in few], "s")
+        lines.append(
+            f"Fewer than 3 {short}: {which}. With 2 an interval is very wide, with 1 there is none: train more."
+        )
     if metric.source == "bench":
         lines.append("Intervals are 95 %, Student's t over rounds that measured every arm one after the other.")
     elif any(row.score is not None and row.score.low is not None for row in rows):
         images = numbers(used, "test_images").min()
         what = f" (one is {100 / images:.2g} points)" if images > 0 and metric.name == "test/accuracy" else ""
-        lines.append(
-            "Intervals are 95 %, Student's t over the seeds: they hold the randomness of training, not that of the"
-            f" choice of test images{what}."
-        )
+        if not all(row.folds for row in rows):
+            lines.append(
+                "Intervals are 95 %, Student's t over the seeds: they hold the randomness of training, not that of the"
+                f" choice of test images{what}."
+            )
+        if any(row.folds for row in rows):
+            lines.append(
+                "Intervals over folds are 95 %, Student's t over the folds, seeds of a fold averaged first. They"
+                " share training images, so the variance of a mean of n of k folds is taken as (1/n + 1/(k - 1)) times"
+                " that of the folds (Nadeau and Bengio 2003); no unbiased estimate exists (Bengio and Grandvalet 2004)."
+            )
     if tests > 1:
         lines.append(f"{tests} differences to the baseline are tested; p is corrected for all of them (Holm).")
     if metric.source == "validation":

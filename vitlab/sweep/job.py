@@ -17,6 +17,7 @@ class Job:
     Args:
         name: of the cell.
         seed: of the run.
+        fold: of its dataset; None where it is not one of several.
         words: what is typed after `vitlab train`.
         run: its folder.
         steps: of the whole training.
@@ -25,6 +26,7 @@ class Job:
 
     name: str
     seed: int
+    fold: int | None = None
     words: tuple[str, ...]
     run: Run
     steps: int
@@ -36,7 +38,11 @@ class Job:
         return shlex.join(("vitlab", "train", *self.words))
 
     def __str__(self) -> str:
-        return f"{self.name}, seed {self.seed}"
+        return f"{self.name}, {self.repetition}"
+
+    @property
+    def repetition(self) -> str:
+        return f"seed {self.seed}" if self.fold is None else f"fold {self.fold}, seed {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)

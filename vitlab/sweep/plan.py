@@ -22,7 +22,7 @@ from vitlab.model.meta import on_meta_device, zeroed
 from vitlab.storage.metrics import metric
 from vitlab.storage.run import find
 from vitlab.sweep.job import Job
-from vitlab.sweep.question import BASELINE, PRETRAIN, Cell, Question, source_of
+from vitlab.sweep.question import BASELINE, FOLD, PRETRAIN, Cell, Question, source_of
 from vitlab.system.distributed import single_process
 from vitlab.training import pretrained
 from vitlab.training.checks import examine
@@ -40,7 +40,7 @@ class Checked:
     Args:
         name: of the cell.
         overrides: that it is composed of.
-        identity: hash that its runs share, whatever their seed.
+        identity: hash that its runs share, whatever their seed and fold.
         baseline: whether the others are compared with it.
         config: of its first seed.
         choices: option of each group.
@@ -76,15 +76,25 @@ class Checked:
         model = on_meta_device(build(self.config["model"]), **self.shape)
         return to_come(self.job(0).run.best, model, self.shape["image_size"], self.classes)
 
-    def job(self, seed: int) -> Job:
-        """One run of it."""
+    @property
+    def folds(self) -> int:
+        """How many folds its runs are of; 0 where it has a single split, or one fold of its own."""
+        return 0 if FOLD in map(key_of, self.overrides) else self.config["dataset"]["folds"] or 0
+
+    def job(self, seed: int, fold: int = 0) -> Job:
+        """One run of it; with a source from that of the same fold, which has not seen the test images either."""
         config: Node = {**self.config, "seed": seed}
+        words = (*self.overrides, f"seed={seed}")
+        if self.folds:
+            config["dataset"] = {**config["dataset"], "fold": fold}
+            words = (*words, f"{FOLD}={fold}")
         name = f"{slug(config, dict(self.choices))}-{identity(config)}"
-        run, after, words = find(config["system"]["runs"], name), None, (*self.overrides, f"seed={seed}")
+        run, after = find(config["system"]["runs"], name), None
         if self.source is not None:
-            after = self.source.job(seed).run
+            after = self.source.job(seed, fold).run
             words = merged(words, start_from(after.folder, self.source.identity))
-        return Job(name=self.name, seed=seed, words=words, run=run, steps=self.steps, after=after)
+        own = fold if self.folds else None
+        return Job(name=self.name, seed=seed, fold=own, words=words, run=run, steps=self.steps, after=after)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +115,17 @@ class Plan:
 
     @property
     def jobs(self) -> list[Job]:
-        """Every run, seed by seed, so that an early end leaves complete comparisons; pre-trainings first."""
+        """Every run, seed by seed and fold by fold, so that an early end leaves comparisons; pre-trainings first."""
         cells = sorted(self.cells, key=lambda cell: -cell.images * cell.flops_per_image)
-        each = [cell.job(seed) for seed in self.question.seeds for cell in (*self.pretrain, *cells)]
+        each = [job for cell in (*self.pretrain, *cells) for job in self.jobs_of(cell)]
+        seeds = {seed: place for place, seed in enumerate(self.question.seeds)}
+        each.sort(key=lambda job: (seeds[job.seed], job.fold or 0))
         return list({job.run.folder: job for job in each}.values())  # two arms may have a cell in common
+
+    def jobs_of(self, cell: Checked) -> list[Job]:
+        """The runs of a cell: of every seed, and every fold."""
+        folds = self.question.folds or range(cell.folds) if cell.folds else (0,)
+        return [cell.job(seed, fold) for seed in self.question.seeds for fold in folds]
 
     @property
     def runs(self) -> Path:
@@ -142,7 +159,8 @@ class Plan:
 
 def cell_record(cell: Checked) -> dict[str, Any]:
     """What sweep.json holds of a cell."""
-    return {"cell": cell.identity, "overrides": list(cell.overrides), "arm": cell.arm}
+    folds = {"folds": cell.folds} if cell.folds else {}
+    return {"cell": cell.identity, "overrides": list(cell.overrides), "arm": cell.arm} | folds
 
 
 def start_from(weights: Path | str, origin: str) -> tuple[str, str]:
@@ -206,6 +224,7 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
                 " the baseline"
             )
         arms.setdefault(cell.arm, []).append(one)
+        check_folds(question, one)
     found: dict[frozenset[str], list[Checked]] = {}
     for arm, its in arms.items():
         key = frozenset(one.identity for one in its)
@@ -219,6 +238,18 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
     return Plan(
         question=question, words=words, cells=tuple(itertools.chain(*found.values())), pretrain=tuple(before.values())
     )
+
+
+def check_folds(question: Question, cell: Checked) -> None:
+    """Refuses folds that are not there, and a choice by validation images that are test images of other folds."""
+    if question.folds and not 0 <= min(question.folds) <= max(question.folds) < cell.folds:
+        given = f"{question.file}, line {question.lines[f'axes.{FOLD}']}: {FOLD}={', '.join(map(str, question.folds))}"
+        raise ConfigError(f"{given}: {cell.name} has dataset.folds={cell.folds or 'null'}: give `folds: K` instead")
+    if cell.folds and (question.search or cell.arm != cell.name):
+        raise ConfigError(
+            f"dataset.folds={cell.folds}: {question.name} chooses values by validation images, which other folds test"
+            f" on: choose on one fold, {FOLD}=0, then sweep the chosen values over all"
+        )
 
 
 def check_cell(

@@ -78,14 +78,14 @@ class Progress:
         from rich.text import Text
 
         table = Table(title=Text(head), title_justify="left", box=None, pad_edge=False)
-        for name in ("cell", "seed", "on", "", "validation", "left"):
+        for name in ("cell", "", "on", "", "validation", "left"):
             table.add_column(name)
         for child in running:
             left = child.left()
             accuracy = SELECTED_BY.format(child.row[SELECTED_BY.name]) if child.row else ""
             table.add_row(
                 Text(child.job.name),
-                str(child.job.seed),
+                child.job.repetition,
                 child.slot.name,
                 ProgressBar(total=1.0, completed=child.share, width=24),
                 accuracy,

@@ -13,6 +13,7 @@ from vitlab.config.overrides import key_of, merged, several
 from vitlab.storage.metrics import metric
 
 PRETRAIN = "pretrain/"  # before the name of a pre-training: init=pretrain/NAME
+FOLD = "dataset.fold"  # of one run: repetitions, as seeds are
 BASELINE = "baseline"  # the cell's name where no arm is the same
 
 
@@ -60,7 +61,7 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One configuration of a sweep without its seed: what is typed after `vitlab train` to get it."""
+    """One configuration of a sweep without its seed and fold: what is typed after `vitlab train` to get it."""
 
     name: str
     overrides: tuple[str, ...]
@@ -83,6 +84,7 @@ class Question:
             `init`. An arm starts from one with `init=pretrain/NAME`.
         axes: key -> values: every combination, of every arm.
         seeds: of each cell.
+        folds: of each cell whose dataset has `folds`; None is all of them.
         metric: that is reported; configurations and checkpoints are chosen by validation whatever it is.
         x: axis of the figure: a configuration key or a cost; None is the arms' names.
         expect: what the source reports.
@@ -100,6 +102,7 @@ class Question:
     pretrain: Mapping[str, tuple[str, ...]]
     axes: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
+    folds: tuple[int, ...] | None = None
     metric: str
     x: str | None
     expect: Expect

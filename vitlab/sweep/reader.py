@@ -16,7 +16,7 @@ from vitlab.config.moved import current_key
 from vitlab.config.overrides import key_of, merged, quoted, several
 from vitlab.storage.files import file_errors, read_text
 from vitlab.storage.metrics import COSTS, metric
-from vitlab.sweep.question import BASELINE, PRETRAIN, Cell, Dimension, Expect, Question, Search, slugs, source_of
+from vitlab.sweep.question import BASELINE, FOLD, PRETRAIN, Cell, Dimension, Expect, Question, Search, slugs, source_of
 
 
 def cell(given: str) -> tuple[Question, Cell]:
@@ -98,15 +98,18 @@ def read(file: Path, scale: str | None = None) -> Question:
     def take(key: str, kind: Callable[..., Any], default: Any) -> Any:
         return kind(given[key], at[key]) if key in given else default
 
+    axes, folds = take("axes", reader.axes, {}), take("folds", reader.folds, ())
+    chosen_folds = axes.pop(FOLD, None)  # an axis of folds is one of repetitions
     found = Question(
         file=file,
         question=take("question", reader.text, ""),
         source=take("source", reader.text, ""),
-        baseline=merged(take("baseline", reader.overrides, ()), take("overrides", reader.overrides, ())),
+        baseline=merged(take("baseline", reader.overrides, ()), take("overrides", reader.overrides, ()), folds),
         arms=take("arms", reader.arms, {}),
         pretrain=take("pretrain", reader.arms, {}),
-        axes=take("axes", reader.axes, {}),
+        axes=axes,
         seeds=take("seeds", reader.seeds, (0, 1, 2)),
+        folds=chosen_folds and tuple(reader.number(fold, f"{at['axes']}.{FOLD}", int) for fold in chosen_folds),
         metric=take("metric", reader.metric, "test/accuracy"),
         x=take("x", reader.axis, None),
         expect=take("expect", reader.expect, Expect()),
@@ -115,15 +118,18 @@ def read(file: Path, scale: str | None = None) -> Question:
         duration=take("duration", reader.text, ""),
         lines={key.removeprefix(f"scale.{chosen}."): line for key, line in sorted(reader.lines.items())},
     )
-    if not (found.arms or found.axes or found.search or ("seeds" in given and len(found.seeds) > 1)):
-        raise reader.wrong("", "nothing varies: give arms, axes, a search, or several seeds")
+    if not (
+        found.arms or found.axes or found.search or folds or chosen_folds or ("seeds" in given and len(found.seeds) > 1)
+    ):
+        raise reader.wrong("", "nothing varies: give arms, axes, a search, folds, or several seeds")
     names = {cell.arm for cell in found.cells()}
     for name in found.expect.numbers:
         if name not in names:
             raise reader.wrong(at["expect"], f"expect.numbers: there is no arm {name!r}{nearest(name, names)}")
     if found.search and (found.pretrain or len(names) < len(found.cells())):
         raise reader.wrong(at["search"], "search: it goes with neither pretrain nor overrides of several values")
-    if not found.trains and (found.search or found.pretrain or len(names) < len(found.cells())):
+    several = found.search or found.pretrain or folds or chosen_folds or len(names) < len(found.cells())
+    if not found.trains and several:
         raise reader.wrong(at["metric"], f"metric: {found.metric}: nothing is trained for it, so nothing can be chosen")
     for cell in found.cells():
         if (name := source_of(cell.overrides)) is not None and name not in found.pretrain:
@@ -132,7 +138,7 @@ def read(file: Path, scale: str | None = None) -> Question:
     return found
 
 
-KEYS = ("arms", "pretrain", "axes", "seeds", "metric", "x", "expect", "search")
+KEYS = ("arms", "pretrain", "axes", "seeds", "folds", "metric", "x", "expect", "search")
 
 
 OLD_KEYS = {"first": "pretrain", "takes": "duration", "says": "finding", "of": "setting"}  # as first released -> now
@@ -256,6 +262,9 @@ class Reader:
         if not found or len(set(found)) < len(found) or min(found) < 0:
             raise self.wrong(path, f"{path}: expected different seeds, such as [0, 1, 2], or how many")
         return found
+
+    def folds(self, node: Any, path: str) -> tuple[str, ...]:
+        return (f"dataset.folds={self.number(self.text(node, path), path, int)}",)
 
     def metric(self, node: Any, path: str) -> str:
         try:
