@@ -22,7 +22,8 @@ USAGE = """vitlab: train Vision Transformers and answer questions about them
 
 {commands}
 
-  vitlab COMMAND --help prints the options of a command; vitlab --version"""
+  vitlab COMMAND --help prints the options of a command; vitlab --version
+  In every command: --config-dir FOLDER adds options of your own, --allow PACKAGE lets them name its classes."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +32,26 @@ def main(arguments: list[str] | None = None) -> int:
     0 is done, 1 failed, 2 refused before anything was written (a VitlabError), and 128 + n left because of signal n
     with everything saved: 130 SIGINT, 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM.
     """
-    words = sys.argv[1:] if arguments is None else arguments
+    from vitlab.cli.exit import refuse
+    from vitlab.config import own
+    from vitlab.config.errors import VitlabError
+
+    try:
+        added, words = own.take(sys.argv[1:] if arguments is None else arguments)
+        with own.using(added):
+            return run(words)
+    except VitlabError as error:
+        return refuse(error)
+
+
+def run(words: list[str]) -> int:
+    """Runs the command that the words begin with.
+
+    Raises:
+        VitlabError: it is refused, or there is no such command.
+    """
+    from importlib import import_module
+
     if "-sc" in words and words[0] != "train":  # the shell asks for completions, Hydra's way
         from vitlab.cli.complete import complete_line
 
@@ -45,21 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"vitlab {version('vitlab')}")
         return 0
-    from importlib import import_module
+    if command not in COMMANDS:
+        from vitlab.config.errors import ConfigError
+        from vitlab.config.groups import nearest
 
-    from vitlab.cli.exit import refuse
-    from vitlab.config.errors import ConfigError, VitlabError
-
-    try:
-        if command not in COMMANDS:
-            from difflib import get_close_matches
-
-            near = get_close_matches(command, COMMANDS, n=1)
-            mean = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"there is no command {command!r}{mean} (vitlab --help)")
-        return import_module(f"vitlab.cli.{command}").main([flag(word) for word in rest])
-    except VitlabError as error:
-        return refuse(error)
+        raise ConfigError(f"there is no command {command!r}{nearest(command, COMMANDS)} (vitlab --help)")
+    return import_module(f"vitlab.cli.{command}").main([flag(word) for word in rest])
 
 
 def flag(word: str) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 from vitlab.cli.exit import DONE
 from vitlab.cli.hydra_task import train_with_hydra
+from vitlab.config.errors import ConfigError
+from vitlab.config.own import take, using
 
 COMPOSING = ("train", "data", "schedule", "bench")
 
@@ -17,5 +19,10 @@ def complete_line(words: list[str], commands: Iterable[str]) -> int:
     if "query" in "".join(words) and not (command in COMPOSING and space):
         print(" ".join(name for name in commands if name.startswith(command)))
         return DONE
-    os.environ["COMP_LINE"] = f"{program} {overrides}"
-    return train_with_hydra(words)
+    try:
+        added, rest_words = take(overrides.split(" "))
+        with using(added):
+            os.environ["COMP_LINE"] = f"{program} {' '.join(rest_words)}"
+            return train_with_hydra(words)
+    except ConfigError:  # a flag that is not complete yet
+        return DONE

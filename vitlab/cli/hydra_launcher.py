@@ -26,6 +26,7 @@ from vitlab.config.compose import explained
 from vitlab.config.errors import ConfigError, StorageError
 from vitlab.config.groups import CONF
 from vitlab.config.overrides import complete, quoted
+from vitlab.config.own import CURRENT
 from vitlab.sweep.job import Job
 
 POLL = 1.0  # seconds between two looks at a run that another process trains
@@ -116,7 +117,7 @@ def make_launch(jobs: list[Job], words: list[str]) -> Launch:
         with explained(), initialize_config_dir(str(CONF), version_base="1.3", job_name="vitlab"):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
-            config = hydra.compose_config("train", given, run_mode=RunMode.MULTIRUN)
+            config = hydra.compose_config("train", [*CURRENT.get().searchpath(), *given], run_mode=RunMode.MULTIRUN)
             context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
             launcher = plugins.instantiate_launcher(hydra_context=context, task_function=task, config=config)
     except BaseException:

@@ -19,6 +19,7 @@ from vitlab.config.check import check
 from vitlab.config.compose import plain
 from vitlab.config.errors import StorageError, VitlabError
 from vitlab.config.groups import CONF
+from vitlab.config.own import CURRENT, Own, using
 from vitlab.storage.files import file_errors, make_folder, read_json, write_json
 from vitlab.storage.metrics import SELECTED_BY
 
@@ -42,6 +43,7 @@ class Task:
         folder: where each job records its start and its exit status, as NUMBER.json; None is nowhere.
         process: that the command was started in.
         cwd: that the command was started in; the machines share its file system.
+        own: what the command added.
         codes: exit statuses of the jobs of this process.
         begun: whether a job of this process has begun.
     """
@@ -51,6 +53,7 @@ class Task:
     folder: Path | None = None
     process: str = field(default_factory=process_name)
     cwd: str = field(default_factory=os.getcwd)
+    own: Own = field(default_factory=CURRENT.get)
     codes: list[int] = field(default_factory=list)
     begun: bool = False
 
@@ -60,11 +63,11 @@ class Task:
 
         self.begun, hydra, local = True, HydraConfig.get(), self.process == process_name()
         words = list(hydra.overrides.task)
-        sys.argv = self.argv if local else ["vitlab", "train", *words]
+        sys.argv = self.argv if local else ["vitlab", "train", *self.own.flags(), *words]
         if not local:
             os.chdir(self.cwd)
         self.record(hydra, status=None, words=words)
-        with isolated():
+        with using(self.own), isolated():
             code, folder = self.train(composed, hydra.runtime.choices)
         self.codes.append(code)
         accuracy = math.nan
@@ -176,8 +179,9 @@ def run_hydra(task: Task, words: list[str]) -> None:
     """Runs Hydra's application with these words as its command line."""
     import hydra
 
-    argv = sys.argv
-    sys.argv = [argv[0], *words]
+    argv, (first, *others) = sys.argv, CURRENT.get().folders or (None,)
+    flag = ["--config-dir", str(first)] if first else []  # which Hydra completes words from, too
+    sys.argv = [argv[0], *flag, *Own(tuple(others)).searchpath(), *words]
     try:
         hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")(task)()
     finally:

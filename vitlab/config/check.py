@@ -11,6 +11,7 @@ from vitlab.config.errors import ConfigError, Node
 from vitlab.config.groups import known_keys, menu, nearest
 from vitlab.config.moved import current_name
 from vitlab.config.overrides import show
+from vitlab.config.own import allowed_packages, remedy
 
 TRUSTED = ("vitlab.", "torch.optim.", "lion_pytorch.", "schedulefree.")  # what a trusted configuration may name
 MODELS = ("vitlab.model.",)  # what an untrusted one may name
@@ -38,8 +39,9 @@ def locate(target: str, allowed: tuple[str, ...] = TRUSTED) -> Any:
     """
     target = current_name(target)
     module, _, name = target.rpartition(".")
+    allowed = (*allowed, *allowed_packages())
     refused = ConfigError(
-        f"_target_: {target} is refused: a configuration may name classes of {', '.join(allowed)} only"
+        f"_target_: {target} is refused: a configuration may name classes of {', '.join(allowed)} only{remedy(target)}"
     )
     if not f"{module}.".startswith(allowed):
         raise refused

@@ -12,6 +12,7 @@ from typing import Any
 from vitlab.config.errors import ConfigError, Node
 from vitlab.config.groups import CONF, known_keys, menu, nearest
 from vitlab.config.overrides import complete, parse
+from vitlab.config.own import CURRENT
 
 
 def compose(overrides: Iterable[str] = ()) -> tuple[Node, dict[str, str]]:
@@ -25,7 +26,8 @@ def compose(overrides: Iterable[str] = ()) -> tuple[Node, dict[str, str]]:
     given, groups = complete(overrides), menu()
     values = [word for word in given if re.match(r"(?!hydra)\w", word) and word.split("=")[0] not in groups]
     with explained():
-        config, choices = composed(tuple(word for word in given if word not in values))
+        searchpath = CURRENT.get().searchpath()
+        config, choices = composed((*searchpath, *(word for word in given if word not in values)))
         config = copy.deepcopy(config)
         ConfigLoaderImpl._apply_overrides_to_config([parse(word) for word in values], config)
     return plain(config, choices)

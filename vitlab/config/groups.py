@@ -1,11 +1,15 @@
 """The menu: what conf/ offers, read from its files without Hydra."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from vitlab.config.errors import ConfigError
+from vitlab.config.own import CURRENT
 
 HERE = Path(__file__).parent.parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
@@ -26,16 +30,67 @@ TEXTS = {
 }
 
 
+def roots() -> tuple[Path, ...]:
+    """The folders that options come from: `conf/`, and the user's own."""
+    return (CONF, *CURRENT.get().folders)
+
+
 @cache
-def menu(root: Path = CONF) -> dict[str, dict[str, str]]:
-    """Every group, its options, and the first comment of each option's file."""
-    groups: dict[str, dict[str, str]] = {}
-    for file in sorted(root.rglob("*.yaml"), key=natural):
-        if file.parent != root:
-            lines = file.read_text().split("\n")
-            first = lines[1] if lines[0].startswith("# @package") else lines[0]
-            groups.setdefault(file.parent.relative_to(root).as_posix(), {})[file.stem] = first.removeprefix("# ")
+def option_files(folders: tuple[Path, ...]) -> dict[str, dict[str, Path]]:
+    """The file of each option, by group.
+
+    Raises:
+        ConfigError: an option of the user's own has the name of one of vitlab's, or is about Hydra itself.
+    """
+    groups: dict[str, dict[str, Path]] = {}
+    for folder in folders:
+        for file in sorted(folder.rglob("*.yaml"), key=natural):
+            group = file.parent.relative_to(folder).as_posix()
+            if folder == CONF and file.parent != folder:
+                groups.setdefault(group, {})[file.stem] = file
+            elif group in groups:
+                if file.stem in groups[group]:
+                    raise ConfigError(f"{file}: there is an option {group}={file.stem} already: give it another name")
+                check_own(file, groups)
+                groups[group][file.stem] = file
     return groups
+
+
+def check_own(file: Path, groups: Iterable[str]) -> None:
+    """Refuses an option of the user's own that would set something of Hydra's, which runs what it names.
+
+    Raises:
+        ConfigError: it does, or it cannot be read.
+    """
+    import yaml
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    packages = re.findall(r"^#\s*@package\s+(.*?)\s*$", text, flags=re.MULTILINE)
+    known = {"_global_", "_group_", *(group.replace("/", ".") for group in groups)}
+    if "hydra" in json.dumps(tree, default=str) or not known.issuperset(packages):
+        raise ConfigError(f"{file}: an option may set nothing outside vitlab's groups, such as hydra: leave that out")
+
+
+def menu() -> dict[str, dict[str, str]]:
+    """Every group, its options, and the first comment of each option's file."""
+    return menu_of(roots())
+
+
+@cache
+def menu_of(folders: tuple[Path, ...]) -> dict[str, dict[str, str]]:
+    return {
+        group: {option: first_comment(file) for option, file in there.items()}
+        for group, there in option_files(folders).items()
+    }
+
+
+def first_comment(file: Path) -> str:
+    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if not line.startswith("# @package")]
+    return lines[0].removeprefix("# ") if lines and lines[0].startswith("#") else ""
 
 
 def natural(file: Path) -> list[Any]:
@@ -53,13 +108,17 @@ def defaults(root: Path = CONF) -> dict[str, str]:
     return found
 
 
-@cache
-def known_keys(root: Path = CONF) -> dict[str, list[tuple[str, str]]]:
+def known_keys() -> dict[str, list[tuple[str, str]]]:
     """Every key that some option has, dotted, and the (group, option) pairs that have it."""
+    return keys_of(roots())
+
+
+@cache
+def keys_of(folders: tuple[Path, ...]) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {"seed": []}
-    for group, options in menu(root).items():
-        for option in options:
-            text = (root / group / f"{option}.yaml").read_text()
+    for group, there in option_files(folders).items():
+        for option, file in there.items():
+            text = file.read_text(encoding="utf-8")
             package = re.match(r"# @package (\w+)", text)
             node = package[1] if package else group.replace("/", ".")
             for key in re.findall(r"^([a-z_0-9]+):", text, flags=re.MULTILINE) if group != "experiment" else ():
@@ -68,12 +127,16 @@ def known_keys(root: Path = CONF) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-@cache
-def options(root: Path = CONF) -> dict[tuple[str, str], str]:
+def options() -> dict[tuple[str, str], str]:
     """The option of a group that makes this class, where only one does and every option of the group has a class."""
+    return options_of(roots())
+
+
+@cache
+def options_of(folders: tuple[Path, ...]) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], list[str]] = {}
-    for group, there in menu(root).items():
-        texts = {option: (root / group / f"{option}.yaml").read_text() for option in there}
+    for group, there in option_files(folders).items():
+        texts = {option: file.read_text(encoding="utf-8") for option, file in there.items()}
         targets = {option: re.search(r"^_target_: (.*)$", text, flags=re.MULTILINE) for option, text in texts.items()}
         if all(targets.values()):
             for option, target in targets.items():
@@ -136,6 +199,8 @@ def help_text() -> str:
         "  vitlab data, schedule, bench      the same words: what the model is fed, its learning rates, its speed",
         "  vitlab train --cfg job            the whole configuration, not trained",
         "  vitlab train -m patch=p1,p2,p4    one training an option",
+        "  vitlab train --config-dir FOLDER  options of your own, in a folder like conf/; with --allow PACKAGE",
+        "                                    they may name its classes (in every command)",
         "  vitlab train --hydra-help         Hydra's own flags",
         '  eval "$(vitlab train -sc install=bash)"   completion with the tab key',
     ]

@@ -2,7 +2,7 @@
 
 import reprlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitlab.config.build import build
 from vitlab.config.check import LARGEST, MODELS, check, describes, locate
 from vitlab.config.errors import ConfigError, Node, VitlabError
+from vitlab.config.own import Own, using
 from vitlab.data.preprocess import Preprocess
 from vitlab.evaluation.untrusted import describe_error, read_config
 from vitlab.model.vit import ViT
@@ -43,12 +44,15 @@ class Trained(nn.Module):
         return logits, {name: x for name, x in seen.items() if intermediates or name.startswith("attention_")}
 
 
-def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: bool = True) -> Trained:
+def load(
+    run: str | Path, device: str | torch.device = "cpu", *, classifies: bool = True, allow: Sequence[str] = ()
+) -> Trained:
     """The trained model of a run, with the weights that validation chose.
 
     Args:
         run: the run's folder.
         device: where the model goes: cpu, cuda, cuda:1 or auto.
+        allow: packages of your own whose classes the run names; they are imported, which runs their code.
         classifies: whether it must have learned the classes, and not only to represent images.
 
     Raises:
@@ -65,7 +69,8 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, classifies: boo
     size, channels, classes = tuple(facts["image_size"]), facts["channels"], tuple(facts["classes"])
     shape: dict[str, Any] = {"image_size": size, "channels": channels, "classes": len(classes)}
     try:
-        make = factory(config["model"])
+        with using(Own(packages=tuple(allow))):
+            make = factory(config["model"])
         footprint.check_memory(make, **shape, device=device)
         model = make(**shape)
     except VitlabError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitlab.config.own import CURRENT
 from vitlab.storage.run import Run
 
 
@@ -35,7 +36,12 @@ class Job:
     @property
     def command(self) -> str:
         """The command line of it."""
-        return shlex.join(("vitlab", "train", *self.words))
+        return shlex.join(("vitlab", *self.arguments))
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line, with the user's own options."""
+        return ["train", *CURRENT.get().flags(), *self.words]
 
     def __str__(self) -> str:
         return f"{self.name}, {self.repetition}"

@@ -120,7 +120,7 @@ def start(job: Job, slot: Slot, out: Path, attempt: int) -> Child:
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "vitlab", "train", *job.words],
+            [sys.executable, "-m", "vitlab", *job.arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -14,6 +14,7 @@ from vitlab.config.errors import ConfigError, SweepError, SweepFileError
 from vitlab.config.groups import SWEEPS, is_known, known_keys, nearest
 from vitlab.config.moved import current_key
 from vitlab.config.overrides import key_of, merged, quoted, several
+from vitlab.config.own import add_folder
 from vitlab.storage.files import file_errors, read_text
 from vitlab.storage.metrics import COSTS, metric
 from vitlab.sweep.question import BASELINE, FOLD, PRETRAIN, Cell, Dimension, Expect, Question, Search, slugs, source_of
@@ -80,7 +81,9 @@ def read(file: Path, scale: str | None = None) -> Question:
         SweepFileError: what is wrong, with its line.
     """
     reader = Reader(file)
-    top = reader.mapping(reader.tree, "", (*KEYS, "baseline", "scale", "question", "source"))
+    top = reader.mapping(reader.tree, "", (*KEYS, "baseline", "scale", "question", "source", "config_dir"))
+    if "config_dir" in top:
+        add_folder(file.parent / Path(reader.text(top["config_dir"], "config_dir")).expanduser())
     if "question" not in top:
         raise reader.wrong("", "question is missing: say in a sentence what is asked")
     scales = reader.mapping(top["scale"], "scale") if "scale" in top else {}
