@@ -114,6 +114,23 @@ def test_data_refuses_images_in_which_all_pixels_are_the_same(tmp_path, capsys):
     assert not (tmp_path / "look.png").exists()
 
 
+def test_data_names_the_classes_that_have_far_fewer_images(tmp_path, capsys):
+    for name, n in (("many", 100), ("some", 30), ("few", 10)):
+        write_images(tmp_path / "images", (name,), n=n)
+    words = [*TINY, "dataset=image_folder", f"dataset.root={tmp_path}/images", "dataset.image_size=16", "patch=p4"]
+    words += ["fit.batch_size=9", "--save", str(tmp_path / "look.png")]
+    assert main(["data", *words]) == 0
+    said = capsys.readouterr().out
+    assert "\nimbalance   few (7): at most a tenth of the training images of many (72)\n" in said
+    assert "loss.class_weights=balanced weighs" in said
+    assert main(["data", *words, "loss.class_weights=balanced"]) == 0
+    said = capsys.readouterr().out
+    assert "imbalance   few (7)" in said
+    assert "balanced weighs" not in said
+    assert main(["data", *TINY, "--save", str(tmp_path / "look.png")]) == 0
+    assert "imbalance" not in capsys.readouterr().out
+
+
 def test_schedule_has_the_rates_that_training_has(tmp_path, capsys):
     words = ["fit.epochs=3", "fit.batch_size=50", "fit.layer_decay=0.5", "optimizer=muon", "optimizer.lr=0.1"]
     words += ["schedule.warmup_steps=10"]

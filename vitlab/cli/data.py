@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SHOWN = 24  # images of the picture
 SAMPLE = 2000  # training images whose pixels are measured
+IMBALANCE = 10  # times more images in the largest class, which is said
+NAMED = 5  # the most small classes that are named
 LISTED = 20  # the most classes that are listed one by one
 DESCRIPTION = """Shows what a configuration feeds the model: the size and class balance of each split, the pixels'
 statistics, and a picture of the first training batch, each image as it is and as the model sees it."""
@@ -77,6 +79,7 @@ def describe_data(setup: "TrainingSetup") -> str:
             lines.append(f"{name:<{wide}}" + "".join(f"{count[label]:>12,}" for count in counts.values()))
     if data.passed_over:
         lines += ["", f"files       {printable(data.passed_over)}"]
+    lines += describe_imbalance(setup, counts["train"])
     draw = np.random.default_rng(0).permutation(len(setup.splits["train"]))[:SAMPLE]
     seen, images = count_levels(setup.splits["train"].take(np.sort(draw)), data), len(draw)
     (mean, std), levels = mean_and_std(seen), np.count_nonzero(seen, axis=1)
@@ -96,6 +99,23 @@ def describe_data(setup: "TrainingSetup") -> str:
     if flat := describe_flat(seen):
         lines.append(f"warning     {flat}")
     return "\n".join(lines)
+
+
+def describe_imbalance(setup: "TrainingSetup", images: np.ndarray) -> list[str]:
+    """The classes with less than a tenth of the largest one's training images, and what to do about them."""
+    few = [label for label in images.argsort(kind="stable") if images[label] * IMBALANCE <= images.max()]
+    if not few:
+        return []
+    names = [f"{setup.dataset.classes[label]} ({images[label]:,})" for label in few[:NAMED]]
+    more = f" and {len(few) - NAMED:,} more" if len(few) > NAMED else ""
+    largest = f"{setup.dataset.classes[int(images.argmax())]} ({images.max():,})"
+    lines = ["", f"imbalance   {', '.join(names)}{more}: at most a tenth of the training images of {largest}"]
+    if getattr(setup.loss, "class_weights", None) is None and setup.fit.sampling == "uniform":
+        lines += [
+            "            loss.class_weights=balanced weighs the classes alike, fit.sampling=balanced draws them alike;",
+            "            fit.best=val/balanced_accuracy chooses the best weights by all classes alike",
+        ]
+    return lines
 
 
 def format_channels(values: "np.ndarray | tuple[float, ...]") -> str:

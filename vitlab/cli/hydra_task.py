@@ -58,7 +58,7 @@ class Task:
     begun: bool = False
 
     def __call__(self, composed: Any) -> float:
-        """Trains; returns the validation accuracy, which Hydra's sweepers optimize, or NaN."""
+        """Trains; returns the metric of `fit.best`, which Hydra's sweepers optimize, or NaN."""
         from hydra.core.hydra_config import HydraConfig
 
         self.begun, hydra, local = True, HydraConfig.get(), self.process == process_name()
@@ -73,7 +73,8 @@ class Task:
         accuracy = math.nan
         if folder is not None and code == DONE:
             with suppress(StorageError, ValueError, TypeError):
-                accuracy = float(folder.result().get(SELECTED_BY.name, math.nan))
+                result = folder.result()
+                accuracy = float(result.get(result.get("best_by", SELECTED_BY.name), math.nan))
         where = str(folder.folder.absolute()) if folder is not None else None
         self.record(hydra, status=code, words=words, run=where)
         if code >= 128 and self.multirun:

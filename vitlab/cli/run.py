@@ -167,6 +167,15 @@ def format_few_shot(result: dict[str, Any]) -> str:
     return ", ".join(f"{each.words.removeprefix('test ')} {each.form(result[each.name])}" for each in shown)
 
 
+def format_best(result: dict[str, Any]) -> str:
+    """Which weights the best ones are; and by which metric, where that is not the accuracy."""
+    from vitlab.storage.metrics import SELECTED_BY, metric
+
+    by = metric(result.get("best_by", SELECTED_BY.name))
+    chosen = "" if by == SELECTED_BY else f", by {by.words.partition(' ')[2]} {by.format(result[by.name])}"
+    return f"best, at step {result['best_step']} of {result['steps']}{chosen}"
+
+
 def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -> str:
     """The result of a run, and the next commands; raises StorageError where result.json lacks something."""
     offline = bool(folder.offline_copies())
@@ -180,7 +189,7 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             following = (f"probe {folder.folder}", f"train init={folder.folder}")
         lines = (
             f"run         {folder.folder}",
-            f"validation  {result['val/accuracy']:.2%} (best, at step {result['best_step']} of {result['steps']})",
+            f"validation  {result['val/accuracy']:.2%} ({format_best(result)})",
             f"test        {result['test/accuracy']:.2%}",
             *([f"few shots   {few}"] if (few := format_few_shot(result)) else []),
             f"time        {took}, {result['images_per_second']:,.0f} images/s, {result['parameters']:,} parameters",

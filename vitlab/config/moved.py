@@ -37,6 +37,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "vitlab.data.datasets.huggingface.HuggingFace": PIXELS,
     "vitlab.data.datasets.image_folder.ImageFolder": PIXELS | dict.fromkeys(("train", "validation", "test"), "auto"),
     "vitlab.data.datasets.webdataset.WebDataset": PIXELS,
+    "vitlab.training.recipe.Fit": {"best": "val/accuracy", "sampling": "uniform"},
     "vitlab.training.loss.CrossEntropy": {"class_weights": None},
     "vitlab.training.loss.SigmoidCrossEntropy": {"class_weights": None},
 }

@@ -73,6 +73,7 @@ class Dataset:
     citation: str = field(init=False)
 
     path_options: ClassVar[tuple[str, ...]] = ("root", "download")  # options that do not change the images
+    in_shards: ClassVar[bool] = False  # whether only some orders of the images can be read fast (`Examples.shuffle`)
     published: ClassVar[tuple[int, int] | None] = None  # training images (with validation's) and classes
 
     image_size: Size | None

@@ -63,6 +63,20 @@ def local_indices(batch: int, rank: int, world_size: int) -> np.ndarray:
     return np.concatenate((np.arange(rank * front, (rank + 1) * front), np.arange(end - back, end)))
 
 
+def balanced_order(draw: np.random.Generator, labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Indices of n draws in random order, in which the classes differ by at most 1.
+
+    All images of a class are drawn before one is drawn again; a class with more images than draws has a random part.
+    """
+    order = draw.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # by class, in random order within each
+    _, images = np.unique(labels, return_counts=True)
+    draws = len(labels) // len(images) + (draw.permutation(len(images)) < len(labels) % len(images))
+    first, start = np.cumsum(draws) - draws, np.cumsum(images) - images
+    number = np.arange(len(labels)) - np.repeat(first, draws)  # of each draw within its class
+    return draw.permutation(order[np.repeat(start, draws) + number % np.repeat(images, draws)])
+
+
 @dataclass(kw_only=True, eq=False)
 class TrainSampler(Sampler):
     """Batch sampler over an endless sequence of shuffled epochs; every batch is full and no image is dropped.
@@ -74,6 +88,9 @@ class TrainSampler(Sampler):
     epoch still has n images, so n / repeats different ones. The first copies of a batch's images come first, then the
     second ones, so that the images of a process and the pairs of mixup are different images.
 
+    With `labels`, an epoch is n draws in which every class comes equally often (`balanced_order`), and each draw is
+    augmented differently.
+
     Args:
         examples: number of training images n.
         batch: global batch size.
@@ -82,6 +99,7 @@ class TrainSampler(Sampler):
         seed: seed of the shuffles.
         shuffle: makes the permutation of an epoch, such as `Examples.shuffle`; None is a uniform one.
         repeats: copies of each image.
+        labels: the class of each image, where classes are drawn equally often.
         rank: rank of this process.
         world_size: number of processes.
     """
@@ -93,6 +111,7 @@ class TrainSampler(Sampler):
     seed: int
     shuffle: Order | None = None
     repeats: int = 1
+    labels: Int[np.ndarray, " n"] | None = None
     rank: int = 0
     world_size: int = 1
 
@@ -101,7 +120,7 @@ class TrainSampler(Sampler):
 
     def __iter__(self) -> Iterator[list[Key]]:
         local = local_indices(self.batch, self.rank, self.world_size)
-        shuffle = self.shuffle or (lambda draw, _: draw.permutation(self.examples))
+        labels, shuffle = self.labels, self.shuffle or (lambda draw, _: draw.permutation(self.examples))
         shuffled, order = -1, np.arange(0)
         for step in range(self.start, self.stop):
             positions: Sequence[int] = range(step * self.batch, (step + 1) * self.batch)
@@ -112,9 +131,17 @@ class TrainSampler(Sampler):
                 epoch, offset = divmod(position, self.examples)
                 if epoch != shuffled:
                     draw = np.random.default_rng(seed_of(self.seed, epoch))
-                    shuffled, order = epoch, shuffle(draw, max(1, self.batch // self.repeats))
+                    shuffled, order = (
+                        epoch,
+                        (
+                            shuffle(draw, max(1, self.batch // self.repeats))
+                            if labels is None
+                            else balanced_order(draw, labels)
+                        ),
+                    )
                 image, copy = divmod(offset, self.repeats)
-                keys.append((epoch * self.repeats + copy, int(order[image])))
+                round_ = epoch * self.repeats + copy if labels is None else position
+                keys.append((round_, int(order[image])))
             yield keys
 
 

@@ -26,7 +26,7 @@ def class_counts(logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"]) -> Int
     k, predicted = logits.shape[1], logits.argmax(dim=1)
     true = labels.where(labels >= 0, k)  # padding is counted in a column that is dropped
     found = torch.stack((true.where(predicted == labels, k), predicted.where(labels >= 0, k), true))
-    return found.new_zeros(3, k + 1).scatter_add_(1, found, torch.ones_like(found))[:, :k]
+    return found.new_zeros(3, k + 1).scatter_add_(1, found, torch.ones_like(found))[:, :k].contiguous()
 
 
 def per_class(counts: Int[Array, "three k"]) -> dict[str, Float[Array, " k"]]:

@@ -160,7 +160,7 @@ TABLE = (
 )
 METRICS = {each.name: each for each in TABLE}
 SELECTED_BY = METRICS["val/accuracy"]  # what weights, trials and arms are chosen by, unless something else is asked
-TIES_BY = METRICS["val/loss"]  # which of two evaluations with the same accuracy is the better one
+TIES_BY = METRICS["val/loss"]  # which of two evaluations is the better one, where that is the same
 COSTS = tuple(each.name for each in TABLE if each.cost)
 
 
@@ -187,6 +187,11 @@ def metric(name: str) -> Metric:
     return found
 
 
-def rank(scores: Mapping[str, float]) -> tuple[float, ...]:
-    """Sort key of an evaluation's scores, which are named without their split: the largest one is the best."""
-    return tuple(each.sign * scores[each.name.removeprefix("val/")] for each in (SELECTED_BY, TIES_BY))
+def rank(scores: Mapping[str, Any], by: str = SELECTED_BY.name) -> tuple[float, ...]:
+    """Sort key of an evaluation's scores, which are named without their split: the largest one is the best.
+
+    Args:
+        scores: of one evaluation.
+        by: name of the validation metric that counts.
+    """
+    return tuple(each.sign * scores[each.name.removeprefix("val/")] for each in (METRICS[by], TIES_BY))

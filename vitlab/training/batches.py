@@ -58,6 +58,7 @@ def training_order(setup: TrainingSetup, start: int) -> TrainSampler:
         seed=setup.seed,
         shuffle=train.shuffle,
         repeats=setup.augment.repeats,
+        labels=train.labels if setup.fit.sampling == "balanced" else None,
         rank=dist.rank,
         world_size=dist.size,
     )

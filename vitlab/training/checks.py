@@ -97,10 +97,25 @@ def check_classes(recipe: Recipe, images: Int[np.ndarray, " classes"]) -> None:
     Raises:
         ConfigError: with value, reason and remedy.
     """
-    loss, classes = recipe.loss, recipe.dataset.classes
-    weights = getattr(loss, "class_weights", None)
-    if weights is not None and not recipe.classifies:
-        raise ConfigError(
-            f"loss.class_weights={weights}: model/objective=masked_patch predicts patches and no classes: leave it out"
-        )
-    loss.set_classes(classes, images)
+    fit, data, weights = recipe.fit, recipe.dataset, getattr(recipe.loss, "class_weights", None)
+    of_classes = {
+        f"loss.class_weights={weights}": weights is not None,
+        f"fit.best={fit.best}": fit.best in ("val/macro_f1", "val/balanced_accuracy"),
+    }
+    if (odd := [option for option, holds in of_classes.items() if holds]) and not recipe.classifies:
+        raise ConfigError(f"{odd[0]}: model/objective=masked_patch predicts patches and no classes: leave it out")
+    if fit.sampling == "balanced":
+        reasons = {
+            f"the class {data.classes[int(images.argmin())]} has no training images: give it some, or take it out": (
+                not images.all()
+            ),
+            "loss.class_weights=balanced too, and small classes would count twice: use one of the two": (
+                weights == "balanced"
+            ),
+            "these images are read from shards one after the other, and a draw by class would jump between all of them:"
+            " use loss.class_weights=balanced": data.in_shards,
+        }
+        if found := [reason for reason, holds in reasons.items() if holds]:
+            raise ConfigError(f"fit.sampling=balanced: {found[0]}")
+        images = np.ones_like(images)  # as they are drawn
+    recipe.loss.set_classes(data.classes, images)

@@ -24,7 +24,7 @@ log = logging.getLogger("vitlab")
 
 
 def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any]:
-    """Trains, keeps the best weights by validation accuracy, and evaluates them once on the test split.
+    """Trains, keeps the best weights by `fit.best` on the validation split, and evaluates them once on the test split.
 
     A run that was interrupted continues from its last checkpoint as if it had never stopped: on a CPU to the last bit.
 

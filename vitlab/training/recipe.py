@@ -48,8 +48,11 @@ class Fit:
         ema_decay: of the exponential moving average of the weights, which is then evaluated and kept; 0 is off.
         evaluate_every: epochs between two evaluations on the validation split.
         evaluation_batch_size: images an evaluation step.
-        patience: evaluations without a better one after which the training stops early; None is off.
+        best: the metric of an evaluation by which the best weights are chosen; of equal ones the lower loss.
+        patience: evaluations without a better one, by `best`, after which the training stops early; None is off.
         one_batch: whether every step trains on the same batch.
+        sampling: `uniform`: every image once an epoch; `balanced`: every class equally often, so that an epoch has the
+            images of a small class several times and only some of a large one.
         shots: few-shot evaluations of the best weights, in training images a class, such as 5: the metrics
             `val/5-shot` and `test/5-shot`, the mean of 5 draws (see `vitlab probe`).
 
@@ -72,8 +75,10 @@ class Fit:
     ema_decay: float
     evaluate_every: float
     evaluation_batch_size: int
+    best: Literal["val/accuracy", "val/loss", "val/macro_f1", "val/balanced_accuracy"]
     patience: int | None
     one_batch: bool
+    sampling: Literal["uniform", "balanced"]
     shots: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -95,6 +100,8 @@ class Fit:
         probe.check(f"fit.shots={list(self.shots)}", self.shots)
         if self.one_batch and self.shots:
             raise ConfigError(f"fit.shots={list(self.shots)} with fit.one_batch=true, which has no images to draw from")
+        if self.one_batch and self.sampling != "uniform":
+            raise ConfigError(f"fit.sampling={self.sampling} with fit.one_batch=true, which draws once: leave one out")
 
     def total(self, examples: int) -> int:
         """The training in optimizer updates."""

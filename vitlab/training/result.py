@@ -54,6 +54,7 @@ def summarise(state: TrainState, config: dict[str, Any], test: dict[str, float])
         **{f"val/{name}": value for name, value in best.items() if name != "step"},
         **{f"test/{name}": value for name, value in test.items()},
         "best_step": best["step"],
+        "best_by": setup.fit.best,
         "steps": state.step,
         "epochs": state.step / setup.steps_per_epoch,
         "seconds": state.seconds,

@@ -117,9 +117,10 @@ class TrainState:
         with evaluating(self.setup.optimizer), self.ema.in_place():
             yield
 
-    def record(self, scores: dict[str, float]) -> None:
+    def record(self, scores: dict[str, Any]) -> None:
         """Takes the scores of an evaluation, and keeps the weights if they are the best; within `eval_weights`."""
-        if self.best is None or rank(scores) > rank(self.best):
+        by = self.setup.fit.best
+        if self.best is None or rank(scores, by) > rank(self.best, by):
             self.best = {"step": self.step, **scores}
             self.weights = gather_state(self.vit.state_dict())
             self.evals_since_best = 0

@@ -56,6 +56,7 @@ class WebDataset(CustomDataset):
     """
 
     path_options = ("cache", "cache_bytes")
+    in_shards = True
 
     train: str
     validation: str | None
