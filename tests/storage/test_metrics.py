@@ -80,6 +80,13 @@ def test_what_chooses_is_measured_on_validation_images():
     assert all(METRICS[each.validation.name] == each.validation for each in METRICS.values())
 
 
+def test_a_curve_and_a_search_have_the_metric_of_every_evaluation():
+    for name in ("test/macro_f1", "test/loss", "test/roc_auc"):
+        assert metric(name).per_evaluation.name == f"val/{name[5:]}"
+    for name in ("test/5-shot", "test/accuracy", "seconds"):
+        assert metric(name).per_evaluation.name == "val/accuracy"
+
+
 @pytest.mark.parametrize("name", ["test/acuracy", "accuracy", "test/K-shot", "test/0-shot", "test/5-shots", "seed", ""])
 def test_an_unknown_metric_is_refused_with_the_known_ones(name):
     with pytest.raises(ConfigError, match=f"^{name}: there is no such metric.*test/accuracy, .*test/5-shot"):

@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 from vitlab.__main__ import main
-from vitlab.config.errors import ConfigError, Locked
+from vitlab.config.errors import ConfigError, Locked, VitlabError
 from vitlab.report import search_figures
 from vitlab.storage.files import read_json
 from vitlab.storage.run import Run
@@ -47,11 +47,11 @@ class Fake:
 def make(tmp_path, monkeypatch):
     """Plans of searches whose cells are fake; `refuses` may raise."""
 
-    def plan(method="random", trials=8, space=SPACE, prune="none", seeds="[3, 4]", refuses=lambda cell: None):
+    def plan(method="random", trials=8, space=SPACE, prune="none", seeds="[3, 4]", refuses=lambda cell: None, more=""):
         file = tmp_path / "mine.yaml"
         file.write_text(
             f"question: What is best?\nbaseline: [{TINY}]\nseeds: {seeds}\n"
-            f"search:\n  method: {method}\n  trials: {trials}\n  prune: {prune}\n  space: {space}\n"
+            f"search:\n  method: {method}\n  trials: {trials}\n  prune: {prune}\n  space: {space}\n{more}"
         )
 
         def check(cell, seed, images, costs, **_):
@@ -430,6 +430,35 @@ def test_what_is_found_is_trained_with_every_seed_beside_the_baseline(make):
         table = list(csv.DictReader(file))
     assert [float(line["val/accuracy"]) for line in table] == [trial["value"] for trial in record["trials"]]
     assert any("search.md" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("asked", "searched"),
+    [("test/macro_f1", "val/macro_f1"), ("test/loss", "val/loss"), ("test/5-shot", "val/accuracy")],
+)
+def test_a_search_optimizes_the_validation_metric_of_what_is_asked(make, asked, searched):
+    def instantly(jobs):
+        for job in jobs:
+            answer(job, 0.5)
+            result = job.run.result()
+            job.run.write_result({**result, searched: smooth(job) if "loss.label" in str(job.words) else 0.2})
+        return 0
+
+    plan = make(trials=6, more=f"metric: {asked}\n")
+    outcome = search.run(plan, [], Progress(write=lambda line: None), 0, "serial", instantly)
+    record = json.loads(json.dumps(outcome.record))
+    pick = min if searched == "val/loss" else max
+    assert record["metric"] == searched
+    assert record["best"]["value"] == pick(trial["value"] for trial in record["trials"])
+    assert (
+        f"best {'validation ' + searched[4:].replace('_f1', ' F1')} of one seed"
+        in (plan.folder / "search.md").read_text()
+    )
+    with (plan.folder / "trials.csv").open() as file:
+        assert searched in next(csv.reader(file))
+    if searched != "val/accuracy":
+        with pytest.raises(VitlabError, match=rf"another metric \({searched}, and now val/accuracy\)"):
+            trials_of(make(trials=6))
 
 
 def test_where_a_signal_asked_to_leave_nothing_more_is_trained(make):

@@ -12,7 +12,7 @@ from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import key_of
 from vitlab.storage.files import write_whole
-from vitlab.storage.metrics import SELECTED_BY
+from vitlab.storage.metrics import metric
 from vitlab.sweep import question
 from vitlab.sweep.question import FOLD, Dimension, Question
 from vitlab.sweep.reader import find, read
@@ -86,11 +86,12 @@ def wandb_sweep(asked: Question, words: list[str]) -> dict[str, Any]:
         name += f"/{asked.scale}" if asked.scale else ""
         names = question.slugs(cell.name for cell in asked.cells(words))
         parameters = {"cell": {"values": [f"{name}/{word}" for word, cell in names.items() if cell in taken]}}
+    chosen = metric(asked.metric).per_evaluation
     return {
         "name": asked.name,
         "description": asked.question,
         "method": METHODS[asked.search.method] if asked.search else "grid",
-        "metric": {"name": SELECTED_BY.name, "goal": SELECTED_BY.goal},
+        "metric": {"name": chosen.name, "goal": chosen.goal},
         "command": ["${env}", "vitlab", "train", *fixed, "${args_no_hyphens}"],
         "parameters": {**parameters, **folds, "seed": {"values": list(asked.seeds)}},
         **({"run_cap": asked.search.trials} if asked.search else {}),

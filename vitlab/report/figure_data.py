@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from vitlab.report.table import Comparison, Row
-from vitlab.storage.metrics import SELECTED_BY, number
+from vitlab.storage.metrics import number
 from vitlab.storage.run import Run
 
 
@@ -22,7 +22,7 @@ class Curve(NamedTuple):
     values: list[float]
 
 
-def learning_curves(row: Row, key: str = SELECTED_BY.name) -> list[Curve]:
+def learning_curves(row: Row, key: str) -> list[Curve]:
     """The learning curves of an arm's runs, in their order, of those runs that have one."""
     curves = []
     finished = row.runs["status"] == "finished" if "status" in row.runs else pd.Series(True, index=row.runs.index)

@@ -30,7 +30,7 @@ from vitlab.plotting import (
 from vitlab.report.figure_data import Curve, learning_curves, pareto_front, varied_compute
 from vitlab.report.statistics import Estimate
 from vitlab.report.table import Agreement, Comparison, Row
-from vitlab.storage.metrics import SELECTED_BY, find, metric, number, si
+from vitlab.storage.metrics import find, metric, number, si
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,8 +85,9 @@ def against(comparison: Comparison) -> "Figure":
     return drawn(WIDTH, height, lambda axes: draw_against(axes, comparison))
 
 
-def curves(comparison: Comparison, key: str = SELECTED_BY.name) -> "Figure | None":
+def curves(comparison: Comparison) -> "Figure | None":
     """Mean learning curve of each arm in a band from its lowest to its highest seed; None where no run has one."""
+    key = comparison.metric.per_evaluation.name
     runs = [learning_curves(row, key) for row in comparison.rows]
     return drawn(WIDTH, 3.4, lambda axes: draw_curves(axes, comparison, runs, key)) if any(runs) else None
 
@@ -111,7 +112,8 @@ def combined(comparison: Comparison) -> "Figure":
     from matplotlib import rc_context
 
     key = varied_compute(comparison)
-    runs = [] if key else [learning_curves(row) for row in comparison.rows]
+    curve = comparison.metric.per_evaluation.name
+    runs = [] if key else [learning_curves(row, curve) for row in comparison.rows]
     if key is None and not any(runs):
         return against(comparison)
     tall = 3.6 if comparison.numeric else min(12.0, max(3.6, 1.15 + 0.3 * len(comparison.rows)))
@@ -122,7 +124,7 @@ def combined(comparison: Comparison) -> "Figure":
         if key:
             draw_compute(right, comparison, key)
         else:
-            draw_curves(right, comparison, runs, SELECTED_BY.name)
+            draw_curves(right, comparison, runs, curve)
         return settled(figure)
 
 

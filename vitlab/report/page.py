@@ -14,7 +14,7 @@ import pandas as pd
 from vitlab.report.figure_data import Curve, compute_of, learning_curves, pareto_front
 from vitlab.report.table import Agreement, Comparison, Row
 from vitlab.storage.files import read_json
-from vitlab.storage.metrics import COSTS, METRICS, SELECTED_BY, duration, find, number
+from vitlab.storage.metrics import COSTS, METRICS, duration, find, number
 from vitlab.storage.run import Run
 
 POINTS = 200  # of a learning curve; of more, every second, third, ... is left out
@@ -59,7 +59,7 @@ def plain(value: Any) -> Any:
 
 
 def data(comparison: Comparison, facts: Mapping[str, str], finding: str) -> dict[str, Any]:
-    key, curve = compute_of(comparison), SELECTED_BY
+    key, curve = compute_of(comparison), comparison.metric.per_evaluation
     points = [
         (place, row.cost[key], row.score.mean)
         for place, row in enumerate(comparison.rows)
@@ -107,7 +107,7 @@ def row_data(row: Row, comparison: Comparison) -> dict[str, Any]:
 
 def runs(row: Row, comparison: Comparison) -> list[dict[str, Any]]:
     """The runs of an arm, with their commands and learning curves."""
-    curves = {curve.folder: curve for curve in learning_curves(row)}
+    curves = {curve.folder: curve for curve in learning_curves(row, comparison.metric.per_evaluation.name)}
     own, other = comparison.metric.name, comparison.metric.validation.name
     return [
         {

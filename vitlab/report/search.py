@@ -8,13 +8,14 @@ from typing import Any
 
 from vitlab.config.overrides import typed
 from vitlab.storage.files import write_whole
-from vitlab.storage.metrics import SELECTED_BY
+from vitlab.storage.metrics import metric_of
 
 
 def ranked(record: dict[str, Any]) -> list[dict[str, Any]]:
     """The finished trials, the best first."""
     finished = [trial for trial in record["trials"] if trial["state"] == "finished" and trial["value"] is not None]
-    return sorted(finished, key=lambda trial: (-SELECTED_BY.sign * trial["value"], trial["number"]))
+    sign = metric_of(record).sign
+    return sorted(finished, key=lambda trial: (-sign * trial["value"], trial["number"]))
 
 
 def top5_table(record: dict[str, Any]) -> list[list[str]]:
@@ -24,7 +25,7 @@ def top5_table(record: dict[str, Any]) -> list[list[str]]:
     for trial in ranked(record)[:5]:
         values = [trial["params"].get(key, "") for key in keys]
         values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-        rows.append([str(trial["number"]), SELECTED_BY.format(trial["value"]), *values])
+        rows.append([str(trial["number"]), metric_of(record).format(trial["value"]), *values])
     return rows
 
 
@@ -38,8 +39,9 @@ def report(record: dict[str, Any], folder: Path, say: Callable[[str], object]) -
     lines = [
         "# The search",
         "",
-        f"{record['method']}, pruning: {record['prune']}; trials: {counts}. Chosen by the best validation"
-        " accuracy of one seed, which flatters the winner of many: the answer is that of the runs with every seed.",
+        f"{record['method']}, pruning: {record['prune']}; trials: {counts}. Chosen by the best"
+        f" {metric_of(record).words} of one seed, which flatters the winner of many: the answer is that of the runs"
+        " with every seed.",
         "",
         *(head, "|" + "--|" * len(table[0]), *body),
     ]
@@ -65,7 +67,7 @@ def write_trials(record: dict[str, Any], path: Path) -> None:
     keys = [each["key"] for each in record["space"]]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["number", "state", SELECTED_BY.name, "run", *keys])
+        writer.writerow(["number", "state", metric_of(record).name, "run", *keys])
         for trial in record["trials"]:
             params = [trial["params"].get(key, "") for key in keys]
             writer.writerow([trial["number"], trial["state"], trial["value"], trial["run"], *params])

@@ -6,7 +6,7 @@ import numpy as np
 
 from vitlab.plotting import COLOURS, INK, SOFT, STYLE, WIDTH, blank, caption, dress, shorten
 from vitlab.report.figures import drawn
-from vitlab.storage.metrics import SELECTED_BY
+from vitlab.storage.metrics import Metric, metric_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,13 +17,14 @@ ACROSS = 3  # panels beside one another
 
 def history(record: dict[str, Any]) -> "Figure":
     """The score by trial, and the best so far."""
-    return drawn(WIDTH, 3.4, lambda axes: draw_history(axes, record["trials"]))
+    return drawn(WIDTH, 3.4, lambda axes: draw_history(axes, record["trials"], metric_of(record)))
 
 
 def importance(record: dict[str, Any]) -> "Figure | None":
     """The share of the variance that each hyper-parameter explains; None where nothing is known of it."""
     shares = record["importance"]
-    return drawn(WIDTH, 1.1 + 0.3 * len(shares), lambda axes: draw_importance(axes, shares)) if shares else None
+    height, metric = 1.1 + 0.3 * len(shares), metric_of(record)
+    return drawn(WIDTH, height, lambda axes: draw_importance(axes, shares, metric)) if shares else None
 
 
 def slices(record: dict[str, Any]) -> "Figure | None":
@@ -39,31 +40,31 @@ def slices(record: dict[str, Any]) -> "Figure | None":
         figure = blank(max(WIDTH, 2.6 * columns), 0.4 + 2.4 * rows)
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for dimension, axes in zip(space, grid.flat, strict=False):
-            draw_slice(axes, dimension, finished)
+            draw_slice(axes, dimension, finished, metric_of(record))
         for axes in grid.flat[len(space) :]:
             axes.set_visible(False)
         for axes in grid[:, 0]:
-            axes.set_ylabel(SELECTED_BY.heading)
+            axes.set_ylabel(metric_of(record).heading)
     return figure
 
 
-def draw_history(axes: "Axes", trials: list[dict[str, Any]]) -> None:
+def draw_history(axes: "Axes", trials: list[dict[str, Any]], metric: Metric) -> None:
     from matplotlib.ticker import MaxNLocator
 
     scored = [trial for trial in trials if trial["value"] is not None]
     for state, mark, color in (("finished", "o", COLOURS[0]), ("pruned", "x", COLOURS[1])):
-        points = [(each["number"], SELECTED_BY.scale * each["value"]) for each in scored if each["state"] == state]
+        points = [(each["number"], metric.scale * each["value"]) for each in scored if each["state"] == state]
         if points:
             axes.plot(*zip(*points, strict=True), mark, ms=4.5, color=color, alpha=0.8, label=state)
             if state == "finished":
                 numbers, values = zip(*points, strict=True)
-                best = (np.maximum if SELECTED_BY.higher_is_better else np.minimum).accumulate(values)
+                best = (np.maximum if metric.higher_is_better else np.minimum).accumulate(values)
                 axes.step(numbers, best, where="post", color=INK, lw=1.2, label="best so far")
     if lost := [trial["number"] for trial in trials if trial["state"] in ("failed", "refused")]:
         bottom = axes.get_xaxis_transform()
         axes.plot(lost, [0.02] * len(lost), "|", ms=7, color=SOFT, transform=bottom, label="failed or refused")
     axes.set_xlabel("trial")
-    axes.set_ylabel(SELECTED_BY.heading)
+    axes.set_ylabel(metric.heading)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     dress(axes)
     if axes.get_legend_handles_labels()[0]:
@@ -71,17 +72,17 @@ def draw_history(axes: "Axes", trials: list[dict[str, Any]]) -> None:
     caption(axes, ["one seed a trial; chosen by validation, so the best flatters"])
 
 
-def draw_importance(axes: "Axes", shares: dict[str, float]) -> None:
+def draw_importance(axes: "Axes", shares: dict[str, float], metric: Metric) -> None:
     places = range(len(shares))
     axes.barh(places, [100 * value for value in shares.values()], height=0.6, color=COLOURS[0])
     axes.set_yticks(places, [shorten(key, 34) for key in shares], parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel(f"share of the variance of {SELECTED_BY.words} (%)")
+    axes.set_xlabel(f"share of the variance of {metric.words} (%)")
     dress(axes, "x")
 
 
-def draw_slice(axes: "Axes", dimension: dict[str, Any], finished: list[dict[str, Any]]) -> None:
-    key, scores = dimension["key"], [SELECTED_BY.scale * trial["value"] for trial in finished]
+def draw_slice(axes: "Axes", dimension: dict[str, Any], finished: list[dict[str, Any]], metric: Metric) -> None:
+    key, scores = dimension["key"], [metric.scale * trial["value"] for trial in finished]
     xs = [trial["params"][key] for trial in finished]
     if dimension["kind"] == "choice":
         names = list(dimension["values"])

@@ -109,6 +109,11 @@ class Metric:
             return replace(self, name=name, words=words, source="validation")
         return self if self.source == "validation" else SELECTED_BY
 
+    @property
+    def per_evaluation(self) -> "Metric":
+        """The same where every evaluation of a training has it, for learning curves and searches; else the accuracy."""
+        return self.validation if self.validation.count is None else SELECTED_BY
+
     def format(self, value: float | None) -> str:
         """With its unit, or in percent: 99.31%, 13.7 k, 1 min 13 s; a dash where it is not known."""
         return NONE if value is None or not number(value) else self.form(value)
@@ -185,6 +190,11 @@ def metric(name: str) -> Metric:
         known = [each.name.replace("/K-", "/5-") for each in TABLE if each.source != "row"]
         raise ConfigError(f"{name}: there is no such metric{nearest(name, known)} (there are {', '.join(known)})")
     return found
+
+
+def metric_of(search: Mapping[str, Any]) -> Metric:
+    """The metric that a recorded search optimized; an earlier vitlab did not record it."""
+    return metric(search.get("metric", SELECTED_BY.name))
 
 
 def rank(scores: Mapping[str, Any], by: str = SELECTED_BY.name) -> tuple[float, ...]:

@@ -85,7 +85,8 @@ class Question:
         axes: key -> values: every combination, of every arm.
         seeds: of each cell.
         folds: of each cell whose dataset has `folds`; None is all of them.
-        metric: that is reported; configurations and checkpoints are chosen by validation whatever it is.
+        metric: that is reported; configurations are chosen by the validation metric that belongs to it, and checkpoints
+            by `fit.best`.
         x: axis of the figure: a configuration key or a cost; None is the arms' names.
         expect: what the source reports.
         search: instead of, or besides, arms and axes.

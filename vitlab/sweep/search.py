@@ -1,8 +1,9 @@
 """Search: Optuna chooses which configuration is tried next and which is pruned, the sweep's launcher trains it.
 
-The search maximizes the validation accuracy of the first seed; the test set is not used until it is over. The best
-score of many trials is biased upwards, so the configuration that was found is then trained with every seed of the
-question beside the baseline, and these runs are the answer.
+The search optimizes the validation metric that belongs to the sweep's metric (val/macro_f1 to test/macro_f1), of the
+first seed; the test set is not used until it is over. The best score of many trials is biased upwards, so the
+configuration that was found is then trained with every seed of the question beside the baseline, and these runs are the
+answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from vitlab.config.overrides import merged, typed
 from vitlab.report.search import ranked, report
 from vitlab.storage.files import make_folder
 from vitlab.storage.lock import Lock
-from vitlab.storage.metrics import SELECTED_BY
+from vitlab.storage.metrics import metric
 from vitlab.sweep import plan as planning
 from vitlab.sweep.job import Failure, Job, Slot
 from vitlab.sweep.local import Listed, Local
@@ -164,6 +165,7 @@ class Trials:
         self.plan = plan
         self.progress = progress
         self.search = search_of(plan)
+        self.metric = metric(plan.question.metric).per_evaluation
         self.seed = plan.question.seeds[0]
         self.baseline = next(cell for cell in plan.cells if cell.baseline)
         self.distributions = {each.key: distribution(each) for each in self.search.space}
@@ -308,7 +310,7 @@ class Trials:
             raise SweepError(f"every one of the first {len(kept)} trials was refused, the last: {error}")
 
     def stops(self, job: Job, row: dict[str, Any]) -> bool:
-        """Whether a trial is pruned after this evaluation, by its validation accuracy."""
+        """Whether a trial is pruned after this evaluation."""
         work = next((work for work in self.working.values() if self.trained_for(work, job)), None)
         if work is None or self.search.prune == "none":
             return False
@@ -317,7 +319,7 @@ class Trials:
 
     def note(self, work: Work, row: dict[str, Any]) -> None:
         """Reports an evaluation under its number, once: a resumed training repeats some of its rows."""
-        if not isinstance(value := row.get(SELECTED_BY.name), int | float):
+        if not isinstance(value := row.get(self.metric.name), int | float):
             return
         step = int(row.get("step", 0))
         if step not in work.steps:
@@ -339,7 +341,7 @@ class Trials:
         for row in job.run.rows() if status in ("finished", "pruned") else ():
             self.note(work, row)
         result = job.run.result() if status in ("finished", "pruned") else {}
-        value = result.get(SELECTED_BY.name)
+        value = result.get(self.metric.name)
         for number, trial in enumerate(work.trials):
             if status == "finished" and isinstance(value, int | float):
                 self.study.tell(trial, float(value))
@@ -361,7 +363,7 @@ class Trials:
         finished = [trial for trial in self.kept().values() if trial.state == TrialState.COMPLETE]
         if not finished:
             return None
-        return self.check(FOUND, max(finished, key=lambda trial: SELECTED_BY.sign * (trial.value or 0.0)).params)
+        return self.check(FOUND, max(finished, key=lambda trial: self.metric.sign * (trial.value or 0.0)).params)
 
     def record(self, found: Checked | None) -> dict[str, Any]:
         """What is kept of the search beside its answer."""
@@ -376,10 +378,11 @@ class Trials:
                 "run": trial.user_attrs.get("run"),
             }
             lines.append(line | {"reason": trial.user_attrs["refused"]} if "refused" in trial.user_attrs else line)
-        finished = ranked({"trials": lines})
+        finished = ranked({"trials": lines, "metric": self.metric.name})
         return {
             "method": self.search.method,
             "prune": self.search.prune,
+            "metric": self.metric.name,
             "asked": self.search.trials,
             "space": [asdict(each) for each in self.search.space],
             "trials": lines,

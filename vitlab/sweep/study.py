@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitlab.config.errors import SweepError
-from vitlab.storage.metrics import SELECTED_BY
+from vitlab.storage.metrics import SELECTED_BY, metric
 from vitlab.sweep.plan import Plan
 from vitlab.sweep.question import Dimension, Search
 
@@ -145,6 +145,7 @@ def load(plan: Plan) -> "optuna.Study":
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
     search, path = search_of(plan), plan.folder / "study.log"
+    of = metric(plan.question.metric).per_evaluation
     drop_partial_line(path)
     lock: Any = threading.Lock()  # other processes are kept out by `search.lock`
     try:
@@ -152,7 +153,7 @@ def load(plan: Plan) -> "optuna.Study":
         study = optuna.create_study(
             study_name="search",
             storage=storage,
-            direction=SELECTED_BY.goal,
+            direction=of.goal,
             pruner=pruner(search.prune),
             load_if_exists=True,
         )
@@ -167,12 +168,13 @@ def load(plan: Plan) -> "optuna.Study":
             "seed": plan.question.seeds[0],
             "space": {each.key: [each.kind, *each.values] for each in search.space},
             "baseline": next(cell.identity for cell in plan.cells if cell.baseline),
+            **({} if of == SELECTED_BY else {"metric": of.name}),
         }
     )
     if (there := study.user_attrs.get("of")) is None:
         study.set_user_attr("of", mine)
     elif there != mine:
-        was, now = json.loads(there), json.loads(mine)
+        was, now = ({"metric": SELECTED_BY.name, **json.loads(text)} for text in (there, mine))
         odd = next((key for key in now if was.get(key) != now[key]), "space")
         raise SweepError(
             f"{path} holds a search with another {odd} ({was.get(odd)}, and now {now[odd]}): move that file away to"
