@@ -13,6 +13,7 @@ from tests.training.test_loop import ALONE, fit
 from vitlab.evaluation import class_metrics, evaluate
 from vitlab.evaluation.classification import ClassificationReport
 from vitlab.model.objective import Classify
+from vitlab.storage.run import Run
 
 EXACT = {"rel": 0, "abs": 1e-12}
 
@@ -114,6 +115,17 @@ def test_a_report_has_the_scores_of_the_evaluation(case):
     for row in table["classes"]:
         assert (row["accuracy"] is None) == (row["images"] == 0)
         assert (row["roc_auc"] is None) == (row["images"] in (0, len(labels)))
+
+
+def test_the_scores_of_20000_classes_are_stored_and_read(tmp_path):
+    run = Run(tmp_path)
+    scores = np.random.default_rng(0).random((6, 20_000))
+    result = {"status": "finished", "seed": 0, "cell": "x"} | {
+        f"test/{i}": each.tolist() for i, each in enumerate(scores)
+    }
+    run.write_result(result)
+    assert run.result() == result
+    assert (tmp_path / "result.json").read_text().count("\n") == 11
 
 
 def test_a_training_reports_the_scores_of_classes(tmp_path):

@@ -405,7 +405,7 @@ RESULTS = {
     "no JSON": ("{status: finished", "is damaged"),
     "lists in lists": ("[" * 90_000, "is damaged"),
     "a number of 5,000 digits": ('{"test/accuracy": ' + "9" * 5000 + "}", "result.json"),
-    "two megabytes": ('{"x": "' + "y" * 2_000_000 + '"}', "more than 100,000 bytes"),
+    "twenty megabytes": ('{"x": "' + "y" * 20_000_000 + '"}', "more than 10,000,000 bytes"),
     "no text": (b"\xff\xfe{}", "UTF-8"),
     "a precision that there is not": ('{"precision": "fp\\u001b[31m8"}', "expected one of fp32"),
     "a precision that is a list": ('{"precision": ["fp32"]}', "expected one of fp32"),

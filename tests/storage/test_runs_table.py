@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from vitlab.config.moved import added
 from vitlab.storage import runs_table
 from vitlab.storage.lock import Lock
 from vitlab.storage.run import Run, set_aside
@@ -83,6 +84,7 @@ def test_a_run_is_one_line_of_result_configuration_and_code(tmp_path):
         "optimizer.betas": "[0.9, 0.999]",
         "fit": "Fit",
         "fit.batch_size": 32,
+        **{f"{group}.{key}": of for group in ("dataset", "fit") for key, of in added(group, CONFIG[group]).items()},
     }
 
 

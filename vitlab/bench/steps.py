@@ -9,6 +9,7 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -96,13 +97,15 @@ def workload(config: Node, shape: Mapping[str, Any], batch: int, device: torch.d
         batch: images of a step.
         device: where it is computed.
     """
+    loss = build(config["loss"])
+    loss.set_classes([str(label) for label in range(shape["classes"])], np.ones(shape["classes"], dtype=int))
     return Workload(
         make=build(config["model"]),
         **shape,
         batch=batch,
         precision=resolve(config["fit"]["precision"], device),
         device=device,
-        loss=build(config["loss"]).to(device),
+        loss=loss.to(device),
         optimizer=build(config["optimizer"]),
         system=build(config["system"]),
     )

@@ -3,7 +3,6 @@
 import argparse
 import csv
 import json
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -118,13 +117,12 @@ def write(folder: Path, split: str, part: "Measured", table: dict[str, Any]) -> 
     """Writes the report of a split into a folder; returns the names of the files."""
     from vitlab.evaluation import pictures
     from vitlab.plotting import save
-    from vitlab.storage.files import make_folder, write_whole
+    from vitlab.storage.files import make_folder, write_json, write_whole
 
     names = tuple(printable(name) for name in part.report.classes)
     report, title = replace(part.report, classes=names), printable(f"{table['run']}, {split}")
     make_folder(folder)
-    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), json.dumps(table, indent=2))
-    write_whole(folder / f"{split}.json", lambda file: file.write_text(f"{text}\n"))
+    write_json(folder / f"{split}.json", table)
 
     def rows(path: Path) -> None:
         with path.open("w", newline="") as file:

@@ -9,7 +9,7 @@ from vitlab.config.errors import ConfigError, Node, StorageError, VitlabError
 from vitlab.config.moved import upgrade
 from vitlab.config.overrides import show
 from vitlab.storage.files import file_errors, read_json, read_text
-from vitlab.storage.run import Run
+from vitlab.storage.run import MOST_RESULT, Run
 
 MOST_BYTES, MOST_LETTERS = 100_000, 10_000  # of a config.yaml and of a value in it; vitlab's have about 3,000 and 80
 
@@ -71,7 +71,7 @@ def read_config(run: Run) -> Node:
 def recorded(run: Run) -> Node:
     """The contents of a run's result.json; a run that never wrote one was interrupted."""
     path = run.folder / "result.json"
-    return read_json(path, MOST_BYTES) if os.path.lexists(path) else {"status": "interrupted"}
+    return read_json(path, MOST_RESULT) if os.path.lexists(path) else {"status": "interrupted"}
 
 
 def describe_error(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,5 +110,6 @@ def read_json(path: Path, most: int = 1_000_000) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON, atomically."""
-    write_whole(path, lambda part: part.write_text(json.dumps(value, indent=2) + "\n"))
+    """Writes indented JSON, each list of numbers on one line, atomically."""
+    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), json.dumps(value, indent=2))
+    write_whole(path, lambda part: part.write_text(f"{text}\n"))

@@ -16,7 +16,7 @@ from vitlab.storage.files import file_errors, read_json, write_json, write_whole
 from vitlab.storage.lock import holder
 
 LEAST_DISK = 64 * 2**20  # bytes
-MOST_RESULT = 100_000  # bytes of result.json
+MOST_RESULT = 10_000_000  # bytes of result.json, which has six numbers a class
 
 
 @dataclass(frozen=True)
