@@ -1,7 +1,9 @@
 """Shared by all figures: colours, axes, captions."""
 
+import io
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,12 +15,24 @@ if TYPE_CHECKING:
 BLUE, PALE, RED, GREEN = "#9cc3ee", "#dbe8f8", "#f0a093", "#a8d6a2"
 
 
+@cache
+def figure_class() -> "type[Figure]":
+    """Matplotlib's figure, which a notebook shows without pyplot."""
+    from matplotlib.figure import Figure
+
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:
+            self.savefig(file := io.BytesIO(), format="png", facecolor="white")
+            return file.getvalue()
+
+    return Shown
+
+
 def blank(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
     """An empty figure of this many inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout=layout)
+    figure = figure_class()(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 

@@ -43,8 +43,14 @@ def run(node: Node, choices: dict[str, str]) -> int:
         return refuse(error)
 
 
-def train(node: Node, choices: dict[str, str]) -> int:
-    """`run` without its handler: what raises a VitlabError has trained nothing."""
+def train(node: Node, choices: dict[str, str], *, reraise: bool = False) -> int:
+    """`run` without its handler: what raises a VitlabError has trained nothing.
+
+    Args:
+        node: the configuration.
+        choices: option of each group.
+        reraise: whether what ends the training is raised, and not turned into an exit status.
+    """
     from vitlab.system.distributed import detect_lost_rank, join_processes
     from vitlab.tracking.logs import logging_to
     from vitlab.training.loop import fit
@@ -72,9 +78,13 @@ def train(node: Node, choices: dict[str, str]) -> int:
                 result = fit(setup, folder, config)
         except Interrupted as leave:
             log.warning("%s:\n%s", leave, command_line())
+            if reraise:
+                raise
             return 128 + leave.signal
         except KeyboardInterrupt:
             log.warning("left at once; the same command goes on from the last checkpoint:\n%s", command_line())
+            if reraise:
+                raise
             return 128 + signal.SIGINT
         except RankLost as error:  # the first process may be the one that has gone: each speaks for itself
             print(
@@ -93,6 +103,8 @@ def train(node: Node, choices: dict[str, str]) -> int:
                             "cell": identity.cell_identity(config),
                         }
                     )
+            if reraise:
+                raise
             message = f"vitlab: {error}" if isinstance(error, VitlabError) else bug_report(error)
             if isinstance(error, VitlabError) and os.environ.get("VITLAB_TRACEBACK"):
                 message = f"{traceback.format_exc()}\n{message}"

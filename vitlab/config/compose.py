@@ -37,16 +37,32 @@ def compose(overrides: Iterable[str] = ()) -> tuple[Node, dict[str, str]]:
 def composed(options: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
     """Hydra's configuration of these options; cached, for it takes 0.2 s and the cells of a sweep share many."""
     import hydra
-    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import open_dict
 
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with fresh_hydra(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("train", list(options), return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
     return config, choices
+
+
+@contextmanager
+def fresh_hydra() -> Generator[None]:
+    """Restores afterwards what the program that imports vitlab has set Hydra up for."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
+    from hydra.version import VersionBase
+
+    instances: dict[Any, Any] = Singleton._instances
+    kinds = (GlobalHydra, VersionBase)
+    before = {kind: instances.pop(kind) for kind in kinds if kind in instances}
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            instances.pop(kind, None)
+        instances.update(before)
 
 
 def plain(config: Any, choices: Any) -> tuple[Node, dict[str, str]]:

@@ -1,19 +1,25 @@
 """The figure of a run: loss and accuracy over its epochs."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vitlab.plotting import blank
 from vitlab.storage.files import write_whole
 from vitlab.storage.metrics import METRICS
 
-
-def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draws training and validation loss and accuracy against epochs, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+
+def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Writes the figure as a PNG."""
+    figure = curves(rows, title)
+    write_whole(path, lambda part: figure.savefig(part, format="png", dpi=150))
+
+
+def curves(rows: list[dict[str, Any]], title: str) -> "Figure":
+    """Training and validation loss and accuracy against epochs."""
+    figure = blank(9, 3.4)
     left, right = figure.subplots(1, 2)
     for axes, name in ((left, "loss"), (right, "accuracy")):
         for split, width in (("train", 1), ("val", 2)):
@@ -27,4 +33,4 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False)
     figure.suptitle(title, fontsize=10)
-    write_whole(path, lambda part: figure.savefig(part, format="png", dpi=150))
+    return figure

@@ -25,6 +25,28 @@ class Console(logging.Handler):
         tqdm.write(self.format(record), file=sys.stdout)
 
 
+class NotebookLine:
+    """One line of a notebook's output, which each write replaces: a progress bar leaves no others behind."""
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        self.shown = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self.shown.update({"text/plain": line}, raw=True)
+
+    def flush(self) -> None:
+        pass
+
+
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this code."""
+    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
+    return hasattr(get_shell(), "kernel")
+
+
 @contextmanager
 def logging_to(file: Path | None, *, speak: bool = True) -> Generator[None]:
     """Sends vitlab's log to the terminal and, with times, to a file."""
@@ -32,6 +54,7 @@ def logging_to(file: Path | None, *, speak: bool = True) -> Generator[None]:
     if file is not None:
         handlers.append(LogFile(file, delay=True))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
     for handler in handlers:
@@ -42,3 +65,4 @@ def logging_to(file: Path | None, *, speak: bool = True) -> Generator[None]:
         for handler in handlers:
             log.removeHandler(handler)
             handler.close()
+        log.level, log.propagate = before

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from vitlab.storage.jsonl import Journal
 from vitlab.storage.metrics import METRICS, SELECTED_BY
 from vitlab.storage.run import Run
+from vitlab.tracking.logs import NotebookLine, in_notebook
 from vitlab.tracking.options import Tracking, ValidationMedia
 from vitlab.tracking.wandb_mirror import LEAVING, Mirror
 
@@ -48,12 +49,16 @@ class Tracker:
         self.journal = Journal(run.metrics) if on else None
         self.mirror = Mirror(tracking, run, config) if on else None
         self.steps = steps
+        notebook = on and in_notebook()
         self.bar = tqdm(
             total=steps,
             initial=start,
             unit="step",
-            disable=not on or not sys.stderr.isatty(),
-            dynamic_ncols=True,
+            disable=not (on and (notebook or sys.stderr.isatty())),
+            file=NotebookLine() if notebook else sys.stderr,
+            mininterval=0.5 if notebook else 0.1,  # seconds
+            ncols=100 if notebook else None,
+            dynamic_ncols=not notebook,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed} < {remaining}]",
         )
         self.shown: dict[str, str] = {}

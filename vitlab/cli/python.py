@@ -1,0 +1,98 @@
+"""`vitlab.train`: a training from Python or a notebook."""
+
+import html
+import signal
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitlab.cli.hydra_task import isolated
+from vitlab.cli.run import find_run
+from vitlab.cli.run import train as train_run
+from vitlab.cli.train import unfold
+from vitlab.config.check import check
+from vitlab.config.compose import compose
+from vitlab.config.errors import Interrupted
+from vitlab.storage.metrics import SELECTED_BY, find
+from vitlab.storage.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from vitlab.evaluation.load import Trained
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training.
+
+    Args:
+        folder: of the run.
+        result: contents of its result.json: `test/accuracy`, `val/accuracy`, `seconds` ...
+    """
+
+    folder: Path
+    result: dict[str, Any]
+
+    @cached_property
+    def model(self) -> "Trained":
+        """The model with the weights that validation chose, as `vitlab.load` gives it."""
+        from vitlab.evaluation.load import load
+
+        return load(self.folder)
+
+    def history(self) -> "pd.DataFrame":
+        """The rows of metrics.jsonl: step, epoch, lr, and what was measured."""
+        from vitlab.storage.runs_table import history
+
+        return history(self.folder)
+
+    def curves(self) -> "Figure":
+        """Training and validation loss and accuracy against epochs; a notebook shows it."""
+        from vitlab.tracking.curves import curves
+
+        return curves(Run(self.folder).rows(), self.folder.name)
+
+    def lines(self) -> dict[str, str]:
+        """The scores of the result, each as it is printed."""
+        metrics = [find(name) for name in (SELECTED_BY.name, "test/accuracy", "seconds")]
+        return {each.words: each.format(self.result.get(each.name)) for each in metrics if each}
+
+    def __repr__(self) -> str:
+        return f"Training({self.folder}, {', '.join(f'{words} {value}' for words, value in self.lines().items())})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{words}</th><td>{value}</td></tr>" for words, value in self.lines().items())
+        return f"<table><tr><th>run</th><td><code>{html.escape(str(self.folder))}</code></td></tr>{rows}</table>"
+
+
+def train(*overrides: str) -> Training:
+    """Trains what `vitlab train` with the same words trains, in this process: the same run in the same folder.
+
+    A finished run is found finished, and an interrupted one continues. Interrupting the cell of a notebook (or Ctrl-C)
+    saves a checkpoint first; the same call then continues.
+
+    Args:
+        overrides: such as "patch=p4", "fit.epochs=5"; or "cell=SWEEP/ARM".
+
+    Raises:
+        VitlabError: what is refused, or failed: see `vitlab.config.errors`.
+        KeyboardInterrupt: it was interrupted, and everything is saved.
+    """
+    argv = sys.argv
+    sys.argv = ["vitlab", "train", *overrides]  # which the run records, and prints where it can be continued
+    try:
+        config, choices = compose(unfold([*overrides]))
+        run = find_run(check(config), choices)
+        with isolated():
+            train_run(config, choices, reraise=True)
+    except Interrupted as leave:
+        if leave.signal == signal.SIGINT:  # which ends the cell, and a loop around this call
+            raise KeyboardInterrupt(str(leave)) from None
+        raise
+    finally:
+        sys.argv = argv
+    return Training(run.folder, run.result())
