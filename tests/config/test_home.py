@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vitlab import load, runs
-from vitlab.__main__ import flag
+from vitlab.__main__ import flag, main
 from vitlab.cli.run import find_run
 from vitlab.config.build import assemble
 from vitlab.config.check import check
@@ -127,3 +127,9 @@ def test_a_flag_with_an_equals_sign_knows_the_home_folder(home):
 def test_an_override_with_hyphens_names_what_wandb_has_for_it(word):
     with pytest.raises(ConfigError, match=r"has no hyphens: \w.*args_no_hyphens"):
         flag(word)
+
+
+@pytest.mark.parametrize("command", ["train", "data", "schedule", "bench", "sweep", "evaluate"])
+def test_every_command_refuses_an_override_with_hyphens(command, capsys):
+    assert main([command, "x", "--optimizer.lr=0.1"]) == 2
+    assert "args_no_hyphens" in capsys.readouterr().err

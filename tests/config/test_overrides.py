@@ -205,7 +205,7 @@ def test_an_option_is_suggested_where_two_letters_are_swapped():
 
 def test_the_values_of_an_override_in_a_sweep_file_stay_as_typed():
     assert several("optimizer.lr=1e-3,2e-3") == ["1e-3", "2e-3"]
-    assert several("init=~/a (1,2),b") == ["~/a (1,2)", "b"]
+    assert several("init=~/a (1,2), ~/b") == ["~/a (1,2)", "~/b"]
     assert several("patch=choice(p1,p2)") == several("patch=p1,p2") == ["p1", "p2"]
     assert several("model/pool=glob(*,exclude=map)") == ["cls", "gap"]
     assert several("optimizer.betas=[[1,2],[3]],[4]") == ["[[1,2],[3]]", "[4]"]

@@ -199,6 +199,23 @@ def test_values_of_an_override_are_those_between_commas_in_no_bracket(word, valu
     assert several(word) == values
 
 
+def test_the_values_of_a_line_may_have_spaces_and_be_a_dictionary(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "question: Which?\nbaseline: 'dataset=image_folder dataset.root=~/My Data (1)  fit={steps: 3, clip: null}'\n"
+        "arms: {a: 'dataset.root=~/a, b', b: fit.epochs=2, c: ['patch=choice(p2,p4)', 'tracking.notes=a, b']}\n"
+    )
+    root, fit = "dataset.root=~/My Data (1)", ("fit.steps=3", "fit.clip=null")
+    assert [(cell.name, *cell.overrides[1:]) for cell in read(file).cells()] == [
+        ("baseline", root, *fit),
+        ("a, root=~/a", *fit, "dataset.root=~/a"),
+        ("a, root=b", *fit, "dataset.root=b"),
+        ("b", root, "fit.clip=null", "fit.epochs=2"),
+        ("c, patch=p2", root, *fit, "patch=p2", "tracking.notes=a, b"),
+        ("c, patch=p4", root, *fit, "patch=p4", "tracking.notes=a, b"),
+    ]
+
+
 def test_an_override_of_several_values_makes_a_cell_of_each(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(

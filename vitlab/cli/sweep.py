@@ -11,7 +11,7 @@ from vitlab.cli.exit import DONE, FAILED
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
-from vitlab.config.overrides import complete
+from vitlab.config.overrides import complete, unpacked
 from vitlab.report.conclude import MEASURED, answer_runs, conclude
 from vitlab.storage.files import make_folder, write_json
 from vitlab.sweep import question
@@ -151,7 +151,7 @@ def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """The words about the sweep itself, by name, and the overrides of its runs."""
     pairs = [word.partition("=") for word in words]
     mine = {key: value for key, _, value in pairs if key in ("scale", "seeds", "launcher", "slots")}
-    return mine, [word for word in words if word.partition("=")[0] not in mine]
+    return mine, [each for word in words if word.partition("=")[0] not in mine for each in unpacked(word)]
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ def parse(word: str) -> Any:
 
     try:
         return OverridesParser.create().parse_override(word)
-    except HydraException:
+    except (HydraException, RecursionError):  # the latter of a thousand brackets
         return None
 
 
@@ -182,7 +182,8 @@ def several(word: str) -> list[str]:
     key, value, parsed = key_of(word), word.partition("=")[2], parse(word)
     if key.startswith(("system.", "tracking.")) and key in TEXTS:  # several would be the same run, again and again
         return [value]
-    typed = re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|\([^)]*\)|'[^']*'|\"[^\"]*\"|[^,])+", value) or [value]
+    pieces = re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|\([^)]*\)|'[^']*'|\"[^\"]*\"|[^,])+", value)
+    typed = [piece.strip() for piece in pieces] if len(pieces) > 1 else [value]
     if parsed is None:
         return typed
     if not parsed.is_discrete_sweep():

@@ -13,7 +13,7 @@ import yaml
 from vitlab.config.errors import ConfigError, SweepError, SweepFileError
 from vitlab.config.groups import SWEEPS, is_known, known_keys, nearest
 from vitlab.config.moved import current_key
-from vitlab.config.overrides import key_of, merged, quoted, several
+from vitlab.config.overrides import key_of, merged, quoted, several, unpacked
 from vitlab.config.own import add_folder
 from vitlab.storage.files import file_errors, read_text
 from vitlab.storage.metrics import COSTS, metric
@@ -230,7 +230,7 @@ class Reader:
                 raise self.wrong(path, f"{path}: {word!r} is no override: write group=option or key=value")
             if key_of(word) == "seed":
                 raise self.wrong(path, f"{path}: {word}: seeds are given once for all cells, `seeds: [0, 1, 2]`")
-        return () if words in (("null",), ("~",)) else words
+        return () if words in (("null",), ("~",)) else tuple(each for word in words for each in unpacked(word))
 
     def arms(self, node: Any, path: str) -> dict[str, tuple[str, ...]]:
         found = {name: self.overrides(value, f"{path}.{name}") for name, value in self.mapping(node, path).items()}
