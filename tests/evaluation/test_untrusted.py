@@ -364,7 +364,7 @@ def test_where_indices_of_shards_are_written_is_not_for_a_stranger_to_say(home, 
     file = home / "run" / "config.yaml"
     file.write_text(edited(file.read_text(), dataset=SHARDS | {"train": "x.tar"}))
     monkeypatch.setattr(reevaluate, "dataset_of", lambda node, where: node)
-    assert reevaluate.training_dataset("run")["cache"] == "~/.cache/vitlab/webdataset"
+    assert reevaluate.training_dataset("run", changed_data=True)["cache"] == "~/.cache/vitlab/webdataset"
 
 
 # --- what is there instead of a file ----------------------------------------------------------------------------------

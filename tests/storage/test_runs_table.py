@@ -53,6 +53,7 @@ def make(root, name="digits-micro-p2-s3-757786fc", config=CONFIG, result=RESULT,
 
 def test_a_run_is_one_line_of_result_configuration_and_code(tmp_path):
     folder = make(tmp_path)
+    (folder / "data.json").write_text('{"hash": "0123abcd"}')
     (line,) = runs_table.runs(tmp_path).to_dict("records")
     assert line.pop("written") >= "2020"
     assert np.isnan(line.pop("error"))
@@ -66,6 +67,7 @@ def test_a_run_is_one_line_of_result_configuration_and_code(tmp_path):
         "dirty": True,
         "vitlab": "0.1.0",
         "torch": "2.15.0",
+        "data": "0123abcd",
         "images": 3200,
         "training_flops": 3 * 1000 * 3200,
         "test/accuracy": 0.9,

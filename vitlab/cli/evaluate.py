@@ -30,6 +30,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="dataset=NAME", help="another dataset, as for vitlab train")
     parser.add_argument("--split", choices=("validation", "test", "both"), help="both, or of another dataset test")
     parser.add_argument("--root", help="where the dataset's files lie now, if they have moved")
+    parser.add_argument("--changed-data", action="store_true", help="although the images changed since the training")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or auto")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images; 0")
     parser.add_argument("--json", action="store_true", help="one JSON document on the standard output, for programs")
@@ -49,7 +50,7 @@ def main(words: list[str]) -> int:
     if options.overrides:
         dataset, name = dataset_from_overrides(options.overrides)
     else:
-        dataset = training_dataset(run.folder, root=options.root)
+        dataset = training_dataset(run.folder, root=options.root, changed_data=options.changed_data)
     split = options.split or ("test" if name else "both")
     splits = ("validation", "test") if split == "both" else (split,)
     folder = run.folder / "evaluation"

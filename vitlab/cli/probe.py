@@ -38,6 +38,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--knn", action="store_true", help="the vote of the nearest training images as well")
     parser.add_argument("--l2", type=float, help="of the least squares; 1024, as in the authors' code")
     parser.add_argument("--root", help="where the dataset's files lie now, if they have moved")
+    parser.add_argument("--changed-data", action="store_true", help="although the images changed since the training")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or auto")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images; 0")
     parser.add_argument("--json", action="store_true", help="one JSON document on the standard output, for programs")
@@ -62,7 +63,7 @@ def main(words: list[str]) -> int:
     if options.overrides:
         dataset, name = dataset_from_overrides(options.overrides)
     else:
-        dataset = training_dataset(folder, root=options.root)
+        dataset = training_dataset(folder, root=options.root, changed_data=options.changed_data)
     source = eval_inputs(folder, model, dataset, external=bool(name), workers=options.workers)
     if dataset.passed_over:
         print(f"vitlab: {printable(dataset.passed_over)}", file=sys.stderr)

@@ -16,7 +16,7 @@ from vitlab.cli.exit import DONE, FAILED, bug_report, refuse
 from vitlab.config import identity
 from vitlab.config.build import assemble
 from vitlab.config.check import check
-from vitlab.config.errors import ConfigError, Interrupted, Node, RankLost, StorageError, VitlabError
+from vitlab.config.errors import ConfigError, DataError, Interrupted, Node, RankLost, StorageError, VitlabError
 from vitlab.config.groups import defaults
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def train(node: Node, choices: dict[str, str], *, reraise: bool = False) -> int:
         choices: option of each group.
         reraise: whether what ends the training is raised, and not turned into an exit status.
     """
+    from vitlab.data.fingerprint import changed_images
     from vitlab.system.distributed import detect_lost_rank, join_processes
     from vitlab.tracking.logs import logging_to
     from vitlab.training.loop import fit
@@ -63,15 +64,24 @@ def train(node: Node, choices: dict[str, str], *, reraise: bool = False) -> int:
         slug = identity.slug(config, choices)
         folder = find_run(config, choices)
         result = dist.run_on_rank0(folder.result)
+        changed = dist.run_on_rank0(lambda: changed_images(folder, parts["dataset"].fingerprint))
+        if changed and not (system.retrain or system.changed_data):
+            raise DataError(
+                f"{folder.folder} was trained on other images; since then {changed}: system.retrain=true trains it anew"
+                " and keeps the old folder, system.changed_data=true goes on all the same"
+            )
         if result["status"] == "finished" and not system.retrain:
             came = summary(folder, result)
             if dist.is_rank0:
-                print(f"This run is finished already; system.retrain=true trains it anew.\n\n{came}")
+                other = f", of other images (since then {changed})" if changed else ""
+                print(f"This run is finished already{other}; system.retrain=true trains it anew.\n\n{came}")
             return DONE
         parts["tracking"] = with_names(parts["tracking"], slug, config, choices)
         setup = prepare(**parts, dist=dist)
-        dist.run_on_rank0(lambda: claim(folder, system.retrain, stack))
+        dist.run_on_rank0(lambda: claim(folder, system.retrain, stack, changed=bool(changed)))
         stack.enter_context(logging_to(folder.log if dist.is_rank0 else None, speak=dist.is_rank0))
+        if changed and not system.retrain:
+            log.warning("the run began on other images; since then %s", changed)
         began = time.perf_counter()
         try:
             with detect_lost_rank(dist):
@@ -125,8 +135,8 @@ def exit_at_once() -> None:
     os._exit(FAILED)
 
 
-def claim(folder: "Run", retrain: bool, stack: ExitStack) -> None:
-    """Takes a run's folder for this process, a finished one's under a new name aside.
+def claim(folder: "Run", retrain: bool, stack: ExitStack, *, changed: bool) -> None:
+    """Takes a run's folder for this process; with `retrain` a finished one, or one of other images, is set aside.
 
     Raises:
         ConfigError: the run has just been finished.
@@ -137,10 +147,11 @@ def claim(folder: "Run", retrain: bool, stack: ExitStack) -> None:
 
     folder.create()
     stack.enter_context(Lock(folder.lock))
-    if folder.result()["status"] == "finished":
-        if not retrain:
-            raise ConfigError(f"{folder.folder} has just been finished by another process: type the same again")
-        print(f"The finished run is kept as {set_aside(folder)}")
+    finished = folder.result()["status"] == "finished"
+    if finished and not retrain:
+        raise ConfigError(f"{folder.folder} has just been finished by another process: type the same again")
+    if retrain and (finished or changed):
+        print(f"The {'finished' if finished else 'interrupted'} run is kept as {set_aside(folder)}")
         folder.create()
         stack.enter_context(Lock(folder.lock))
 

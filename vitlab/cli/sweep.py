@@ -4,7 +4,9 @@ import argparse
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, FAILED
@@ -92,10 +94,12 @@ def run_sweep(options: argparse.Namespace) -> int:
     most = max(len(plan.jobs), asked.search.trials if asked.search else 0)
     parts = local_launcher.slots(int(given["slots"]) if "slots" in given else None, most, device)
     jobs = plan.jobs
-    todo = [job for job in jobs if job.run.result()["status"] != "finished"]
+    changed = plan.of_other_images()
     if options.dry:
-        print_plan(plan, len(parts))
+        print_plan(plan, len(parts), changed)
         return DONE
+    planning.set_changed_aside(changed, plan.cells[0].config["system"])
+    todo = [job for job in jobs if job.run.result()["status"] != "finished"]
     make_folder(plan.folder, "give another folder, system.runs=PATH")
     write_json(plan.folder / "sweep.json", record)
     print(
@@ -205,8 +209,14 @@ def report_failures(failures: list[Any]) -> None:
         print(f"  {failure.job.command}", file=sys.stderr)
 
 
-def print_plan(plan: "Plan", slots: int) -> None:
-    """Prints every run as a command, with its cost, and the time that earlier runs let expect."""
+def print_plan(plan: "Plan", slots: int, changed: Mapping[Path, str]) -> None:
+    """Prints every run as a command, with its cost, and the time that earlier runs let expect.
+
+    Args:
+        plan: of the sweep.
+        slots: trainings at once.
+        changed: runs that were trained on other images.
+    """
     from vitlab.storage import runs_table
     from vitlab.storage.metrics import si
     from vitlab.sweep.duration import estimate
@@ -235,6 +245,7 @@ def print_plan(plan: "Plan", slots: int) -> None:
         )
         for job in plan.jobs_of(cell):
             status = job.run.result()["status"] if job.run.folder.is_dir() else ""
+            status = "of other images" if job.run.folder in changed else status
             print(job.command + (f"   # {status}" if status else ""))
             if status != "finished":
                 total, unknown, flops = total + (guess.seconds or 0), unknown + (guess.seconds is None), flops + cost

@@ -19,12 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vitlab.config.errors import DataError, DiskFull, StorageError
-from vitlab.data.examples import Examples, Files, unreadable
+from vitlab.data.examples import STAT_CHUNK, Examples, Files, unreadable
 from vitlab.storage.files import make_folder, write_whole
 from vitlab.storage.lock import Lock
 
 FORMAT = 1  # version of the files; caches of another version are made again
-STAT_CHUNK = 4096  # files that a thread stats at a time
 CHUNK = 8  # images that a worker decodes at a time
 SAMPLE = 32  # images of a split from which its size is estimated
 RESERVED = 2**28  # bytes of the disk that stay free

@@ -1,6 +1,6 @@
 """Dataset: the description of a set of labelled images, and its train, validation and test splits."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from PIL import ImageColor
 
-from vitlab.config.errors import ConfigError, DataError
+from vitlab.config.errors import ConfigError, DataError, Node
 from vitlab.data.examples import Examples, Pixels
+from vitlab.data.fingerprint import fingerprint
 from vitlab.data.pixel_range import find_range
 from vitlab.data.preprocess import Decoding
 from vitlab.data.split import stratified_folds, stratified_split
@@ -19,7 +20,7 @@ from vitlab.system.memory import check_fits
 
 Size = int | tuple[int, int]
 OWN_TEST = "this dataset has test images of its own, which folds would mix with those for training"
-SPLITS_CACHE: ContextVar[dict[str, dict[str, Examples]] | None] = ContextVar("SPLITS_CACHE", default=None)
+READ: ContextVar[dict[str, dict[str, Any]] | None] = ContextVar("READ", default=None)  # of the dataset read last
 
 
 @dataclass(kw_only=True)
@@ -163,13 +164,27 @@ class Dataset:
         Args:
             decoding: how image files become pixels; None is the dataset's own.
         """
-        cache, key = SPLITS_CACHE.get(), repr((self, decoding))
+        return dict(self.once(repr(decoding), lambda: self.make_splits(decoding)))
+
+    def fingerprint(self) -> Node:
+        """What `vitlab.data.fingerprint` says of the images as they are now. See `read_once`."""
+        with file_errors():
+            return self.once("fingerprint", lambda: fingerprint(self.classes, self.listed()))
+
+    def once(self, what: str, make: Callable[[], Any]) -> Any:
+        cache, key = READ.get(), repr(self)
         if cache is None:
-            return self.make_splits(decoding)
+            return make()
         if key not in cache:
             cache.clear()
-            cache[key] = self.make_splits(decoding)
-        return dict(cache[key])
+        known = cache.setdefault(key, {})
+        if what not in known:
+            known[what] = make()
+        return known[what]
+
+    def listed(self) -> dict[str, Examples]:
+        """As `read`, for the fingerprint; to override where something cheaper tells the images from others."""
+        return self.read()
 
     def make_splits(self, decoding: Decoding | None) -> dict[str, Examples]:
         with file_errors():
@@ -206,11 +221,11 @@ class Dataset:
 @contextmanager
 def read_once() -> Generator[None]:
     """Context in which equal datasets, one after the other, are read from disk once: for trainings in a row."""
-    before = SPLITS_CACHE.set({})
+    before = READ.set({})
     try:
         yield
     finally:
-        SPLITS_CACHE.reset(before)
+        READ.reset(before)
 
 
 def split_off(examples: Examples, count: int, seed: int, option: str) -> tuple[Examples, Examples]:

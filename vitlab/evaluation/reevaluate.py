@@ -15,11 +15,12 @@ from torch import Tensor
 from vitlab.config.build import build
 from vitlab.config.check import check, describes
 from vitlab.config.compose import compose
-from vitlab.config.errors import ConfigError, Node, VitlabError
+from vitlab.config.errors import ConfigError, DataError, Node, VitlabError
 from vitlab.config.groups import CONF
 from vitlab.data.augment import eval_transform
 from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples
+from vitlab.data.fingerprint import changed_images
 from vitlab.data.loader import EvalSampler, loader, to_device
 from vitlab.data.preprocess import Normalize, to_pixels, upright
 from vitlab.evaluation import evaluate as evaluation_of
@@ -61,7 +62,7 @@ class Measured:
 
 
 def evaluate(
-    run: str | Path, *, root: str | None = None, device: str = "cpu"
+    run: str | Path, *, root: str | None = None, device: str = "cpu", changed_data: bool = False
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Validation and test scores of a run, computed again, and its result.json; they agree on the same device.
 
@@ -69,22 +70,26 @@ def evaluate(
         run: the run's folder.
         root: folder of the dataset's files; None is the recorded one.
         device: cpu, cuda or auto.
+        changed_data: evaluates although the images have changed since the run was trained.
     """
-    measured = measure(run, load(run, device), training_dataset(run, root=root), ("validation", "test"))
+    dataset = training_dataset(run, root=root, changed_data=changed_data)
+    measured = measure(run, load(run, device), dataset, ("validation", "test"))
     short = {"validation": "val", "test": "test"}
     scores = {f"{short[split]}/{key}": value for split, part in measured.items() for key, value in part.scores.items()}
     return scores, recorded(Run(Path(run)))
 
 
-def training_dataset(run: str | Path, *, root: str | None = None) -> Dataset:
+def training_dataset(run: str | Path, *, root: str | None = None, changed_data: bool = False) -> Dataset:
     """The dataset that a run was trained on. Nothing is downloaded for it.
 
     Args:
         run: the run's folder.
         root: folder of the dataset's files; None is the recorded one.
+        changed_data: whether its images may have changed since.
 
     Raises:
         ConfigError: it is none of vitlab's, or lies at an address.
+        DataError: other images.
     """
     folder = Run(Path(run))
     node = dict(read_config(folder)["dataset"])
@@ -98,7 +103,14 @@ def training_dataset(run: str | Path, *, root: str | None = None) -> Dataset:
     node |= {"root": root} if root is not None else {}
     if "cache" in node:  # an untrusted configuration may not say where shard indices are written
         node["cache"] = yaml.safe_load((CONF / "dataset" / "webdataset.yaml").read_text())["cache"]
-    return dataset_of(node, str(folder.config))
+    dataset = dataset_of(node, str(folder.config))
+    if not changed_data and (changed := changed_images(folder, dataset.fingerprint)):
+        raise DataError(
+            f"{folder.folder} was trained on other images; since then {changed}: some that it is tested on may have"
+            " been training images: give the folder of those it was trained on, --root PATH, or --changed-data to"
+            " evaluate all the same"
+        )
+    return dataset
 
 
 def dataset_from_overrides(words: Sequence[str]) -> tuple[Dataset, str]:

@@ -74,6 +74,8 @@ def notes(
         if len(values) > 1:
             short = [value[:7] if column == "commit" else value for value in values]
             lines.append(words.format(n=len(values), values=listed(short)))
+    if mixed := different_images(used):
+        lines.append(f"Runs of the same dataset were trained on different images ({listed(mixed)} in data.json).")
     if dirty := sum(value is True for value in used.get("dirty", ())):
         lines.append(f"{dirty} of {len(used)} runs were of code with changes that were not committed.")
     if few := [row.name for row in rows if row.score is not None and row.score.n < 3]:
@@ -109,3 +111,12 @@ def notes(
     if unreadable:
         lines.append(f"{len(unreadable)} cannot be read, and belong to no arm: {listed(unreadable)}.")
     return lines
+
+
+def different_images(used: pd.DataFrame) -> list[str]:
+    """The fingerprints of the images of one cell, or of one dataset, where its runs have several."""
+    for by in (["cell"], [key for key in used if key.partition(".")[0] == "dataset"]):
+        for _, part in used.groupby(by, dropna=False) if by and "data" in used else ():
+            if len(found := sorted({str(value) for value in part["data"].dropna()})) > 1:
+                return found
+    return []

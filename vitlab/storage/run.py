@@ -17,6 +17,7 @@ from vitlab.storage.lock import holder
 
 LEAST_DISK = 64 * 2**20  # bytes
 MOST_RESULT = 10_000_000  # bytes of result.json, which has six numbers a class
+MOST_DATA = 100_000_000  # bytes of data.json; a thousand classes take 30,000
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Run:
 
     `config.yaml` (resolved), `metrics.jsonl` (a row a logged step), `result.json`, `last.pt` and `previous.pt` (they
     continue the training), `step-N.pt` (the same, kept), `best.pt` (weights chosen on validation), `best.safetensors`
-    (the same, for other programs), `curves.png`, `log.txt`, `environment.json`, `lock`, and `wandb/`; of
-    `vitlab evaluate` and `vitlab probe` also `evaluation/` and `probe.json`.
+    (the same, for other programs), `data.json` (the fingerprint of its images), `curves.png`, `log.txt`,
+    `environment.json`, `lock`, and `wandb/`; of `vitlab evaluate` and `vitlab probe` also `evaluation/` and
+    `probe.json`.
     """
 
     folder: Path
@@ -78,6 +80,10 @@ class Run:
     @property
     def environment(self) -> Path:
         return self.folder / "environment.json"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data.json"
 
     @property
     def lock(self) -> Path:

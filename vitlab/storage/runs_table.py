@@ -16,13 +16,13 @@ from vitlab.config.errors import StorageError
 from vitlab.config.groups import options
 from vitlab.config.moved import current_name, upgrade
 from vitlab.storage.files import file_errors, read_json, read_text
-from vitlab.storage.run import Run
+from vitlab.storage.run import MOST_DATA, Run
 
 MOST_CONFIG = 100_000  # bytes of config.yaml
 MOST_VALUES = 2_000  # of one configuration
 MOST_METRICS = 2**30  # bytes of metrics.jsonl
 SET_ASIDE = re.compile(r"\.\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d$")  # as run.set_aside names folders
-FIRST = ("run", "name", "cell", "seed", "status", "error", "written", "commit", "dirty", "vitlab", "torch")
+FIRST = ("run", "name", "cell", "seed", "status", "error", "written", "commit", "dirty", "vitlab", "torch", "data")
 COUNTED = ("images", "training_flops")
 # Deep nesting, which overflows the stack of libyaml, and anchors, which expand to large values.
 NESTS, ANCHOR = re.compile(r"[\[{]|[-?:][ \t]+(?=[-?:]\s)"), re.compile(r"(?:^|[\s\[{,])&\S")
@@ -37,9 +37,9 @@ def runs(folder: str | Path = "runs") -> pd.DataFrame:
 
     Columns: `run` (its folder), `name`, `cell` (equal for runs that differ by chance alone), `seed`, `status`
     (finished, failed, interrupted, running, pruned, damaged), `error`, `written` (when, in UTC), the code it ran with
-    (`commit`, `dirty`, `vitlab`, `torch`), `images` seen, `training_flops` (of all forward and backward passes; where
-    a run has not counted them, three times those of the forward ones), what result.json says (`test/accuracy`,
-    `seconds`, ...), and the configuration
+    (`commit`, `dirty`, `vitlab`, `torch`), the fingerprint of its images (`data`), `images` seen, `training_flops` (of
+    all forward and backward passes; where a run has not counted them, three times those of the forward ones), what
+    result.json says (`test/accuracy`, `seconds`, ...), and the configuration
     (`model.width`; for an object its class, `model.position` = `Learned1d`; lists as JSON; None for null, NaN for a
     key that a run does not have). A run whose files cannot be read has the status damaged and says why in `error`.
 
@@ -110,13 +110,10 @@ def read(run: Run) -> tuple[Line, Line]:
         result = {key: tidy(value) for key, value in run.result().items() if isinstance(value, str | int | float)}
     except (StorageError, RecursionError) as error:
         problems.append(str(error))
-    try:
-        known = read_json(run.environment)
-    except StorageError:  # what it ran on is then not known; the run itself may be whole
-        known = {}
+    known, data = plain_json(run.environment), plain_json(run.data, MOST_DATA)
     git, packages = (known[key] if isinstance(known.get(key), dict) else {} for key in ("git", "packages"))
     facts = {"commit": git.get("commit"), "dirty": git.get("dirty")}
-    facts |= {name: packages.get(name) for name in ("vitlab", "torch")}
+    facts |= {name: packages.get(name) for name in ("vitlab", "torch")} | {"data": data.get("hash")}
     line = config | result | {key: value for key, value in facts.items() if isinstance(value, str | bool)}
     seed = config.get("seed", result.get("seed"))
     line |= {"run": str(run.folder), "name": run.folder.name, "written": written(run)}
@@ -126,6 +123,14 @@ def read(run: Run) -> tuple[Line, Line]:
     if problems:
         line |= {"status": "damaged", "error": "; ".join(problems)}
     return line | count(result, config), config
+
+
+def plain_json(path: Path, most: int = 1_000_000) -> Line:
+    """What a file says of a run beside its result; empty where that is not known: the run itself may be whole."""
+    try:
+        return read_json(path, most)
+    except StorageError:
+        return {}
 
 
 def tidy(value: Any) -> Any:

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ import torch
 from vitlab.config.build import assemble, build
 from vitlab.config.check import check, locate
 from vitlab.config.compose import compose
-from vitlab.config.errors import ConfigError, DatasetMissing, Node, VitlabError
+from vitlab.config.errors import ConfigError, DatasetMissing, Node, SweepError, VitlabError
 from vitlab.config.identity import cell_identity, identity, slug
 from vitlab.config.overrides import key_of, merged
+from vitlab.data.dataset import read_once
+from vitlab.data.fingerprint import changed_images
 from vitlab.model import count
 from vitlab.model.meta import on_meta_device, zeroed
+from vitlab.storage.lock import Lock
 from vitlab.storage.metrics import metric
-from vitlab.storage.run import find
+from vitlab.storage.run import Run, find, set_aside
 from vitlab.sweep.job import Job
 from vitlab.sweep.question import BASELINE, FOLD, PRETRAIN, Cell, Question, source_of
 from vitlab.system.distributed import single_process
@@ -127,6 +131,14 @@ class Plan:
         folds = self.question.folds or range(cell.folds) if cell.folds else (0,)
         return [cell.job(seed, fold) for seed in self.question.seeds for fold in folds]
 
+    def of_other_images(self) -> dict[Path, str]:
+        """The folders of runs that were trained on other images than there are now, and what has changed."""
+        found: dict[Path, str] = {}
+        for cell in (*self.pretrain, *self.cells):
+            with suppress(DatasetMissing):
+                found |= of_other_images((job.run for job in self.jobs_of(cell)), cell)
+        return found
+
     @property
     def runs(self) -> Path:
         """The folder of all runs."""
@@ -155,6 +167,34 @@ class Plan:
             "cells": {cell.name: cell_record(cell) for cell in self.cells},
             **({"pretrain": {cell.name: cell_record(cell) for cell in self.pretrain}} if self.pretrain else {}),
         }
+
+
+def of_other_images(runs: Iterable[Run], cell: Checked) -> dict[Path, str]:
+    """The folders of those runs that were trained on other images than a cell has now, and what has changed."""
+    with read_once():
+        data = build(cell.config["dataset"])
+        return {run.folder: words for run in runs if (words := changed_images(run, data.fingerprint))}
+
+
+def set_changed_aside(changed: Mapping[Path, str], system: Node) -> None:
+    """Sets aside the runs that were trained on other images, where `system.retrain` asks for it.
+
+    Raises:
+        SweepError: neither `system.retrain` nor `system.changed_data` is given.
+        StorageError: another process is training one of them.
+    """
+    if not changed or (system["changed_data"] and not system["retrain"]):
+        return
+    if not system["retrain"]:
+        run, words = next(iter(changed.items()))
+        raise SweepError(
+            f"{len(changed)} of the runs were trained on other images, such as {run}; since then {words}:"
+            " system.retrain=true trains them anew and keeps the old folders, system.changed_data=true takes them as"
+            " they are"
+        )
+    for run in map(Run, changed):
+        with Lock(run.lock):
+            print(f"{run.folder} was trained on other images: it is kept as {set_aside(run)}")
 
 
 def cell_record(cell: Checked) -> dict[str, Any]:

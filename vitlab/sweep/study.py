@@ -18,7 +18,8 @@ import numpy as np
 
 from vitlab.config.errors import SweepError
 from vitlab.storage.metrics import SELECTED_BY, metric
-from vitlab.sweep.plan import Plan
+from vitlab.storage.run import Run
+from vitlab.sweep.plan import Plan, of_other_images
 from vitlab.sweep.question import Dimension, Search
 
 if TYPE_CHECKING:
@@ -162,12 +163,20 @@ def load(plan: Plan) -> "optuna.Study":
         raise SweepError(
             f"{path} is damaged ({error!r}): move it away; finished trainings are not trained again"
         ) from error
+    baseline = next(cell for cell in plan.cells if cell.baseline)
+    names = {trial.user_attrs["run"] for trial in study.get_trials(deepcopy=False) if "run" in trial.user_attrs}
+    changed = of_other_images([Run(plan.runs / name) for name in sorted(names)], baseline)
+    if changed and not baseline.config["system"]["changed_data"]:
+        raise SweepError(
+            f"{path} holds trials of other images; since then {next(iter(changed.values()))}: move it away and give"
+            " system.retrain=true to search anew, or system.changed_data=true to go on all the same"
+        )
     mine = json.dumps(
         {
             "method": search.method,
             "seed": plan.question.seeds[0],
             "space": {each.key: [each.kind, *each.values] for each in search.space},
-            "baseline": next(cell.identity for cell in plan.cells if cell.baseline),
+            "baseline": baseline.identity,
             **({} if of == SELECTED_BY else {"metric": of.name}),
         }
     )

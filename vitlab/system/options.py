@@ -34,7 +34,8 @@ class System:
         cache: folder in which the images of files are kept decoded, for this training and all others that ask for it;
             None decodes them again in every epoch.
         runs: folder of all runs.
-        retrain: trains a finished run anew; the old folder is kept under another name.
+        retrain: trains a finished run anew, or one of other images; the old folder is kept under another name.
+        changed_data: takes a run as it is, or continues it, although the images have changed since it began.
 
     Raises:
         ConfigError: a value is out of range, or the device does not exist.
@@ -54,6 +55,7 @@ class System:
     cache: str | None
     runs: str
     retrain: bool
+    changed_data: bool
 
     def keeps(self, done: int, steps_per_epoch: float) -> bool:
         """Whether the checkpoint after update `done` is kept for good."""

@@ -45,6 +45,8 @@ def open_run(state: TrainState, checkpoints: Checkpoints, run: Run, config: dict
         warn_of_flat_images(setup)
         write_whole(run.config, lambda part: part.write_text(yaml.safe_dump(config, sort_keys=False)))
         write_json(run.environment, environment(describe(setup.dist.device)))
+        if not resumed:
+            write_json(run.data, setup.dataset.fingerprint())
         run.rewind(state.step)
         run.write_result({"status": "interrupted", "seed": setup.seed, "cell": cell_identity(config)})  # until it ends
     checkpoints.best = state.best_checkpoint()  # best.pt may be of a step after the checkpoint's
@@ -65,7 +67,11 @@ def resume(state: TrainState, checkpoints: Checkpoints) -> bool:
     path = dist.broadcast(found and found[0])
     if path is None:
         return False
-    state.restore(found[1] if found else checkpoint.load(path))
+    saved = found[1] if found else checkpoint.load(path)
+    best = path.with_name("best.pt")
+    if "classes" not in saved and best.is_file():  # of an earlier version
+        saved |= {"classes": checkpoint.load(best)["facts"]["classes"]}
+    state.restore(saved)
     return True
 
 

@@ -143,6 +143,7 @@ class TrainState:
         return {
             **{name: getattr(self, name) for name in SAVED},
             "wrote": self.wrote,
+            "classes": list(self.setup.dataset.classes),
             "model": gather_state(self.vit.state_dict(), keep),
             "weights": self.weights,
             "optimizer": gather_state(self.setup.optimizer.state_dict(), keep),
@@ -163,6 +164,14 @@ class TrainState:
             raise CheckpointError(
                 f"the checkpoint in this folder is of another run ({wrote.get('run')}, not {self.wrote['run']}): move"
                 " the folder away"
+            )
+        classes = list(self.setup.dataset.classes)
+        if (before := saved.get("classes", classes)) != classes:
+            odd = [f"{was} is now {name}" for was, name in zip(before, classes, strict=False) if was != name]
+            raise CheckpointError(
+                f"the checkpoint in this folder is of {len(before)} classes, and the images are of {len(classes)}, or"
+                f" others ({', '.join(odd[:3]) or 'the first are the same'}): labels would be exchanged: move the"
+                " folder away, or give the images that it was trained on"
             )
         optimizer = self.setup.optimizer
         try:

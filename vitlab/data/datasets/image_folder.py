@@ -1,7 +1,7 @@
 """A directory of class folders: the layout of most image sets that people bring."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -92,6 +92,9 @@ class ClassFolders(Dataset):
         for folder in [*self.left_out, *(place for found in unused for places in found for place in places)]:
             self.passed.add("unused", folder.name, len(list_images(folder, self.passed)))
         return {split: self.files(self.samples(folder), folder) for split, folder in self.folders.items()}
+
+    def listed(self) -> dict[str, Examples]:
+        return replace(self, verify=False, skip_corrupted=False).read()
 
     def levels(self) -> set[Path]:
         """The folders that hold the splits, whose other entries are passed over."""

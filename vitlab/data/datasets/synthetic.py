@@ -50,6 +50,9 @@ class Synthetic(Dataset):
         """Number of test images."""
         return max(self.classes_count, self.examples // 5)
 
+    def listed(self) -> dict[str, Examples]:
+        return {}  # the options alone determine the pixels
+
     def read(self) -> dict[str, Examples]:
         print(
             "dataset=synthetic: random pixels with random labels, for benchmarks only; no accuracy here means anything"

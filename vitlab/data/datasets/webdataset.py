@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -243,6 +244,12 @@ class Tars(Encoded):
     labels: np.ndarray
     lanes: int
     window: int
+
+    def hash_contents(self, digest: Any) -> int:
+        shards = [name.rpartition("/")[2] for name in self.names]
+        digest.update(repr((shards, self.bytes)).encode())
+        super().hash_contents(digest)
+        return int(self.sizes.sum())
 
     def open(self, index: int, use: Callable[[Image.Image], Found]) -> Found:
         shard, offset, size = (int(array[index]) for array in (self.shard, self.offsets, self.sizes))
