@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.test_dataset import write_images
+from tests.data.datasets.test_webdataset import write_shards
+from tests.disk import hub_table, own_cache, write_images
 from tests.training.test_loop import ALONE, fit
 from vitlab.__main__ import main
 from vitlab.data.augment import eval_transform
@@ -153,8 +154,91 @@ def test_a_dataset_of_other_classes_is_refused_with_what_differs(run, tmp_path, 
     assert main(["evaluate", str(run), "dataset=image_folder", f"dataset.root={tmp_path}/images"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "has classes that the run lacks (cat, dog) and lacks classes of the run (2, 3, 4, 5, 6 and 3 more)" in said
+    assert "has classes that the run lacks (cat, dog): give one of its 10 classes" in said
     assert not (run / "evaluation").exists()
+
+
+GREY = ["dataset=image_folder", "dataset.channels=1", "dataset.mean=[0.5]", "dataset.std=[0.5]"]
+LAYOUTS = {  # where the images go: which split is measured, and how many images of the three that are written there
+    "flat": ({"": 12}, "all", 36),
+    "train alone": ({"train": 12}, "all", 36),
+    "test alone": ({"test": 5}, "test", 15),
+    "validation alone": ({"val": 5}, "all", 15),
+    "train and validation": ({"train": 7, "val": 5}, "all", 36),
+    "train and test": ({"train": 7, "test": 4}, "test", 12),
+    "all three": ({"train": 7, "val": 5, "test": 4}, "test", 12),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_new_images_of_some_classes_are_all_measured(run, tmp_path, capsys, layout):
+    """Or those of the test split where there is one; `train/` need not be there."""
+    folders, split, images = LAYOUTS[layout]
+    for name, each in folders.items():
+        write_images(tmp_path / "new" / name, classes=("3", "1", "7"), n=each, size=(8, 8))
+    words = ["evaluate", str(run), *GREY, f"dataset.root={tmp_path}/new"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    which = "all images, for there is no test split" if split == "all" else "the test split"
+    assert lines[0].startswith(f"{split:<11} accuracy")
+    assert lines[2] == f"images      {which}: {images}; 3 of the run's 10 classes are in it (1, 3, 7)"
+    assert f"from {images} " in lines[3]
+    table = json.loads((run / "evaluation" / "image_folder-new" / f"{split}.json").read_text())
+    assert table["images"] == images == np.sum(table["confusion"])
+    classes = {row["class"]: row for row in table["classes"]}
+    assert {name for name, row in classes.items() if row["images"]} == {"1", "3", "7"}
+    assert set(classes["0"].values()) == {"0", 0, None}  # no figure of a class without images
+    right = sum(row["accuracy"] * row["images"] for row in classes.values() if row["images"])
+    assert right / images == pytest.approx(table["accuracy"])
+    if split == "all" and layout != "train and validation":
+        assert main([*words, "--split", "test"]) == 2
+        assert "--split test: the dataset has no such split" in capsys.readouterr().err
+
+
+def test_one_class_is_enough_and_an_unknown_one_is_not(run, tmp_path, capsys):
+    write_images(tmp_path / "new", classes=("4",), n=3)
+    words = ["evaluate", str(run), *GREY, f"dataset.root={tmp_path}/new"]
+    assert main(words) == 0
+    assert "3; 1 of the run's 10 classes is in it (4)" in capsys.readouterr().out
+    write_images(tmp_path / "new", classes=("four",), n=3)
+    assert main(words) == 2
+    assert "has classes that the run lacks (four)" in capsys.readouterr().err
+
+
+def test_classes_of_a_training_folder_that_is_not_measured_may_be_others(run, tmp_path):
+    write_images(tmp_path / "new" / "train", classes=("1", "cat"), n=3)
+    write_images(tmp_path / "new" / "test", classes=("1",), n=3)
+    other, _ = reevaluate.dataset_from_overrides([*GREY, f"dataset.root={tmp_path}/new"])
+    (part,) = measure(run, load(run), other, external=True).values()
+    assert part.report.labels.tolist() == [1, 1, 1]
+
+
+def test_all_images_are_those_of_every_split_in_order(run, tmp_path):
+    for split, classes in (("train", "12"), ("val", "23")):
+        write_images(tmp_path / "new" / split, classes=classes, n=6, size=(8, 8))
+    other, _ = reevaluate.dataset_from_overrides([*GREY, f"dataset.root={tmp_path}/new"])
+    model = load(run)
+    (part,) = measure(run, model, other, external=True).values()
+    assert part.report.labels.tolist() == [1] * 6 + [2] * 6 + [2] * 6 + [3] * 6
+    for i in (0, 11, 12, 23):
+        expected = model(model.preprocess(part.examples.image(i))[None]).softmax(dim=-1).max().item()
+        assert part.report.confidence[i] == pytest.approx(expected, abs=1e-6)
+
+
+def test_tables_and_shards_without_a_test_split_are_measured_whole(run, tmp_path, capsys, monkeypatch):
+    own_cache(tmp_path, monkeypatch)
+    for name, count in (("train", 8), ("validation", 4)):
+        hub_table(count, classes=("3", "5")).to_parquet(tmp_path / "table" / f"{name}.parquet")
+    grey = ["dataset.channels=1", "dataset.mean=[0.5]", "dataset.std=[0.5]"]
+    table = ["dataset=hf", f"dataset.path={tmp_path}/table", *grey, "dataset.validation_split=validation"]
+    assert main(["evaluate", str(run), *table, "dataset.test_split=null"]) == 0
+    assert "test split: 12; 2 of the run's 10 classes are in it (3, 5)" in capsys.readouterr().out
+    assert main(["evaluate", str(run), *table, "dataset.test_split=validation", "dataset.train_split=none"]) == 0
+    assert "the test split: 4; 2 of the run's 10 classes" in capsys.readouterr().out
+    pattern = write_shards(tmp_path / "shards", 2)
+    tars = ["dataset=webdataset", f'dataset.train="{pattern}"', f"dataset.cache={tmp_path}/cache", *grey]
+    assert main(["evaluate", str(run), *tars]) == 0
+    assert "test split: 20; 4 of the run's 10 classes are in it (0, 1, 2, 3)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Measures a trained run again: accuracy, classes, confusions, calibration and the worst mistakes, on the
 terminal and in RUN/evaluation/. With dataset=NAME dataset.KEY=VALUE ... it is measured on another dataset of the same
-classes."""
+classes, or some of them: on its test split, or where it has none on all its images."""
 FEW = 5  # classes and confusions on the terminal
 WORST = 24  # mistakes in the picture
 
@@ -28,7 +28,9 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="vitlab evaluate", description=DESCRIPTION)
     parser.add_argument("run", help="the run's folder")
     parser.add_argument("overrides", nargs="*", metavar="dataset=NAME", help="another dataset, as for vitlab train")
-    parser.add_argument("--split", choices=("validation", "test", "both"), help="both, or of another dataset test")
+    parser.add_argument(
+        "--split", choices=("validation", "test", "both"), help="both, or of another dataset test or all"
+    )
     parser.add_argument("--root", help="where the dataset's files lie now, if they have moved")
     parser.add_argument("--changed-data", action="store_true", help="although the images changed since the training")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or auto")
@@ -51,29 +53,30 @@ def main(words: list[str]) -> int:
         dataset, name = dataset_from_overrides(options.overrides)
     else:
         dataset = training_dataset(run.folder, root=options.root, changed_data=options.changed_data)
-    split = options.split or ("test" if name else "both")
-    splits = ("validation", "test") if split == "both" else (split,)
+    split = options.split or ("" if name else "both")
+    splits = ("validation", "test") if split == "both" else (split,) if split else None
     folder = run.folder / "evaluation"
-    if name or splits[-1] != "test":
-        folder = folder / (name or splits[-1])
+    if name or split == "validation":
+        folder = folder / (name or split)
     for place in (run.folder / "evaluation", folder):
         if place.is_symlink():
             raise ConfigError(f"{place} is a link, and what is written there would go elsewhere: remove it")
     with WaitPolicy():
         found = measure(run.folder, model, dataset, splits, external=bool(name), workers=options.workers)
-    before = {} if name else recorded(run)
+    before, split = {} if name else recorded(run), list(found)[-1]
     if dataset.passed_over:
         print(f"vitlab: {printable(dataset.passed_over)}", file=sys.stderr)
 
     facts: dict[str, Any] = {"run": str(run.folder), "dataset": options.overrides or "of the run"}
-    tables = {split: {"loss": part.scores["loss"], **part.report.as_dict()} for split, part in found.items()}
+    tables = {key: {"loss": part.scores["loss"], **part.report.as_dict()} for key, part in found.items()}
     if options.json:
         print(json.dumps({**facts, **tables, "files": str(folder)}, indent=2))
     else:
         print("\n".join(format_scores(split, part.scores, None if name else before) for split, part in found.items()))
-        print("\n".join(["", *format_report(splits[-1], found[splits[-1]].report)]))
+        described = [describe_images(split, found[split].report)] if name else []
+        print("\n".join(["", *described, *format_report(split, found[split].report)]))
     try:
-        written = write(folder, splits[-1], found[splits[-1]], {**facts, "split": splits[-1], **tables[splits[-1]]})
+        written = write(folder, split, found[split], {**facts, "split": split, **tables[split]})
     except StorageError as error:
         print(f"vitlab: {printable(error)}; the numbers are above", file=sys.stderr)
         return FAILED
@@ -91,13 +94,23 @@ def format_scores(split: str, scores: dict[str, float], before: dict[str, Any] |
     return f"{text}  ({'as' if same else 'not as'} recorded)"
 
 
+def describe_images(split: str, report: "ClassificationReport") -> str:
+    """Which images of another dataset were measured."""
+    classes, there = report.classes, [name for name, n in zip(report.classes, report.examples, strict=True) if n]
+    which = "all images, for there is no test split" if split == "all" else f"the {split} split"
+    if len(there) == len(classes):
+        return f"images      {which}: {len(report.labels):,}, of all {len(classes)} classes"
+    named = ", ".join(there[:FEW]) + (", ..." if len(there) > FEW else "")
+    some = f"{len(there)} of the run's {len(classes)} classes {'is' if len(there) == 1 else 'are'} in it ({named})"
+    return printable(f"images      {which}: {len(report.labels):,}; {some}")
+
+
 def format_report(split: str, report: "ClassificationReport") -> list[str]:
     """The interval, the means over the classes, the calibration error, and the hardest classes of a split."""
     low, high = report.interval
     share = f"{low:.2%} to {high:.2%}"
-    lines = [
-        f"interval    {share}  (95 % confidence interval of the accuracy, from {len(report.labels):,} {split} images)"
-    ]
+    images = f"{len(report.labels):,}{'' if split == 'all' else f' {split}'} images"
+    lines = [f"interval    {share}  (95 % confidence interval of the accuracy, from {images})"]
     if report.top5 is not None:
         lines.append(f"top-5       {report.top5:.2%}")
     averages = [(metric(f"test/{name}"), value) for name, value in report.averages.items()]

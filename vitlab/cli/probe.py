@@ -61,7 +61,7 @@ def main(words: list[str]) -> int:
         raise ConfigError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
     model, name = load(folder, options.device, classifies=False), ""
     if options.overrides:
-        dataset, name = dataset_from_overrides(options.overrides)
+        dataset, name = dataset_from_overrides(options.overrides, trains=True)
     else:
         dataset = training_dataset(folder, root=options.root, changed_data=options.changed_data)
     source = eval_inputs(folder, model, dataset, external=bool(name), workers=options.workers)

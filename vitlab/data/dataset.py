@@ -10,7 +10,7 @@ import numpy as np
 from PIL import ImageColor
 
 from vitlab.config.errors import ConfigError, DataError, Node
-from vitlab.data.examples import Examples, Pixels
+from vitlab.data.examples import Examples, Pixels, joined
 from vitlab.data.fingerprint import fingerprint
 from vitlab.data.pixel_range import find_range
 from vitlab.data.preprocess import Decoding
@@ -20,6 +20,7 @@ from vitlab.system.memory import check_fits
 
 Size = int | tuple[int, int]
 OWN_TEST = "this dataset has test images of its own, which folds would mix with those for training"
+EVALUATION: ContextVar[bool] = ContextVar("EVALUATION", default=False)
 READ: ContextVar[dict[str, dict[str, Any]] | None] = ContextVar("READ", default=None)  # of the dataset read last
 
 
@@ -87,6 +88,7 @@ class Dataset:
     evaluation_crop: float
 
     def __post_init__(self) -> None:
+        self.for_evaluation = EVALUATION.get()
         if not 0 < self.validation_fraction < 1:
             raise ConfigError(
                 f"dataset.validation_fraction={self.validation_fraction}: must lie between 0 and 1, for the best"
@@ -189,6 +191,10 @@ class Dataset:
     def make_splits(self, decoding: Decoding | None) -> dict[str, Examples]:
         with file_errors():
             splits = self.read()
+        if self.for_evaluation and self.folds is None:
+            whole = {} if "test" in splits else {"all": joined(list(splits.values()))}
+            decoding = decoding or self.decoding(next(iter(splits.values())))
+            return {name: part.decoded(decoding) for name, part in (splits | whole).items()}
         train = splits["train"]
         if self.folds is not None:
             if "test" in splits:
@@ -226,6 +232,19 @@ def read_once() -> Generator[None]:
         yield
     finally:
         READ.reset(before)
+
+
+@contextmanager
+def for_evaluation() -> Generator[None]:
+    """Context in which a dataset is built whose images are all there to be evaluated on.
+
+    Its splits are those on disk, of which any may be missing, and where there is no test split `all` of them together.
+    """
+    before = EVALUATION.set(True)
+    try:
+        yield
+    finally:
+        EVALUATION.reset(before)
 
 
 def split_off(examples: Examples, count: int, seed: int, option: str) -> tuple[Examples, Examples]:

@@ -183,6 +183,36 @@ class Files(Encoded):
             raise unreadable(path, error, self.remedy) from error
 
 
+class Joined(Examples):
+    """Several examples, one after the other."""
+
+    arrays = ("part", "place", "labels")
+
+    def __init__(self, parts: list[Examples]):
+        self.parts = parts
+        self.part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        self.place = np.concatenate([np.arange(len(part)) for part in parts])
+        self.labels = np.concatenate([part.labels for part in parts])
+
+    def image(self, index: int) -> Image.Image:
+        return self.parts[self.part[index]].image(int(self.place[index]))
+
+    def decoded(self, decoding: Decoding) -> "Examples":
+        return self.each(lambda part: part.decoded(decoding))
+
+    def reduced(self, min_size: int | None) -> "Examples":
+        return self.each(lambda part: part.reduced(min_size))
+
+    def each(self, change: Callable[[Examples], Examples]) -> "Joined":
+        changed = copy(self)
+        changed.parts = [change(part) for part in self.parts]
+        return changed
+
+
+def joined(parts: list[Examples]) -> Examples:
+    return parts[0] if len(parts) == 1 else Joined(parts)
+
+
 def file_sizes(names: list[bytes], remedy: str) -> Int[np.ndarray, " n"]:
     """The bytes of each file.
 

@@ -141,12 +141,12 @@ class ClassificationReport:
 
     @property
     def class_rows(self) -> list[dict[str, Any]]:
-        """Of each class its name, images and scores; None where one is not defined."""
+        """Of each class its name, images and scores; None where one is not defined, all where there is no image."""
         scores = {"accuracy": self.per_class, **class_metrics.per_class(self.counts), "roc_auc": self.roc_auc}
         names = zip(self.classes, self.examples.tolist(), strict=True)
         return [
             {"class": name, "images": n}
-            | {key: None if np.isnan(values[i]) else float(values[i]) for key, values in scores.items()}
+            | {key: None if n == 0 or np.isnan(values[i]) else float(values[i]) for key, values in scores.items()}
             for i, (name, n) in enumerate(names)
         ]
 

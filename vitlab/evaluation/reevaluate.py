@@ -2,6 +2,7 @@
 
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError, DataError, Node, VitlabError
 from vitlab.config.groups import CONF
 from vitlab.data.augment import eval_transform
-from vitlab.data.dataset import Dataset
+from vitlab.data.dataset import Dataset, for_evaluation
 from vitlab.data.examples import Examples
 from vitlab.data.fingerprint import changed_images
 from vitlab.data.loader import EvalSampler, loader, to_device
@@ -113,8 +114,12 @@ def training_dataset(run: str | Path, *, root: str | None = None, changed_data: 
     return dataset
 
 
-def dataset_from_overrides(words: Sequence[str]) -> tuple[Dataset, str]:
+def dataset_from_overrides(words: Sequence[str], *, trains: bool = False) -> tuple[Dataset, str]:
     """Another dataset, as `vitlab train` composes it of these overrides, and a name for it.
+
+    Args:
+        words: the overrides.
+        trains: whether its training images are needed, as for a probe; if not, see `for_evaluation`.
 
     Raises:
         ConfigError: overrides of another group, or of no dataset.
@@ -124,7 +129,8 @@ def dataset_from_overrides(words: Sequence[str]) -> tuple[Dataset, str]:
     if not any(word.startswith("dataset=") for word in words):
         raise ConfigError(f"{words[0]}: the dataset is missing: give dataset=NAME {words[0]}")
     config, choices = compose(words)
-    dataset, root = dataset_of(config["dataset"], " ".join(words)), config["dataset"].get("root")
+    with nullcontext() if trains else for_evaluation():
+        dataset, root = dataset_of(config["dataset"], " ".join(words)), config["dataset"].get("root")
     return dataset, f"{choices['dataset']}-{Path(root).resolve().name}" if root else choices["dataset"]
 
 
@@ -145,7 +151,7 @@ def measure(
     run: str | Path,
     model: Trained,
     dataset: Dataset,
-    splits: Sequence[str],
+    splits: Sequence[str] | None = None,
     *,
     external: bool = False,
     workers: int = 0,
@@ -155,19 +161,25 @@ def measure(
     Args:
         run: the run's folder.
         model: from `load`.
-        dataset: the run's own, or with `external` another of the same classes, in any order; it is preprocessed as the
-            run's own.
-        splits: of `validation` and `test`.
+        dataset: the run's own, or with `external` another of the same classes or some of them, in any order; it is
+            preprocessed as the run's own.
+        splits: of `validation` and `test`; None is `test`, or `all` where an external dataset has no test split.
         external: see `dataset`.
         workers: processes that read images.
 
     Raises:
-        ConfigError: other classes, or a damaged run.
+        ConfigError: other classes, no such split, or a damaged run.
     """
-    places = (
-        torch.from_numpy(order_of(dataset.classes, model.classes)) if external else torch.arange(len(model.classes))
-    )
     source = eval_inputs(run, model, dataset, external=external, workers=workers)
+    splits = splits or (("test",) if "test" in source.splits else ("all",))
+    if lacking := [split for split in splits if split not in source.splits]:
+        raise ConfigError(
+            f"--split {lacking[0]}: the dataset has no such split; it has {', '.join(source.splits)}: leave --split out"
+        )
+    places = torch.arange(len(model.classes))
+    if external:
+        used = np.unique(np.concatenate([source.splits[split].labels for split in splits]))
+        places = torch.from_numpy(order_of(dataset.classes, model.classes, used))
     measured = {}
     for split in splits:
         examples, recorder = source.splits[split], PredictionRecorder(TrainingModel(model.model))
@@ -240,19 +252,24 @@ def mapped(
         yield images, mapped_labels
 
 
-def order_of(classes: Sequence[str], known: Sequence[str]) -> np.ndarray:
-    """The index of each class among a model's classes.
+def order_of(classes: Sequence[str], known: Sequence[str], used: np.ndarray) -> np.ndarray:
+    """The index of each class of a dataset among a model's classes; -1 for one that is unknown and not used.
+
+    Args:
+        classes: of the dataset.
+        known: the model's.
+        used: the classes, by their index in `classes`, that have images.
 
     Raises:
-        ConfigError: the names are not the same.
+        ConfigError: one of these is unknown.
     """
-    place, theirs = {name: number for number, name in enumerate(known)}, set(classes)
-    more, less = [name for name in classes if name not in place], [name for name in known if name not in theirs]
-    if more or less:
-        lists = ((more, "has classes that the run lacks"), (less, "lacks classes of the run"))
-        differences = [f"{words} ({listed(names)})" for names, words in lists if names]
-        raise ConfigError(f"the dataset {' and '.join(differences)}: give one with the same {len(known)} class names")
-    return np.array([place[name] for name in classes])
+    place = {name: number for number, name in enumerate(known)}
+    if unknown := [classes[i] for i in used if classes[i] not in place]:
+        raise ConfigError(
+            f"the dataset has classes that the run lacks ({listed(unknown)}): give one of its {len(known)} classes, or"
+            f" of some of them ({listed(known)}), by these names"
+        )
+    return np.array([place.get(name, -1) for name in classes])
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

@@ -56,12 +56,15 @@ class HuggingFace(CustomDataset):
         super().__post_init__()
         names = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
         tables = self.tables()
+        if self.for_evaluation and self.train_split not in tables and {*names.values()} & {*tables}:
+            del names["train"]
         self.split_tables = {
             split: self.table(tables, split, name) for split, name in names.items() if name is not None
         }
-        self.values = self.class_values(self.split_tables["train"])
+        named = [table for split, table in self.split_tables.items() if split == "train" or self.for_evaluation]
+        self.values = list(dict.fromkeys(value for table in named for value in self.class_values(table)))
         self.classes = tuple(str(value) for value in self.values)
-        if len(self.classes) < 2:
+        if len(self.classes) < 2 and not self.for_evaluation:
             raise DataError(
                 f"{self.path} has {len(self.classes)} class in dataset.label_column={self.label_column}: a classifier"
                 " needs at least 2"

@@ -11,7 +11,7 @@ from PIL import Image
 from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.dataset import CustomDataset, Dataset
 from vitlab.data.datasets.listing import PassedOver, class_folders, data_folder, has_images, list_images
-from vitlab.data.datasets.split_folders import CSV, find_splits, unwrap
+from vitlab.data.datasets.split_folders import CSV, find_some_splits, find_splits, unwrap
 from vitlab.data.examples import Examples, Files, ignore_pillow_warnings, unreadable
 from vitlab.storage.files import file_errors
 
@@ -50,6 +50,11 @@ class ClassFolders(Dataset):
         super().__post_init__()
         self.passed, self.remarks, self.left_out = PassedOver(), [], []
         self.folders = self.split_folders()
+        if self.for_evaluation:
+            names = sorted({name for folder in self.folders.values() for name in self.class_folders(folder)})
+            self.folder_names = tuple(names)
+            self.classes = self.class_names()
+            return
         train, seen = self.folders["train"], PassedOver()
         self.folder_names = tuple(self.class_folders(train, seen))
         if len(self.folder_names) < 2:
@@ -158,7 +163,7 @@ class ImageFolder(CustomDataset, ClassFolders):
                 "image_folder", [self.root], "Give the directory of your class folders: dataset.root=PATH"
             )
         chosen = {"train": self.train, "validation": self.validation, "test": self.test}
-        folders, self.left_out = find_splits(root, chosen)
+        folders, self.left_out = (find_some_splits if self.for_evaluation else find_splits)(root, chosen)
         classes: tuple[str, ...] = ()
         for split, folder in folders.items():
             folders[split] = inner = unwrap(folder, classes)

@@ -39,6 +39,8 @@ class ImageNet(ClassFolders):
     def split_folders(self) -> dict[str, Path]:
         root = data_folder(self.root or "data/imagenet")
         folders = {"train": root / "train", "test": root / "val"}
+        if self.for_evaluation:
+            del folders["train"]
         if not all(folder.is_dir() for folder in folders.values()):
             raise DatasetMissing(
                 "imagenet",
@@ -57,7 +59,7 @@ class ImageNet(ClassFolders):
         return {self.folders["train"].parent}
 
     def class_names(self) -> tuple[str, ...]:
-        words = synset_words(self.folders["train"].parent)
+        words = synset_words(self.folders["test"].parent)
         if not words and len(self.folder_names) == 1000:
             (meta,) = modules("torchvision.models._meta")
             words = dict(zip(self.folder_names, meta._IMAGENET_CATEGORIES, strict=True))

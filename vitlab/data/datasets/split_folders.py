@@ -58,6 +58,19 @@ def find_splits(root: Path, chosen: dict[str, str | None]) -> Layout:
     return with_classes(root, inside, given, chosen)
 
 
+def find_some_splits(root: Path, chosen: dict[str, str | None]) -> Layout:
+    """As `find_splits`, for an evaluation: `validation/CLASS/` and `test/CLASS/` need no `train/` beside them."""
+    try:
+        return find_splits(root, chosen)
+    except DataError:
+        splits = [split for split in ("validation", "test") if chosen[split] == "auto"]
+        found = {split: [folder for folder in children(root) if is_split(folder, split)] for split in splits}
+        folders = {split: places[0] for split, places in found.items() if len(places) == 1}
+        if not folders or max(map(len, found.values())) > 1:
+            raise
+        return folders, []
+
+
 def with_train(root: Path, train: Path, given: dict[str, Path], chosen: dict[str, str | None]) -> Layout:
     """The layout of a directory whose training folder is known."""
     folders = {"train": train} | given

@@ -84,7 +84,7 @@ class WebDataset(CustomDataset):
         folder = Path(self.cache)
         self.indices, self.store = folder / "indices", ShardCache(folder / "shards", self.cache_bytes)
         self.classes = self.class_names()
-        if len(self.classes) < 2:
+        if len(self.classes) < 2 and not self.for_evaluation:
             raise DataError(
                 f"{self.train} has {len(self.classes)} class ({', '.join(self.classes)}): a classifier needs at least 2"
             )
@@ -108,7 +108,9 @@ class WebDataset(CustomDataset):
             if not path.is_file():
                 raise DatasetMissing("webdataset's dataset.classes_file", [path], "Give a file with a name a line")
             return tuple(line.strip() for line in read_text(path, 100_000_000).splitlines() if line.strip())
-        names = {strip_zeros(text) for index in self.train_indices for text in index.names.tolist()}
+        more = [split for split in self.shards if split != "train"] if self.for_evaluation else []
+        indices = [*self.train_indices, *(index for split in more for index in self.read_indices(split))]
+        names = {strip_zeros(text) for index in indices for text in index.names.tolist()}
         return tuple(sorted(names, key=int if all(map(is_number, names)) else None))
 
     def labels(self, index: Index, shard: str) -> np.ndarray:
