@@ -98,7 +98,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     if options.dry:
         print_plan(plan, len(parts), changed)
         return DONE
-    planning.set_changed_aside(changed, plan.cells[0].config["system"])
+    planning.set_changed_aside(changed, plan.cells[0].config)
     todo = [job for job in jobs if job.run.result()["status"] != "finished"]
     make_folder(plan.folder, "give another folder, system.runs=PATH")
     write_json(plan.folder / "sweep.json", record)

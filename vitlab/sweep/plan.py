@@ -171,21 +171,25 @@ class Plan:
 
 def of_other_images(runs: Iterable[Run], cell: Checked) -> dict[Path, str]:
     """The folders of those runs that were trained on other images than a cell has now, and what has changed."""
+
+
+    def now() -> Node:
+        return build(cell.config["dataset"]).fingerprint()
+
     with read_once():
-        data = build(cell.config["dataset"])
-        return {run.folder: words for run in runs if (words := changed_images(run, data.fingerprint))}
+        return {run.folder: words for run in runs if (words := changed_images(run, now))}
 
 
-def set_changed_aside(changed: Mapping[Path, str], system: Node) -> None:
+def set_changed_aside(changed: Mapping[Path, str], config: Node) -> None:
     """Sets aside the runs that were trained on other images, where `system.retrain` asks for it.
 
     Raises:
         SweepError: neither `system.retrain` nor `system.changed_data` is given.
         StorageError: another process is training one of them.
     """
-    if not changed or (system["changed_data"] and not system["retrain"]):
+    if not changed or (config["system"]["changed_data"] and not config["system"]["retrain"]):
         return
-    if not system["retrain"]:
+    if not config["system"]["retrain"]:
         run, words = next(iter(changed.items()))
         raise SweepError(
             f"{len(changed)} of the runs were trained on other images, such as {run}; since then {words}:"
