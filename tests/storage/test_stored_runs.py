@@ -13,11 +13,12 @@ import yaml
 
 import vitlab
 from vitlab.__main__ import main
+from vitlab.cli.run import find_run
 from vitlab.config import moved
 from vitlab.config.check import check, locate
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError
-from vitlab.config.identity import identity
+from vitlab.config.identity import identity, names
 
 STORED = Path(__file__).parent / "stored"
 FINISHED, INTERRUPTED = "digits-micro-p2-s0-15e2de69", "digits-micro-p2-s1-7517f002"
@@ -48,6 +49,44 @@ def stored(tmp_path, monkeypatch):
 )
 def test_a_run_has_the_name_that_it_always_had(overrides, name):
     assert identity(check(compose(overrides)[0])) == name
+
+
+SPELLINGS = {
+    "image_folder": ("root", "photos", ["./photos", "photos/", "a/../photos", "{here}/photos"]),
+    "hf": ("path", "owner/name", ["./owner/name", "{here}/owner/name"]),
+    "webdataset": ("train", "x-{0..3}.tar::y.tar", ["./x-{0..3}.tar::y.tar", "{here}/x-{0..3}.tar::./y.tar"]),
+}
+
+
+@pytest.mark.parametrize("option", SPELLINGS)
+def test_a_path_is_one_however_it_is_written(tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    key, first, others = SPELLINGS[option]
+    required = [] if key != "root" else ["dataset.image_size=8"]
+
+    def found(path, **more):
+        node = check(compose([f"dataset={option}", *required, f"dataset.{key}={json.dumps(path)}"])[0])
+        return identity(node, **more)
+
+    assert len({found(path.replace("{here}", str(tmp_path))) for path in (first, *others)}) == 1
+    assert found(first) == found(first, as_written=True)  # the name that it always had
+    for elsewhere in ("../photos", f"{tmp_path.parent}/photos", "other", "https://host/x.tar"):
+        assert found(elsewhere) != found(first)
+    assert (
+        found("../photos") == found(f"{tmp_path.parent}/photos") == found(f"{tmp_path.parent}/photos", as_written=True)
+    )
+    assert found("s3://bucket/../x.tar") == found("s3://bucket/../x.tar", as_written=True)
+
+
+def test_a_run_that_was_named_by_its_path_as_it_is_written_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["dataset=image_folder", f"dataset.root={tmp_path}/photos"]
+    node, choices = compose(words)
+    now, earlier = names(check(node), choices)
+    assert now != earlier
+    assert find_run(check(node), choices).folder.name == now
+    (tmp_path / "runs" / earlier).mkdir(parents=True)
+    assert find_run(check(node), choices).folder.name == earlier
 
 
 def test_a_class_that_moves_leaves_the_names_of_runs_as_they_are(monkeypatch):

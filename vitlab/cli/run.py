@@ -31,8 +31,7 @@ def find_run(config: Node, choices: dict[str, str]) -> "Run":
     """The folder of a checked configuration's run, which may not be there yet."""
     from vitlab.storage.run import find
 
-    name = f"{identity.slug(config, choices)}-{identity.identity(config)}"
-    return find(config["system"]["runs"], name)
+    return find(config["system"]["runs"], *identity.names(config, choices))
 
 
 def run(node: Node, choices: dict[str, str]) -> int:

@@ -75,6 +75,7 @@ class Dataset:
     citation: str = field(init=False)
 
     path_options: ClassVar[tuple[str, ...]] = ("root", "download")  # options that do not change the images
+    hashed_paths: ClassVar[frozenset[str]] = frozenset()  # paths that do, however they are spelt
     in_shards: ClassVar[bool] = False  # whether only some orders of the images can be read fast (`Examples.shuffle`)
     published: ClassVar[tuple[int, int] | None] = None  # training images (with validation's) and classes
 

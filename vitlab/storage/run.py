@@ -180,11 +180,16 @@ class Run:
 
 
 @file_errors()
-def find(root: str | Path, name: str) -> Run:
-    """The run with this name's identity below `root`; the slug before the last dash may differ."""
-    identity = name.rsplit("-", 1)[1]
-    found = sorted(path for path in Path(root).glob(f"*-{identity}") if path.is_dir())
-    return Run(found[0] if found else Path(root) / name)
+def find(root: str | Path, *names: str) -> Run:
+    """The run below `root` with the identity of one of these names, the first that is there or else the first of all.
+
+    The slug before the last dash may differ.
+    """
+    for name in names:
+        identity = name.rsplit("-", 1)[1]
+        if found := sorted(path for path in Path(root).glob(f"*-{identity}") if path.is_dir()):
+            return Run(found[0])
+    return Run(Path(root) / names[0])
 
 
 def set_aside(run: Run) -> Path:

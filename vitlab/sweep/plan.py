@@ -16,7 +16,7 @@ from vitlab.config.build import assemble, build
 from vitlab.config.check import check, locate
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError, DatasetMissing, Node, SweepError, VitlabError
-from vitlab.config.identity import cell_identity, identity, slug
+from vitlab.config.identity import cell_identity, names
 from vitlab.config.overrides import key_of, merged
 from vitlab.data.dataset import read_once
 from vitlab.data.fingerprint import changed_images
@@ -92,8 +92,7 @@ class Checked:
         if self.folds:
             config["dataset"] = {**config["dataset"], "fold": fold}
             words = (*words, f"{FOLD}={fold}")
-        name = f"{slug(config, dict(self.choices))}-{identity(config)}"
-        run, after = find(config["system"]["runs"], name), None
+        run, after = find(config["system"]["runs"], *names(config, dict(self.choices))), None
         if self.source is not None:
             after = self.source.job(seed, fold).run
             words = merged(words, start_from(after.folder, self.source.identity))
@@ -171,7 +170,6 @@ class Plan:
 
 def of_other_images(runs: Iterable[Run], cell: Checked) -> dict[Path, str]:
     """The folders of those runs that were trained on other images than a cell has now, and what has changed."""
-
 
     def now() -> Node:
         return build(cell.config["dataset"]).fingerprint()

@@ -42,7 +42,7 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
         Interrupted: a signal asked to stop; everything is saved.
     """
     dist, system = setup.dist, setup.system
-    state = TrainState(setup, identity(config))
+    state = TrainState(setup, identity(config), identity(config, as_written=True))
     checkpoints = Checkpoints(run, on=dist.is_rank0, minutes=system.save_minutes)
     resumed = open_run(state, checkpoints, run, config)
     batches = train_batches(setup, state.step)  # its workers start before any thread does

@@ -53,10 +53,11 @@ class TrainState:
     Args:
         setup: what is trained.
         run_id: the run's identity, which its checkpoints carry.
+        earlier_id: the one that an earlier version may have given it.
     """
 
-    def __init__(self, setup: TrainingSetup, run_id: str):
-        self.setup = setup
+    def __init__(self, setup: TrainingSetup, run_id: str, earlier_id: str | None = None):
+        self.setup, self.run_ids = setup, (run_id, earlier_id)
         self.wrote = {"vitlab": version("vitlab"), "torch": str(torch.__version__), "run": run_id}
         self.vit = setup.vit
         self.ema = Ema(setup.vit, setup.fit.ema_decay)
@@ -160,7 +161,7 @@ class TrainState:
         """
         wrote = saved.get("wrote")
         wrote = wrote if isinstance(wrote, dict) else {}
-        if wrote.get("run") != self.wrote["run"]:
+        if wrote.get("run") not in self.run_ids:
             raise CheckpointError(
                 f"the checkpoint in this folder is of another run ({wrote.get('run')}, not {self.wrote['run']}): move"
                 " the folder away"

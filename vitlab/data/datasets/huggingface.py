@@ -41,6 +41,7 @@ class HuggingFace(CustomDataset):
     """
 
     path_options = ("download",)
+    hashed_paths = frozenset({"path"})
 
     path: str
     config: str | None

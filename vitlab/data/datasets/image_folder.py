@@ -151,6 +151,7 @@ class ImageFolder(CustomDataset, ClassFolders):
     """
 
     name = "image_folder"
+    hashed_paths = frozenset({"root"})
 
     train: str
     validation: str | None

@@ -57,6 +57,7 @@ class WebDataset(CustomDataset):
     """
 
     path_options = ("cache", "cache_bytes")
+    hashed_paths = frozenset({"train", "validation", "test", "classes_file"})
     in_shards = True
 
     train: str
