@@ -18,14 +18,14 @@ BLUE, PALE, RED, GREEN = "#9cc3ee", "#dbe8f8", "#f0a093", "#a8d6a2"
 @cache
 def figure_class() -> "type[Figure]":
     """Matplotlib's figure, which a notebook shows without pyplot."""
-    from matplotlib.figure import Figure
+    from matplotlib import figure
 
-    class Shown(Figure):
+    class Figure(figure.Figure):
         def _repr_png_(self) -> bytes:
             self.savefig(file := io.BytesIO(), format="png", facecolor="white")
             return file.getvalue()
 
-    return Shown
+    return Figure
 
 
 def blank(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":

@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import vitlab
 from vitlab.config.errors import ConfigError
+from vitlab.config.groups import CONF
 from vitlab.training import loop
 
 TINY = ("model.width=8", "model.depth=1", "model.heads=1", "fit.batch_size=64", "tracking=off", "system.workers=0")
@@ -111,6 +112,15 @@ def test_another_thread_trains_too():
     thread.start()
     thread.join()
     assert found[0].result["steps"] == 1
+
+
+def test_options_of_ones_own_are_given_as_on_the_command_line(tmp_path):
+    (tmp_path / "mine" / "schedule").mkdir(parents=True)
+    (tmp_path / "mine" / "schedule" / "flat.yaml").write_text((CONF / "schedule" / "constant.yaml").read_text())
+    found = vitlab.train("--config-dir=mine", "schedule=flat", *TINY, "fit.steps=1")
+    assert found.result["steps"] == 1
+    with pytest.raises(ConfigError, match="there is no such option"):
+        vitlab.train("schedule=flat", *TINY, "fit.steps=1")
 
 
 @pytest.mark.slow

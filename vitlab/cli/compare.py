@@ -9,7 +9,7 @@ from vitlab.report.conclude import MAX_BYTES, answer_runs, conclude, select_runs
 from vitlab.storage.files import file_errors, read_json
 
 DESCRIPTION = """Compares what was trained: the arms of a sweep, single runs, or every run of a folder. Runs that differ
-by their seed alone are one row: mean, spread, 95 % interval, and the difference to the baseline, paired by seed."""
+by their seed or fold alone are one row: mean, spread, 95 % interval, and the paired difference to the baseline."""
 
 
 def main(words: list[str]) -> int:

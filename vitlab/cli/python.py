@@ -15,6 +15,7 @@ from vitlab.cli.train import unfold
 from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.config.errors import Interrupted
+from vitlab.config.own import take, using
 from vitlab.storage.metrics import SELECTED_BY, find
 from vitlab.storage.run import Run
 
@@ -32,17 +33,19 @@ class Training:
     Args:
         folder: of the run.
         result: contents of its result.json: `test/accuracy`, `val/accuracy`, `seconds` ...
+        allow: packages of one's own whose classes it names.
     """
 
     folder: Path
     result: dict[str, Any]
+    allow: tuple[str, ...] = ()
 
     @cached_property
     def model(self) -> "Trained":
         """The model with the weights that validation chose, as `vitlab.load` gives it."""
         from vitlab.evaluation.load import load
 
-        return load(self.folder)
+        return load(self.folder, allow=self.allow)
 
     def history(self) -> "pd.DataFrame":
         """The rows of metrics.jsonl: step, epoch, lr, and what was measured."""
@@ -58,7 +61,8 @@ class Training:
 
     def lines(self) -> dict[str, str]:
         """The scores of the result, each as it is printed."""
-        metrics = [find(name) for name in (SELECTED_BY.name, "test/accuracy", "seconds")]
+        chosen_by = self.result.get("best_by", SELECTED_BY.name)
+        metrics = [find(name) for name in (chosen_by, SELECTED_BY.name, "test/accuracy", "seconds")]
         return {each.words: each.format(self.result.get(each.name)) for each in metrics if each}
 
     def __repr__(self) -> str:
@@ -76,7 +80,7 @@ def train(*overrides: str) -> Training:
     saves a checkpoint first; the same call then continues.
 
     Args:
-        overrides: such as "patch=p4", "fit.epochs=5"; or "cell=SWEEP/ARM".
+        overrides: such as "patch=p4", "fit.epochs=5"; or "cell=SWEEP/ARM"; "--allow=PACKAGE", "--config-dir=FOLDER".
 
     Raises:
         VitlabError: what is refused, or failed: see `vitlab.config.errors`.
@@ -85,9 +89,10 @@ def train(*overrides: str) -> Training:
     argv = sys.argv
     sys.argv = ["vitlab", "train", *overrides]  # which the run records, and prints where it can be continued
     try:
-        config, choices = compose(unfold([*overrides]))
-        run = find_run(check(config), choices)
-        with isolated():
+        added, words = take(overrides)
+        with using(added), isolated():
+            config, choices = compose(unfold(words))
+            run = find_run(check(config), choices)
             train_run(config, choices, reraise=True)
     except Interrupted as leave:
         if leave.signal == signal.SIGINT:  # which ends the cell, and a loop around this call
@@ -95,4 +100,4 @@ def train(*overrides: str) -> Training:
         raise
     finally:
         sys.argv = argv
-    return Training(run.folder, run.result())
+    return Training(run.folder, run.result(), added.packages)

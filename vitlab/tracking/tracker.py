@@ -57,7 +57,7 @@ class Tracker:
             disable=not (on and (notebook or sys.stderr.isatty())),
             file=NotebookLine() if notebook else sys.stderr,
             mininterval=0.5 if notebook else 0.1,  # seconds
-            ncols=100 if notebook else None,
+            ncols=116 if notebook else None,
             dynamic_ncols=not notebook,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed} < {remaining}]",
         )
