@@ -1,5 +1,6 @@
 """`vitlab COMMAND`: the entry point. Nothing heavy is imported before it is needed."""
 
+import io
 import os
 import re
 import sys
@@ -91,8 +92,24 @@ def flag(word: str) -> str:
     return found[1] + os.path.expanduser(found[3])  # noqa: PTH111 (it may be empty)
 
 
+def use_utf8() -> None:
+    """Makes texts and names of files UTF-8 in every locale; letters that the terminal lacks are replaced.
+
+    Where Python decodes the names of files in another encoding, it is started anew in its UTF-8 mode.
+    """
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        if streams:
+            os.environ.setdefault("PYTHONIOENCODING", streams[0].encoding)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in streams:
+        stream.reconfigure(errors="replace")
+
+
 def console() -> int:
     """`main`, quiet where its reader has left (`vitlab train --help | head`); a bug asks to be reported."""
+    use_utf8()
     try:
         return main()
     except BrokenPipeError:

@@ -2,7 +2,8 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,10 +38,17 @@ def blank(width: float, height: float, layout: Literal["constrained"] | None = "
     return figure
 
 
-def save(figure: "Figure", path: Path, dpi: int = 120) -> None:
-    """Writes a PNG, whole or not at all. Letters that the font does not have become boxes."""
+@contextmanager
+def any_letters() -> Generator[None]:
+    """Context in which letters that the font does not have become boxes, without a warning for each."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message="Glyph .* missing from|Matplotlib currently does not support")
+        yield
+
+
+def save(figure: "Figure", path: Path, dpi: int = 120) -> None:
+    """Writes a PNG, whole or not at all."""
+    with any_letters():
         write_whole(path, lambda part: figure.savefig(part, format="png", dpi=dpi, facecolor="white"))
 
 
@@ -85,7 +93,6 @@ def save_one(figure: "Figure", path: Path) -> Path:
 
     kind = path.suffix[1:]
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    with rc_context(STYLE), any_letters():
         write_whole(path, lambda part: figure.savefig(part, format=kind, dpi=200, facecolor="white", metadata=metadata))
     return path

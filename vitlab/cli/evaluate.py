@@ -2,13 +2,12 @@
 
 import argparse
 import csv
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.cli.exit import DONE, FAILED, printable
+from vitlab.cli.exit import DONE, FAILED, print_json, printable
 from vitlab.config.errors import ConfigError, StorageError
 from vitlab.storage.metrics import metric
 
@@ -70,7 +69,7 @@ def main(words: list[str]) -> int:
     facts: dict[str, Any] = {"run": str(run.folder), "dataset": options.overrides or "of the run"}
     tables = {key: {"loss": part.scores["loss"], **part.report.as_dict()} for key, part in found.items()}
     if options.json:
-        print(json.dumps({**facts, **tables, "files": str(folder)}, indent=2))
+        print_json({**facts, **tables, "files": str(folder)})
     else:
         print("\n".join(format_scores(split, part.scores, None if name else before) for split, part in found.items()))
         described = [describe_images(split, found[split].report)] if name else []
@@ -139,7 +138,7 @@ def write(folder: Path, split: str, part: "Measured", table: dict[str, Any]) -> 
     write_json(folder / f"{split}.json", table)
 
     def rows(path: Path) -> None:
-        with path.open("w", newline="") as file:
+        with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["true class (rows), predicted class (columns)", *report.classes])
             writer.writerows([name, *row] for name, row in zip(report.classes, report.confusion.tolist(), strict=True))

@@ -28,6 +28,13 @@ def bug_report(error: Exception) -> str:
     )
 
 
+def print_json(value: object) -> None:
+    """Prints one JSON document; letters that the terminal lacks are escaped."""
+    from vitlab.storage.files import json_text
+
+    print(json_text(value, getattr(sys.stdout, "encoding", None) or "utf-8"))
+
+
 def printable(value: object) -> str:
     """What any terminal can print in one line: the name of a file or a class may be anything that steers a terminal."""
     words = os.fsencode(value).decode(errors="replace") if isinstance(value, Path) else str(value)

@@ -41,7 +41,7 @@ def main(words: list[str]) -> int:
     written = wandb_sweep(asked, given) | {"project": options.project}
     path = options.out or Path(f"{asked.name}-wandb.yaml")
     text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
-    write_whole(path, lambda part: part.write_text(text))
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     print(
         f"{path} is written. Start it with\n  wandb sweep {path}\nand on each machine what it prints: wandb agent ..."
     )

@@ -1,12 +1,11 @@
 """`vitlab predict RUN IMAGE...`: the classes that a trained run predicts for images."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitlab.cli.exit import DONE, FAILED, printable
+from vitlab.cli.exit import DONE, FAILED, print_json, printable
 from vitlab.config.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def main(words: list[str]) -> int:
                 tqdm.write(format_prediction(answer), file=sys.stdout)
             bar.update()
     if options.json:
-        print(json.dumps({"run": str(options.run), "images": [as_json(answer) for answer in faults + done]}, indent=2))
+        print_json({"run": str(options.run), "images": [as_json(answer) for answer in faults + done]})
     if options.save:
         draw(done, options.save, options.run)
     return FAILED if lost or any(answer.fault for answer in done) else DONE

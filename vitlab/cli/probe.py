@@ -1,7 +1,6 @@
 """`vitlab probe RUN`: few-shot, linear and k-NN accuracy of a trained run's frozen features."""
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.cli.exit import DONE, FAILED, printable
+from vitlab.cli.exit import DONE, FAILED, print_json, printable
 from vitlab.config.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
@@ -77,7 +76,10 @@ def main(words: list[str]) -> int:
     with WaitPolicy():
         found = probing.probe(shots, options.seeds, options.split, l2, linear=options.linear, knn=options.knn)
     table = {"run": str(folder), "dataset": options.overrides or "of the run", **found}
-    print(json.dumps({**table, "file": str(file)}, indent=2) if options.json else "\n".join(format_table(table)))
+    if options.json:
+        print_json({**table, "file": str(file)})
+    else:
+        print("\n".join(format_table(table)))
     from vitlab.storage.files import write_json
 
     try:

@@ -97,7 +97,7 @@ def cells(line: str) -> list[str]:
 
 def short(page: Path) -> str:
     """The table of a published answer, with the columns of `SHORT` alone."""
-    lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     keep = [i for i, name in enumerate(cells(lines[0])) if any(name.startswith(kept) for kept in SHORT)]
     rows = [[cells(line)[i] for i in keep] for line in lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["--"] * len(keep), *rows[2:]])
@@ -129,11 +129,11 @@ def paper() -> str:
 
 def put(page: Path, name: str, text: str) -> None:
     """Replaces the text between the two marks of this name in a page."""
-    before, start, rest = page.read_text().partition(f"<!-- {name} -->")
+    before, start, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->")
     _, end, after = rest.partition(f"<!-- /{name} -->")
     if not (start and end):
         raise ConfigError(f"{page} has no marks for {name}: put <!-- {name} --> and <!-- /{name} --> back")
-    write_whole(page, lambda part: part.write_text(f"{before}{start}\n{text}\n{end}{after}"))
+    write_whole(page, lambda part: part.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def list_sweeps() -> str:
     """The sweeps that come with vitlab, and their questions, for --help."""
     lines = []
     for file in sorted(SWEEPS.rglob("*.yaml")):
-        found = re.search(r"^question: *(.*)$", file.read_text(), flags=re.MULTILINE)
+        found = re.search(r"^question: *(.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
         lines.append(f"  {file.stem:<26} {found[1] if found else ''}")
     return "\nquestions that come with vitlab:\n" + "\n".join(lines)
 

@@ -103,7 +103,7 @@ def defaults(root: Path = CONF) -> dict[str, str]:
     """The default option of each group."""
     found = {}
     for file, prefix in ((root / "train.yaml", ""), (root / "model" / "vit.yaml", "model/")):
-        for group, option in re.findall(r'^  - (\w+): "?(\w+)', file.read_text(), flags=re.MULTILINE):
+        for group, option in re.findall(r'^  - (\w+): "?(\w+)', file.read_text(encoding="utf-8"), flags=re.MULTILINE):
             found[prefix + group] = option
     return found
 

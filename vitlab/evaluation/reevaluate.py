@@ -103,7 +103,7 @@ def training_dataset(run: str | Path, *, root: str | None = None, changed_data: 
     node |= {"download": False} if "download" in node else {}
     node |= {"root": root} if root is not None else {}
     if "cache" in node:  # an untrusted configuration may not say where shard indices are written
-        node["cache"] = yaml.safe_load((CONF / "dataset" / "webdataset.yaml").read_text())["cache"]
+        node["cache"] = yaml.safe_load((CONF / "dataset" / "webdataset.yaml").read_text(encoding="utf-8"))["cache"]
     dataset = dataset_of(node, str(folder.config))
     if not changed_data and (changed := changed_images(folder, dataset.fingerprint)):
         raise DataError(

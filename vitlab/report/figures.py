@@ -21,6 +21,7 @@ from vitlab.plotting import (
     SOFT,
     STYLE,
     WIDTH,
+    any_letters,
     blank,
     caption,
     dress,
@@ -70,7 +71,8 @@ def drawn(width: float, height: float, draw: "Callable[[Axes], None]") -> "Figur
 
 def settled(figure: "Figure") -> "Figure":
     """The same with its layout fixed: the names beside the marks were placed in this layout."""
-    figure.canvas.draw()
+    with any_letters():
+        figure.canvas.draw()
     figure.set_layout_engine("none")
     return figure
 
@@ -248,7 +250,8 @@ def dodge(point: Point, line: int, lines: int, xs: Sequence[float]) -> Point:
 
 def annotate(axes: "Axes", points: Sequence[Point], scale: float) -> None:
     """Writes each arm's name where it covers no other name and no mean, as far as there is room."""
-    axes.figure.canvas.draw()  # the layout is settled here, and which the names do not change
+    with any_letters():
+        axes.figure.canvas.draw()  # the layout is settled here, and which the names do not change
     unit = axes.figure.dpi / 72  # pixels a point
     at = [axes.transData.transform((point.x, scale * point.y.mean)) for point in points]
     boxes = [(x - 4 * unit, y - 4 * unit, x + 4 * unit, y + 4 * unit) for x, y in at]

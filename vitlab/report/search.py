@@ -54,7 +54,7 @@ def report(record: dict[str, Any], folder: Path, say: Callable[[str], object]) -
         if figure := draw(record):
             figures.save(figure, folder, draw.__name__)
             lines += ["", f"![{draw.__name__}]({draw.__name__}.svg)"]
-    write_whole(folder / "search.md", lambda part: part.write_text("\n".join(lines) + "\n"))
+    write_whole(folder / "search.md", lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
     write_whole(folder / "trials.csv", lambda part: write_trials(record, part))
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     say(f"\nsearch      {counts}; the best by validation:")
@@ -65,7 +65,7 @@ def report(record: dict[str, Any], folder: Path, say: Callable[[str], object]) -
 
 def write_trials(record: dict[str, Any], path: Path) -> None:
     keys = [each["key"] for each in record["space"]]
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["number", "state", metric_of(record).name, "run", *keys])
         for trial in record["trials"]:

@@ -111,5 +111,20 @@ def read_json(path: Path, most: int = 1_000_000) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON, each list of numbers on one line, atomically."""
-    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), json.dumps(value, indent=2))
-    write_whole(path, lambda part: part.write_text(f"{text}\n"))
+    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), json_text(value))
+    write_whole(path, lambda part: part.write_text(f"{text}\n", encoding="utf-8"))
+
+
+def json_text(value: Any, encoding: str = "utf-8") -> str:
+    """Indented JSON; letters that the encoding lacks are escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=2)
+    return text
+
+
+def name_text(name: str) -> str:
+    """A file's name as text, the same in every locale: bytes that are not UTF-8 are written as `\\xe9`."""
+    return os.fsencode(name).decode("utf-8", errors="backslashreplace")

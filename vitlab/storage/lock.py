@@ -48,7 +48,9 @@ class Lock:
             self.waiting(message)
             self.lock.acquire()
         since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
-        self.path.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since}))
+        self.path.write_text(
+            json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since}), encoding="utf-8"
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,7 +66,7 @@ def holder(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -98,7 +98,7 @@ class Run:
         """W&B's folders of trainings that were tracked offline, the oldest first."""
         found = set(self.folder.glob("wandb/offline-run-*"))
         if self.wandb_id.is_file():
-            name, *folders = self.wandb_id.read_text().splitlines() or [""]
+            name, *folders = self.wandb_id.read_text(encoding="utf-8").splitlines() or [""]
             folders += filter(None, [os.environ.get("WANDB_DIR")])
             for folder, below in product(folders if name else (), ("wandb", ".wandb")):
                 found |= set((Path(folder).expanduser() / below).glob(f"offline-run-*-{escape(name)}"))
@@ -121,7 +121,7 @@ class Run:
             odd = [path.name for path in self.folder.iterdir() if not (path.is_file() or path.is_dir())]
             if odd:
                 raise StorageError(f"{self.folder} holds {odd[0]}, which is no file: move it away")
-            (self.folder / "writable.json").write_text("{}")
+            (self.folder / "writable.json").write_text("{}", encoding="utf-8")
             (self.folder / "writable.json").unlink()
         free = shutil.disk_usage(self.folder).free
         if free < LEAST_DISK:
@@ -161,7 +161,9 @@ class Run:
     def rows(self, having: str = "") -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, up to one that was cut short; only those that have a key, where one is given."""
         rows, word = [], f'"{having}"' if having else ""
-        for line in self.metrics.read_text(errors="replace").splitlines() if self.metrics.exists() else []:
+        for line in (
+            self.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if self.metrics.exists() else []
+        ):
             if word not in line:
                 continue
             try:
@@ -176,7 +178,7 @@ class Run:
     def rewind(self, step: int) -> None:
         """Removes the rows after this step from metrics.jsonl, before the training resumes there."""
         kept = "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step)
-        write_whole(self.metrics, lambda part: part.write_text(kept))
+        write_whole(self.metrics, lambda part: part.write_text(kept, encoding="utf-8"))
 
 
 @file_errors()
@@ -211,7 +213,7 @@ def environment(device: str) -> dict[str, Any]:
 
     def git(*words: str) -> str | None:
         here = Path(__file__).parent.parent.parent
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, encoding="utf-8", errors="replace")
         return done.stdout.strip() if done.returncode == 0 else None
 
     names = ("vitlab", "torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf", "einops", "wandb")

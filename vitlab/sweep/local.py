@@ -304,5 +304,5 @@ def resident(process: int) -> int:
 def tail(file: Path, lines: int = TAIL) -> str:
     """The end of a text file."""
     with contextlib.suppress(OSError):
-        return "\n".join(file.read_text(errors="replace").rstrip().splitlines()[-lines:])
+        return "\n".join(file.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-lines:])
     return ""

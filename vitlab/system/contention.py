@@ -99,7 +99,7 @@ def waited() -> dict[str, float]:
     found = {}
     for task in TASKS.iterdir() if TASKS.is_dir() else ():
         try:
-            found[task.name] = int((task / "schedstat").read_text().split()[1]) / 1e9
+            found[task.name] = int((task / "schedstat").read_text(encoding="utf-8").split()[1]) / 1e9
         except (OSError, IndexError, ValueError):  # it has ended; or the kernel does not count
             continue
     return found

@@ -39,7 +39,7 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")  # getrusage starts with the peak of the parent
-    for line in status.read_text().splitlines() if status.is_file() else ():
+    for line in status.read_text(encoding="utf-8").splitlines() if status.is_file() else ():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
     import resource

@@ -15,7 +15,7 @@ def total_memory(device: torch.device | str = "cpu") -> int:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    limits = [Path(file).read_text().strip() for file in LIMITS if Path(file).is_file()]
+    limits = [Path(file).read_text(encoding="utf-8").strip() for file in LIMITS if Path(file).is_file()]
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *(int(s) for s in limits if s.isdecimal())])
 
 

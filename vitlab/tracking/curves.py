@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.plotting import blank
-from vitlab.storage.files import write_whole
+from vitlab.plotting import blank, save
 from vitlab.storage.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
 
 def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     """Writes the figure as a PNG."""
-    figure = curves(rows, title)
-    write_whole(path, lambda part: figure.savefig(part, format="png", dpi=150))
+    save(curves(rows, title), path, dpi=150)
 
 
 def curves(rows: list[dict[str, Any]], title: str) -> "Figure":

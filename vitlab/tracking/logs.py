@@ -52,7 +52,7 @@ def logging_to(file: Path | None, *, speak: bool = True) -> Generator[None]:
     """Sends vitlab's log to the terminal and, with times, to a file."""
     handlers: list[logging.Handler] = [Console() if speak else logging.NullHandler()]
     if file is not None:
-        handlers.append(LogFile(file, delay=True))
+        handlers.append(LogFile(file, delay=True, encoding="utf-8", errors="backslashreplace"))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     before = log.level, log.propagate
     log.setLevel(logging.INFO)

@@ -102,8 +102,8 @@ class Mirror:
         if not file.exists():
             name = given or secrets.token_hex(4)
             where = f"{self.folder()}\n" if "WANDB_DIR" in os.environ else ""  # for `vitlab sync`
-            write_whole(file, lambda part: part.write_text(f"{name}\n{where}"))
-        name = file.read_text().split("\n")[0].strip()
+            write_whole(file, lambda part: part.write_text(f"{name}\n{where}", encoding="utf-8"))
+        name = file.read_text(encoding="utf-8").split("\n")[0].strip()
         if given and given != name:
             log.warning("WANDB_RUN_ID=%s is not used: this run is %s there already", given, name)
         return name

@@ -43,7 +43,8 @@ def open_run(state: TrainState, checkpoints: Checkpoints, run: Run, config: dict
         log.info("%s", setup.dataset.passed_over)
     if setup.dist.is_rank0:
         warn_of_flat_images(setup)
-        write_whole(run.config, lambda part: part.write_text(yaml.safe_dump(config, sort_keys=False)))
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        write_whole(run.config, lambda part: part.write_text(text, encoding="utf-8"))
         write_json(run.environment, environment(describe(setup.dist.device)))
         if not resumed:
             write_json(run.data, setup.dataset.fingerprint())

@@ -40,7 +40,7 @@ class Digits(Dataset):
         file = Path(str(package and package.origin)).parent / "datasets" / "data" / "digits.csv.gz"
         if not file.is_file():
             raise DatasetMissing("digits", [file], "Get it with: uv pip install scikit-learn")
-        with gzip.open(file, "rt") as text:
+        with gzip.open(file, "rt", encoding="utf-8") as text:
             table = np.loadtxt(text, delimiter=",", dtype=np.uint8)
         pixels = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
         return {"train": Pixels(torch.from_numpy(pixels), table[:, -1])}

@@ -270,4 +270,4 @@ def cached_commit(path: str, revision: str) -> str | None:
     from huggingface_hub import constants
 
     file = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}" / "refs" / revision
-    return file.read_text().strip() if file.is_file() else None
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None

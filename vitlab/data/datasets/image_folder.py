@@ -13,7 +13,7 @@ from vitlab.data.dataset import CustomDataset, Dataset
 from vitlab.data.datasets.listing import PassedOver, class_folders, data_folder, has_images, list_images
 from vitlab.data.datasets.split_folders import CSV, find_some_splits, find_splits, unwrap
 from vitlab.data.examples import Examples, Files, ignore_pillow_warnings, unreadable
-from vitlab.storage.files import file_errors
+from vitlab.storage.files import file_errors, name_text
 
 REMEDY = "repair or remove it, or skip such files with dataset.skip_corrupted=true"
 
@@ -84,7 +84,7 @@ class ClassFolders(Dataset):
 
     def class_names(self) -> tuple[str, ...]:
         """Readable names of the classes, in the order of `folder_names`."""
-        return self.folder_names
+        return tuple(map(name_text, self.folder_names))
 
     @property
     def passed_over(self) -> str:

@@ -125,7 +125,7 @@ class TinyImageNet(ClassFolders):
         classes = {name: label for label, name in enumerate(self.folder_names)}
         try:
             existing = {path.name for path in list_images(folder / "images", self.passed)}
-            rows = [line.split("\t") for line in file.read_text().splitlines()]
+            rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
             samples = [(folder / "images" / row[0], classes[row[1]]) for row in rows]
         except (OSError, UnicodeDecodeError, IndexError, KeyError) as error:
             raise DataError(f"{file} cannot be read ({error!r}): unpack the archive again") from error
