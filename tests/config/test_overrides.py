@@ -8,7 +8,7 @@ import yaml
 
 from vitlab.cli.multirun import check_runs, planned
 from vitlab.config.check import check, locate
-from vitlab.config.compose import compose
+from vitlab.config.compose import compose, composed
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import CONF, TEXTS, menu, nearest
 from vitlab.config.identity import identity
@@ -28,8 +28,9 @@ def root_of(*words):
 
 
 def texts_of(words):
-    """The folder of every run of a multirun."""
-    return [root_of(*run) for run in planned(complete(["dataset=image_folder", *words], many=True))]
+    """The folder of every run of a multirun, as Hydra composes it for the job."""
+    runs = planned(complete(["dataset=image_folder", *words], many=True))
+    return [composed(tuple(run))[0].dataset.root for run in runs]
 
 
 @pytest.mark.parametrize("name", NAMES)
