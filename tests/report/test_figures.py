@@ -132,6 +132,15 @@ def test_learning_curves_are_means_in_a_band_up_to_where_all_seeds_came(tmp_path
     assert high.tolist() == pytest.approx([0.4, 0.5])
 
 
+def test_learning_curves_are_of_the_validation_metric_that_belongs_to_the_answer(tmp_path):
+    of = comparison(tmp_path)
+    for file in tmp_path.glob("*/metrics.jsonl"):
+        file.write_text(file.read_text().replace("val/accuracy", "val/macro_f1"))
+    assert figures.curves(of) is None
+    figure = figures.curves(Comparison(**{**vars(of), "metric": metric("test/macro_f1")}))
+    assert figure.axes[0].get_ylabel() == "validation macro F1 (%)"
+
+
 def test_pareto_front_leaves_out_what_costs_more_and_is_no_better():
     points = [(1, 0.5), (2, 0.4), (3, 0.7), (3, 0.6), (5, 0.7)]
     assert pareto_front(points) == [0, 2]

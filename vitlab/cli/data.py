@@ -109,7 +109,8 @@ def describe_imbalance(setup: "TrainingSetup", images: np.ndarray) -> list[str]:
     names = [f"{setup.dataset.classes[label]} ({images[label]:,})" for label in few[:NAMED]]
     more = f" and {len(few) - NAMED:,} more" if len(few) > NAMED else ""
     largest = f"{setup.dataset.classes[int(images.argmax())]} ({images.max():,})"
-    lines = ["", f"imbalance   {', '.join(names)}{more}: at most a tenth of the training images of {largest}"]
+    small = printable(f"{', '.join(names)}{more}: at most a tenth of the training images of {largest}")
+    lines = ["", f"imbalance   {small}"]
     if getattr(setup.loss, "class_weights", None) is None and setup.fit.sampling == "uniform":
         lines += [
             "            loss.class_weights=balanced weighs the classes alike, fit.sampling=balanced draws them alike;",

@@ -55,16 +55,16 @@ class EvalInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A trained model's evaluation on one split; `scores` are its `loss` and `accuracy`, as in training."""
+    """A trained model's evaluation on one split; `scores` are those that a training reports."""
 
     examples: Examples
-    scores: dict[str, float]
+    scores: dict[str, Any]
     report: ClassificationReport
 
 
 def evaluate(
     run: str | Path, *, root: str | None = None, device: str = "cpu", changed_data: bool = False
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Validation and test scores of a run, computed again, and its result.json; they agree on the same device.
 
     Args:
