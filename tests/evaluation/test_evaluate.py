@@ -143,7 +143,7 @@ def test_images_of_another_size_and_mode_go_through_the_runs_preprocessing(run, 
     write_images(tmp_path / "images", classes="0123456789", n=10, size=(30, 44))
     other, _ = reevaluate.dataset_from_overrides(["dataset=image_folder", f"dataset.root={tmp_path}/images"])
     model = load(run)
-    part = measure(run, model, other, ["test"], external=True, workers=1)["test"]
+    part = measure(run, model, other, external=True, workers=1)["all"]
     image = part.examples.image(0)
     expected = model(model.preprocess(image)[None]).softmax(dim=-1).max().item()
     assert part.report.confidence[0] == pytest.approx(expected, abs=1e-6)
