@@ -578,3 +578,22 @@ def test_without_validation_an_arm_shows_its_first_value():
     lines = [line(cell, 0) for cell in VALIDATION]
     given = {"cells": {name: name for name in VALIDATION}, "arms": {name: name[0] for name in VALIDATION}}
     assert [row.name for row in compare(table(lines), **given).rows] == ["a1", "b1"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "roots", "data", "mixed"),
+    [
+        ("aa", "xx", ["1", "1"], False),
+        ("aa", "xx", ["1", "2"], True),  # two seeds of a cell
+        ("ab", "xx", ["1", "2"], True),  # two arms on one dataset
+        ("ab", "xy", ["1", "2"], False),  # on two
+        ("ab", "xx", ["1", math.nan], False),  # of an earlier version it is not known
+    ],
+)
+def test_runs_of_one_dataset_that_saw_different_images_are_said(cells, roots, data, mixed):
+    lines = [
+        line(cell, seed, 0.5, **{"dataset": "image_folder", "dataset.root": root, "data": images})
+        for seed, (cell, root, images) in enumerate(zip(cells, roots, data, strict=True))
+    ]
+    said = [note for note in compared(lines).notes if "were trained on different images (1; 2 in data.json)" in note]
+    assert len(said) == mixed

@@ -13,6 +13,7 @@ from vitlab.config.compose import compose
 from vitlab.config.errors import DatasetMissing
 from vitlab.config.identity import identity
 from vitlab.data.augment import eval_transform
+from vitlab.data.dataset import for_evaluation
 from vitlab.data.loader import EvalSampler, loader
 from vitlab.system.lazy_imports import modules
 
@@ -35,6 +36,18 @@ def test_the_validation_images_are_the_test_set_and_validation_is_a_slice_of_tra
     for part in splits.values():
         assert [path.parent.name for path in part.paths] == [WNIDS[label] for label in part.labels]
     assert set(splits["validation"].labels) == {0, 1, 2}
+
+
+def test_an_evaluation_needs_no_training_images(tmp_path):
+    write_imagenet(tmp_path)
+    shutil.rmtree(tmp_path / "train")
+    shutil.rmtree(tmp_path / "val" / WNIDS[1])
+    with pytest.raises(DatasetMissing):
+        imagenet(tmp_path)
+    with for_evaluation():
+        dataset = imagenet(tmp_path)
+    assert dataset.classes == (WNIDS[0], WNIDS[2])
+    assert {name: len(part) for name, part in dataset.splits().items()} == {"test": 8}
 
 
 @pytest.mark.parametrize("make", [imagenet, tiny])
