@@ -63,7 +63,9 @@ def train(node: Node, choices: dict[str, str], *, reraise: bool = False) -> int:
         slug = identity.slug(config, choices)
         folder = find_run(config, choices)
         result = dist.run_on_rank0(folder.result)
-        changed = dist.run_on_rank0(lambda: changed_images(folder, parts["dataset"].fingerprint))
+        changed = dist.run_on_rank0(
+            lambda: changed_images(folder, parts["dataset"].fingerprint) if folder.has_begun() else ""
+        )
         if changed and not (system.retrain or system.changed_data):
             raise DataError(
                 f"{folder.folder} was trained on other images; since then {changed}: system.retrain=true trains it anew"

@@ -36,11 +36,10 @@ def fingerprint(classes: Sequence[str], splits: Mapping[str, Examples]) -> Node:
 def changed_images(run: Run, fingerprint_now: Callable[[], Node]) -> str:
     """What has changed about the images since a run was trained on them, in words.
 
-    Empty where nothing has, where nothing was trained yet, and where it is not known: runs of earlier versions have no
-    fingerprint.
+    Empty where nothing has, and where it is not known: runs of earlier versions have no fingerprint.
 
     Args:
-        run: finished or interrupted.
+        run: the run.
         fingerprint_now: of the images as they are now; only called where there is something to compare.
 
     Raises:
@@ -48,8 +47,6 @@ def changed_images(run: Run, fingerprint_now: Callable[[], Node]) -> str:
         StorageError: data.json is damaged.
     """
     if not os.path.lexists(run.data):
-        return ""
-    if not (run.checkpoints() or run.best.is_file() or run.result()["status"] == "finished"):
         return ""
     before = read(run)
     try:

@@ -154,6 +154,10 @@ class Run:
         running = result["status"] == "interrupted" and holder(self.lock) is not None
         return result | {"status": "running"} if running else result
 
+    def has_begun(self) -> bool:
+        """Whether a training would continue it, or find it finished."""
+        return bool(self.checkpoints()) or self.result()["status"] == "finished"
+
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.folder / "result.json", result)
 

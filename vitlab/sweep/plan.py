@@ -175,7 +175,7 @@ def of_other_images(runs: Iterable[Run], cell: Checked) -> dict[Path, str]:
         return build(cell.config["dataset"]).fingerprint()
 
     with read_once():
-        return {run.folder: words for run in runs if (words := changed_images(run, now))}
+        return {run.folder: words for run in runs if run.has_begun() and (words := changed_images(run, now))}
 
 
 def set_changed_aside(changed: Mapping[Path, str], config: Node) -> None:
