@@ -39,7 +39,7 @@ class ImageNet(ClassFolders):
     def split_folders(self) -> dict[str, Path]:
         root = data_folder(self.root or "data/imagenet")
         folders = {"train": root / "train", "test": root / "val"}
-        if self.for_evaluation:
+        if self.for_evaluation and not folders["train"].is_dir():
             del folders["train"]
         if not all(folder.is_dir() for folder in folders.values()):
             raise DatasetMissing(
@@ -56,7 +56,7 @@ class ImageNet(ClassFolders):
         return folders
 
     def levels(self) -> set[Path]:
-        return {self.folders["train"].parent}
+        return {self.folders["test"].parent}
 
     def class_names(self) -> tuple[str, ...]:
         words = synset_words(self.folders["test"].parent)
