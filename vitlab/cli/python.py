@@ -61,9 +61,8 @@ class Training:
 
     def lines(self) -> dict[str, str]:
         """The scores of the result, each as it is printed."""
-        chosen_by = self.result.get("best_by", SELECTED_BY.name)
-        metrics = [find(name) for name in (chosen_by, SELECTED_BY.name, "test/accuracy", "seconds")]
-        return {each.words: each.format(self.result.get(each.name)) for each in metrics if each}
+        names = (self.result.get("best_by", SELECTED_BY.name), SELECTED_BY.name, "test/accuracy", "seconds")
+        return {each.words: each.format(self.result.get(each.name)) for each in map(find, names) if each}
 
     def __repr__(self) -> str:
         return f"Training({self.folder}, {', '.join(f'{words} {value}' for words, value in self.lines().items())})"
