@@ -305,11 +305,12 @@ def test_a_training_keeps_its_background_and_range_for_whatever_comes_later(tmp_
 
     for file in root.rglob("*[13579].png"):  # other files, of 16 bits, do not change what the model is fed
         Image.fromarray(np.full((16, 16), 65535, np.uint16)).save(file)
-    test = eval_inputs(run, model, training_dataset(run)).splits["test"]
-    assert test.decoding == model.preprocess.decoding
+    own = eval_inputs(run, model, training_dataset(run, changed_data=True)).splits
+    assert own["test"].decoding == model.preprocess.decoding
     other = dataset_from_overrides([*data, "dataset.background=blue", "dataset.range=[0, 9]"])[0]
-    assert eval_inputs(run, model, other, external=True).splits["test"].decoding == model.preprocess.decoding
-    assert main(["evaluate", str(run)]) == 0
+    new = eval_inputs(run, model, other, external=True).splits
+    assert {part.decoding for part in new.values()} == {model.preprocess.decoding}
+    assert main(["evaluate", str(run), "--changed-data"]) == 0
     assert main(["evaluate", str(run), *data]) == 0
     assert main(["predict", str(run), str(root / "cat" / "0.png"), "--save", str(tmp_path / "sheet.png")]) == 0
 
