@@ -64,6 +64,13 @@ def write_images(folder, classes=("cat", "dog"), n=10, size=(20, 24)):
             Image.fromarray(pixels).save(folder / name / f"{i}.{'jpg' if i % 2 else 'png'}")
 
 
+def write_labelled_images(folder):
+    write_images(folder / "all", n=12)
+    files = sorted((folder / "all").rglob("*.*"))
+    rows = [f"{file.relative_to(folder)},{file.parent.name}\n" for file in files]
+    (folder / "train.csv").write_text("".join(["file,label\n", *rows]))
+
+
 WNIDS = ("n01440764", "n01443537", "n02012849")
 
 
@@ -296,6 +303,7 @@ WRITERS: dict[str, Writer] = {
     "kmnist": at_root(lambda root, _: write_mnist(root / "KMNIST" / "raw")),
     "fashion_mnist": at_root(lambda root, _: write_mnist(root / "FashionMNIST" / "raw")),
     "image_folder": at_root(lambda root, _: write_images(root)),
+    "image_csv": at_root(lambda root, _: write_labelled_images(root)),
     "imagenet": at_root(lambda root, _: write_imagenet(root), HALF),
     "tiny_imagenet": at_root(lambda root, _: write_tiny_imagenet(root)),
     "cifar10": at_root(lambda root, patch: write_cifar(torchvision_sets.Cifar10, root, patch)),

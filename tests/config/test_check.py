@@ -17,6 +17,7 @@ from vitlab.config.identity import cell_identity, identity, slug
 OPTIONS = [(group, option) for group, options in menu().items() for option in options]
 NEEDS = {
     "image_folder": ["dataset.root=somewhere"],
+    "image_csv": ["dataset.root=somewhere"],
     "imagenet": ["dataset.root=somewhere"],
     "hf": ["dataset.path=somewhere"],
     "webdataset": ["dataset.train=somewhere"],
@@ -28,7 +29,14 @@ NEEDS = {
 }
 for resnet in ("resnet26", "resnet50", "resnet101", "resnet152"):
     NEEDS[resnet] = ["dataset=synthetic", "dataset.image_size=32", "patch=p32"]
-NEED_FILES = ("image_folder", "imagenet", "tiny_imagenet", "hf", "webdataset")  # whose classes are what the files say
+NEED_FILES = (
+    "image_folder",
+    "image_csv",
+    "imagenet",
+    "tiny_imagenet",
+    "hf",
+    "webdataset",
+)  # whose classes are what the files say
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

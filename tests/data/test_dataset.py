@@ -310,7 +310,7 @@ def test_a_truncated_jpeg_is_found_before_training(tmp_path):
         (lambda root: write_images(root / "test"), "and no train/"),
         (
             lambda root: (write_images(root / "train"), write_images(root / "val", classes=("cat", "cow"))),
-            "1 of them not in .*train: cow",
+            "1 of them not among the 2 of .*: cow",
         ),
     ],
 )

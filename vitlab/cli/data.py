@@ -77,8 +77,8 @@ def describe_data(setup: "TrainingSetup") -> str:
         lines += ["", f"{'class':<{wide}}" + "".join(f"{name:>12}" for name in counts)]
         for label, name in enumerate(data.classes):
             lines.append(f"{name:<{wide}}" + "".join(f"{count[label]:>12,}" for count in counts.values()))
-    if data.passed_over:
-        lines += ["", f"files       {printable(data.passed_over)}"]
+    if setup.files:
+        lines += ["", f"files       {printable(setup.files)}"]
     lines += describe_imbalance(setup, counts["train"])
     draw = np.random.default_rng(0).permutation(len(setup.splits["train"]))[:SAMPLE]
     seen, images = count_levels(setup.splits["train"].take(np.sort(draw)), data), len(draw)

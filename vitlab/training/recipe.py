@@ -177,6 +177,7 @@ class TrainingSetup:
     steps_per_epoch: float
     precision: str
     initial_weights: str  # where the weights come from, in words; empty if they are random
+    files: str  # what is to be said of the dataset's files: what was passed over, and copies in two splits
 
     def model_facts(self) -> dict[str, Any]:
         """What a trained model needs to be used: sizes, classes, and what its images go through."""

@@ -39,8 +39,8 @@ def open_run(state: TrainState, checkpoints: Checkpoints, run: Run, config: dict
     elif setup.initial_weights:
         log.info("%s", setup.initial_weights)
     log.info("%s; %s", describe_lr(setup), describe_input(setup))
-    if setup.dataset.passed_over:
-        log.info("%s", setup.dataset.passed_over)
+    if setup.files:
+        log.warning("%s", setup.files)
     if setup.dist.is_rank0:
         warn_of_flat_images(setup)
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

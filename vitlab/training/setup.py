@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from vitlab.data.cache import cache_images
+from vitlab.data.copies import find_copies
 from vitlab.data.loader import TrainSampler
 from vitlab.data.preprocess import Normalize, Resize
 from vitlab.data.seeding import seed_of
@@ -44,6 +45,7 @@ def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
     if fetches and dist.is_rank0:
         dist.barrier()
     decoding = splits["train"].decoding
+    said = [dataset.passed_over, find_copies(splits) if dist.is_rank0 else ""]
     source = recipe.init.read()
     images = np.bincount(splits["train"].labels, minlength=len(dataset.classes))
     steps, steps_per_epoch = examine(recipe, dist, source=source, images=images)
@@ -94,6 +96,7 @@ def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
         steps_per_epoch=steps_per_epoch,
         precision=precision,
         initial_weights=initial_weights,
+        files="; ".join(filter(None, said)),
     )
 
 

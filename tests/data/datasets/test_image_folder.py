@@ -203,7 +203,10 @@ REFUSED = {
     "unknown splits": (splits("first", "second"), r"all hold the same folders.*cat, dog.*dataset\.train=first"),
     "classes of splits": ("cat/train:6, cat/test:2, dog/train:6, dog/test:2", "all hold the same folders"),
     "no train": (splits("test", "val"), "and no train/"),
-    "more classes in test": (splits("train", "test", ", test/cow:2"), r"not in .*: cow\..*dataset\.test=null"),
+    "more classes in test": (
+        splits("train", "test", ", test/cow:2"),
+        r"1 of them not among the 2 .*: cow\..*dataset\.test=null",
+    ),
     "only heic left": ("cat:6, dog:6.heic", r"1 class folder.*passed over 1 folder without images \(dog\), 6 files"),
 }
 

@@ -126,7 +126,9 @@ def test_classes_that_differ_are_counted_and_not_all_listed(tmp_path):
     write_imagenet(tmp_path, [f"n{i:08d}" for i in range(12, 30)], train=1, test=1)
     for i in range(16, 22):
         shutil.rmtree(tmp_path / "train" / f"n{i:08d}")
-    with pytest.raises(ValueError, match=r"18 classes, 6 of them not in .*: n00000016, .* n00000020 and 1 more"):
+    with pytest.raises(
+        ValueError, match=r"18 classes, 6 of them not among the 12 .*: n00000016, .* n00000020 and 1 more"
+    ):
         imagenet(tmp_path)
 
 

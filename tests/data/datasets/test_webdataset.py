@@ -511,3 +511,16 @@ def test_without_the_library_it_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
     with pytest.raises(ValueError, match=r'uv sync --extra webdataset, or pip install "vitlab\[webdataset\]"'):
         shards(tmp_path, "x.tar")
+
+
+def test_labels_that_differ_in_spaces_or_in_unicodes_form_are_one_class(tmp_path):
+    names = ["caf\u00e9", "cafe\u0301", "\ufeffdog", "dog\u00a0"]
+    members = {
+        f"{i:02d}.{end}": data for i in range(20) for end, data in (("png", png()), ("cls", names[i % 4].encode()))
+    }
+    dataset = shards(tmp_path, write_tar(tmp_path / "data" / "x.tar", members))
+    assert dataset.classes == ("caf\u00e9", "dog")
+    (tmp_path / "names.txt").write_bytes("\ufeffcaf\u00e9\r\ndog \r\n".encode())
+    listed = shards(tmp_path, str(tmp_path / "data"), classes_file=str(tmp_path / "names.txt"))
+    assert listed.classes == ("caf\u00e9", "dog")
+    assert len(listed.splits()["train"]) > 0

@@ -15,6 +15,7 @@ from PIL import Image
 from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.dataset import CustomDataset
 from vitlab.data.examples import Encoded, Examples, Found, one_line, open_image, unreadable
+from vitlab.data.labels import clean_label
 from vitlab.storage.files import file_errors
 
 FORMATS = ("parquet", "arrow", "imagefolder", "webdataset", "cache")  # plain data: no code of a dataset is run
@@ -162,8 +163,9 @@ class HuggingFace(CustomDataset):
         )
 
     def labels(self, table: Any) -> list[Any]:
-        """The label of each row, as it is in the file."""
-        return table.select_columns([self.label_column]).with_format("arrow")[:][self.label_column].to_pylist()
+        """The label of each row; texts without spaces around them."""
+        values = table.select_columns([self.label_column]).with_format("arrow")[:][self.label_column].to_pylist()
+        return [clean_label(value) if isinstance(value, str) else value for value in values]
 
     def class_values(self, table: Any) -> list[Any]:
         """The names of a ClassLabel, or the sorted distinct values of the column."""

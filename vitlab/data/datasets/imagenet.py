@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitlab.config.errors import DataError, DatasetMissing
-from vitlab.data.datasets.image_folder import ClassFolders, Samples
+from vitlab.data.datasets.image_files import Samples
+from vitlab.data.datasets.image_folder import ClassFolders
 from vitlab.data.datasets.listing import class_folders, data_folder, list_images
 from vitlab.data.examples import Examples
 from vitlab.storage.files import read_text

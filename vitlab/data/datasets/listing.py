@@ -22,6 +22,7 @@ KINDS = {  # what may be passed over: one, several
     "irregular": ("link or device that leads to no file", "links or devices that lead to no file"),
     "again": ("link to a folder that is read already", "links to folders that are read already"),
     "outside": ("image outside of the class folders", "images outside of the class folders"),
+    "rows": ("row without an image or a label", "rows without an image or a label"),
     "unreadable": ("image that cannot be decoded", "images that cannot be decoded"),
     "unlabelled": ("image without a label", "images without a label"),
     "unused": ("image in a folder that is no split", "images in folders that are no split"),
@@ -182,9 +183,8 @@ def data_folder(root: str | Path) -> Path:
     """
     folder = Path(root)
     if folder.is_file():
-        unpacked = folder.with_suffix("") if folder.suffix else folder.with_name(f"{folder.name}-unpacked")
-        raise DataError(
-            f"dataset.root={root} is a file, and a folder is needed: unpack it (unzip {folder} -d {unpacked}) and give"
-            f" dataset.root={unpacked}"
-        )
+        unpacked = folder.with_suffix("")
+        archive = f"unpack it (unzip {folder} -d {unpacked}) and give dataset.root={unpacked}"
+        remedy = archive if folder.suffix.lower() == ".zip" else "unpack it if it is an archive, or give its folder"
+        raise DataError(f"dataset.root={root} is a file, and a folder is needed: {remedy}")
     return folder

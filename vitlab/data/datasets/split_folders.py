@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from shlex import quote
 from typing import NoReturn
 
 from vitlab.config.errors import DataError
@@ -13,7 +14,6 @@ WORDS = {
     "test": ("test", "testing"),
 }
 NEUTRAL = ("", "set", "data", "dataset", "images", "image", "imgs", "img", "split", "folder")
-CSV = "where a CSV names the class of each image, use dataset=image_csv dataset.root="
 
 
 Layout = tuple[dict[str, Path], list[Path]]  # folder of each split; folders beside the classes that are left out
@@ -85,7 +85,7 @@ def with_train(root: Path, train: Path, given: dict[str, Path], chosen: dict[str
         if here and not deep:
             raise DataError(
                 f"{here[0]} holds images without class folders: leave it out with dataset.{split}=null (it is then cut"
-                f" from the training images), or sort it into class folders; {CSV}{root}"
+                f" from the training images), or sort it into class folders; {csv_hint(root)}"
             )
         if deep:
             folders[split] = deep[0]
@@ -119,7 +119,7 @@ def with_classes(root: Path, inside: list[Path], given: dict[str, Path], chosen:
     if "train" in kinds and len(kinds) > 1 and all(split for split, _ in names):
         raise DataError(
             f"{', '.join(str(folder) for folder in classes)} hold images without class folders: sort the images into"
-            f" train/CLASS/; {CSV}{root}; or dataset.train=. where these folders are the classes"
+            f" train/CLASS/; {csv_hint(root)}; or dataset.train=. where these folders are the classes"
         )
     if odd := sorted(clear - {"train"}):
         folder = next(folder for folder in classes if split_named(folder.name) == (odd[0], True))
@@ -167,6 +167,10 @@ def unwrap(folder: Path, known: tuple[str, ...] = ()) -> Path:
     while len(inside := children(folder)) == 1 and inside[0].name not in known and children(inside[0]):
         folder = inside[0]
     return folder
+
+
+def csv_hint(root: Path) -> str:
+    return f"where a CSV names the class of each image, use dataset=image_csv {quote(f'dataset.root={root}')}"
 
 
 def choose(root: Path, split: str, folders: list[Path]) -> NoReturn:

@@ -21,6 +21,7 @@ from vitlab.data.dataset import CustomDataset
 from vitlab.data.datasets.download import ShardCache, cache_name, check_address, is_remote, locked, open_url
 from vitlab.data.datasets.tar_index import Index, index_shard, member_name
 from vitlab.data.examples import Encoded, Examples, Found, open_image, unreadable
+from vitlab.data.labels import clean_label, sort_labels, strip_zeros
 from vitlab.storage.files import file_errors, read_text, write_whole
 
 log = logging.getLogger("vitlab")
@@ -108,18 +109,19 @@ class WebDataset(CustomDataset):
             path = Path(self.classes_file)
             if not path.is_file():
                 raise DatasetMissing("webdataset's dataset.classes_file", [path], "Give a file with a name a line")
-            return tuple(line.strip() for line in read_text(path, 100_000_000).splitlines() if line.strip())
+            lines = read_text(path, 100_000_000).splitlines()
+            return tuple(clean_label(line) for line in lines if line.strip("\ufeff \t"))
         more = [split for split in self.shards if split != "train"] if self.for_evaluation else []
         indices = [*self.train_indices, *(index for split in more for index in self.read_indices(split))]
-        names = {strip_zeros(text) for index in indices for text in index.names.tolist()}
-        return tuple(sorted(names, key=int if all(map(is_number, names)) else None))
+        return sort_labels(strip_zeros(clean_label(text)) for index in indices for text in index.names.tolist())
 
     def labels(self, index: Index, shard: str) -> np.ndarray:
         """The classes of a shard's samples as integers."""
         numbers = {name: i for i, name in enumerate(self.classes)}
         if self.classes_file is not None:
             numbers = {str(i): i for i in range(len(self.classes))} | numbers
-        labels = [numbers.get(text, numbers.get(strip_zeros(text))) for text in index.names.tolist()]
+        texts = [clean_label(text) for text in index.names.tolist()]
+        labels = [numbers.get(text, numbers.get(strip_zeros(text))) for text in texts]
         if None in labels:
             raise DataError(
                 f"{shard}: the label {index.names[labels.index(None)]} is none of the {len(self.classes)} classes"
@@ -209,15 +211,6 @@ def list_shards(pattern: str) -> tuple[str, ...]:
             raise DatasetMissing("webdataset", [path], "Give shards that are there, such as dataset.train=data/x-*.tar")
         shards += files
     return tuple(shards)
-
-
-def is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
-
-
-def strip_zeros(text: str) -> str:
-    """A label without the leading zeros of a number: 007 is 7."""
-    return str(int(text)) if is_number(text) else text
 
 
 @dataclass(kw_only=True, eq=False)
