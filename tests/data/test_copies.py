@@ -50,7 +50,7 @@ def test_only_files_whose_sizes_collide_are_read_and_no_more_than_the_limit(tmp_
 
 
 @pytest.mark.parametrize("command", ["data", "train"])
-def test_copies_are_said_in_one_line(tmp_path, capsys, command, monkeypatch):
+def test_copies_and_what_is_passed_over_are_said_once(tmp_path, capsys, command, monkeypatch):
     from tests.disk import write_images
 
     monkeypatch.chdir(tmp_path)
@@ -60,9 +60,11 @@ def test_copies_are_said_in_one_line(tmp_path, capsys, command, monkeypatch):
         for number, file in enumerate(folder.iterdir()):
             if file.name != "0.png" or folder.name == "dog":
                 file.write_bytes(file.read_bytes() + bytes([number]) + folder.parent.name.encode())
+    (tmp_path / "set" / "train" / "cat" / "x.heic").touch()
     words = ["dataset=image_folder", "dataset.root=set", "dataset.image_size=8", "patch=p4", "fit=debug"]
     words += ["model.width=8", "model.heads=1", "model.depth=1", "fit.steps=1", "tracking=off", "fit.batch_size=4"]
     assert main([command, *words]) == 0
     said = capsys.readouterr().out
     assert said.count("1 file is in two splits with the same bytes") == 1
+    assert said.count("passed over 1 file that is no image Pillow reads (.heic)") == 1
     assert "set/train/cat/0.png (train) and set/test/cat/0.png (test)" in said

@@ -131,8 +131,10 @@ def test_another_dataset_is_mapped_by_the_names_of_its_classes(run, tmp_path, ca
     for key, value in one.scores.items():
         assert two.scores[key] == pytest.approx(value, abs=1e-6), key
 
+    next((tmp_path / "pictures").rglob("*.png")).with_suffix(".heic").touch()
     assert main(["evaluate", str(run), *words, "--device", "cpu", f"dataset.root={tmp_path}/pictures"]) == 0
-    said = capsys.readouterr().out
+    said, err = capsys.readouterr()
+    assert err == "vitlab: passed over 1 file that is no image Pillow reads (.heic)\n"
     assert "recorded" not in said
     assert "validation" not in said
     assert (run / "evaluation" / name / "test.json").is_file()

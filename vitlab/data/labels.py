@@ -1,7 +1,7 @@
 """Labels as people write them, in folder names and in text."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def clean_label(text: str) -> str:
@@ -25,3 +25,8 @@ def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """The labels in order; numbers in numeric order, where all are."""
     labels = set(labels)
     return tuple(sorted(labels, key=int if all(map(is_number, labels)) else None))
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Names in a sentence; of many the first, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -22,6 +22,7 @@ from vitlab.data.augment import eval_transform
 from vitlab.data.dataset import Dataset, for_evaluation
 from vitlab.data.examples import Examples
 from vitlab.data.fingerprint import changed_images
+from vitlab.data.labels import listed
 from vitlab.data.loader import EvalSampler, loader, to_device
 from vitlab.data.preprocess import Normalize, to_pixels, upright
 from vitlab.evaluation import evaluate as evaluation_of
@@ -270,7 +271,3 @@ def order_of(classes: Sequence[str], known: Sequence[str], used: np.ndarray) -> 
             f" of some of them ({listed(known)}), by these names"
         )
     return np.array([place.get(name, -1) for name in classes])
-
-
-def listed(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -6,6 +6,7 @@ import pytest
 
 from tests.data.datasets.test_image_folder import images_below, write
 from tests.data.test_dataset import FOLDER
+from vitlab.__main__ import main
 from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.datasets.image_csv import ImageCsv
 
@@ -222,6 +223,18 @@ def test_what_is_not_clear_is_refused_with_the_candidates(tmp_path, files, optio
     with pytest.raises(DataError, match=sentence) as caught:
         image_csv(tmp_path / "root", "train:12", files, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_the_class_folders_page_names_it_and_vitlab_data_reads_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image_csv(tmp_path / "My data", "train:12, test:5", {"train.csv": labels(IDS)})
+    words = ["dataset.image_size=8", "patch=p4", "fit.batch_size=4", "dataset.root=My data"]
+    assert main(["data", "dataset=image_folder", *words]) == 2
+    assert "use dataset=image_csv 'dataset.root=My data'" in capsys.readouterr().err
+    assert main(["data", "dataset=image_csv", *words]) == 0
+    said = capsys.readouterr().out
+    assert "files       passed over 5 images without a label (test)" in said
+    assert "2 classes" in said
 
 
 def test_a_name_of_several_images_is_refused(tmp_path):

@@ -183,6 +183,21 @@ def test_the_unlabelled_images_of_tiny_imagenet_are_left_alone(tmp_path):
     assert not [path for path in paths if path.name == "test_0.JPEG"]
 
 
+def test_images_that_no_list_of_imagenets_names_are_said(tmp_path):
+    write_tiny_imagenet(tmp_path)
+    draw_image(tmp_path / "tiny-imagenet-200" / "val" / "images" / "extra.JPEG")
+    small = tiny(tmp_path)
+    small.splits()
+    assert small.passed_over == "passed over 1 image without a label (extra.JPEG)"
+    write_imagenet(tmp_path / "large")
+    draw_image(tmp_path / "large" / "test" / "1.JPEG")
+    (tmp_path / "large" / "train" / "n0" / ".cache").mkdir(parents=True)
+    large = imagenet(tmp_path / "large")
+    large.splits()
+    assert "1 folder without images (n0), 1 hidden or system entry (.cache), 1 image in" in large.passed_over
+    assert large.passed_over.endswith("(test)")
+
+
 def test_missing_tiny_imagenet_says_where_to_get_it(tmp_path):
     with pytest.raises(DatasetMissing, match=r"tiny-imagenet-200\.zip.*dataset\.root=PATH"):
         tiny(tmp_path)

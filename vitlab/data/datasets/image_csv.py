@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 
 from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.dataset import CustomDataset
-from vitlab.data.datasets.image_files import ImageFiles, listed
+from vitlab.data.datasets.image_files import ImageFiles
 from vitlab.data.datasets.listing import data_folder, list_images
 from vitlab.data.datasets.split_folders import choose, split_named
 from vitlab.data.examples import Examples
-from vitlab.data.labels import clean_label, sort_labels, strip_zeros
+from vitlab.data.labels import clean_label, listed, sort_labels, strip_zeros
 from vitlab.storage.files import file_errors
 
 TABLES = (".csv", ".tsv")
@@ -73,13 +73,11 @@ class ImageCsv(CustomDataset, ImageFiles):
             )
         images = list_images(root, self.passed)
         tables = {split: read_table(file) for split, file in self.tables(root).items()}
-        for table in tables.values():
-            if table.file.is_relative_to(root):  # it was listed, and is not passed over
-                self.passed["other", table.file.suffix.lower()] -= 1
         rows = {split: self.labelled(table, split, images) for split, table in tables.items()}
         named = {split: found for split, found in rows.items() if found is not None}
-        self.classes = sort_labels({label for _, label in named["train"]})
-        if len(self.classes) < 2:
+        used = named if self.for_evaluation else {"train": named["train"]}
+        self.classes = sort_labels(label for found in used.values() for _, label in found)
+        if len(self.classes) < 2 and not self.for_evaluation:
             names = ", ".join(self.classes)
             raise DataError(
                 f"{tables['train'].file} has {len(self.classes)} class ({names}): a classifier needs at least 2"

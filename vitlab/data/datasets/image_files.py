@@ -13,6 +13,7 @@ from vitlab.config.errors import DataError
 from vitlab.data.dataset import Dataset
 from vitlab.data.datasets.listing import PassedOver
 from vitlab.data.examples import Files, ignore_pillow_warnings, unreadable
+from vitlab.data.labels import listed
 
 REMEDY = "repair or remove it, or skip such files with dataset.skip_corrupted=true"
 
@@ -85,10 +86,6 @@ class ImageFiles(Dataset):
                 raise DataError(f"{where}: {self.classes[empty[0]]} has no readable image")
         labels = np.array([label for _, label in samples], dtype=np.int64)
         return Files([path for path, _ in samples], labels, "RGB" if self.channels == 3 else "L", REMEDY)
-
-
-def listed(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def verify_image(path: Path) -> DataError | None:

@@ -35,9 +35,10 @@ class ClassFolders(ImageFiles):
         self.folder_names = tuple(self.class_folders(train, seen))
         if len(self.folder_names) < 2:
             names = ", ".join(self.folder_names) or "none"
+            more = [f"passed over {seen}"] * bool(seen) + [csv_hint(train)] * has_images(train)
             raise DataError(
-                f"{train} has {len(self.folder_names)} class folder(s) with images ({names}): a classifier needs at"
-                f" least 2{f'; passed over {seen}' if seen else ''}{f'; {csv_hint(train)}' if has_images(train) else ''}"
+                f"{train} has {len(self.folder_names)} class folder(s) with images ({names}):"
+                f" {'; '.join(['a classifier needs at least 2', *more])}"
             )
         for split, folder in self.folders.items():
             self.check_split(split, folder, self.class_folders(folder), self.folder_names)

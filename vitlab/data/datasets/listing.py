@@ -12,6 +12,7 @@ from vitlab.storage.files import file_errors
 
 DOCUMENTS = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")  # formats of Pillow's that are no images
 SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")  # PNG, JPEG, GIF, TIFF, WebP
+TEXTS = (".csv", ".html", ".json", ".log", ".md", ".tsv", ".txt", ".xml", ".yaml", ".yml")  # not worth a word
 SYSTEM = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 EXAMPLES = 3  # names of each kind that are said
 
@@ -146,7 +147,8 @@ def is_image(entry: os.DirEntry[str], passed: PassedOver) -> bool:
         return False
     if suffix in suffixes() or (not suffix and has_signature(entry.path)):
         return True
-    passed.add("other", suffix or entry.name)
+    if suffix not in TEXTS:
+        passed.add("other", suffix or entry.name)
     return False
 
 
