@@ -149,6 +149,8 @@ def test_the_shell_completes_own_options(own, monkeypatch, capfd):
         (["--allow", "builtins"], "a package of your own"),
         (["--allow", "mypackage/../os"], "a package of your own"),
         (["--allow", ""], "needs a value"),
+        (["--allow", "vitlab"], "a package of your own"),
+        (["--allow", "torch"], "a package of your own"),
     ],
 )
 def test_what_cannot_be_added_is_refused(own, flags, reason, capfd):
@@ -165,6 +167,11 @@ def test_what_cannot_be_added_is_refused(own, flags, reason, capfd):
         ("optimizer/x.yaml", '{"\\x68ydra": {job_logging: {}}}\n', "nothing outside vitlab's groups"),
         ("optimizer/x.yaml", "# @package hydra.job_logging\nlr: 1.0\n", "nothing outside vitlab's groups"),
         ("optimizer/x.yaml", "defaults: [/optimizer@hydra.job_logging: adamw]\n", "nothing outside vitlab's groups"),
+        ("optimizer/x.yaml", "  #@package hydra.callbacks.x\nlr: 1.0\n", "nothing outside vitlab's groups"),
+        ("optimizer/x.yaml", "# a\n\f# @package hydra.callbacks.x\nlr: 1.0\n", "cannot be read"),
+        ("optimizer/x.yaml", "defaults: [/other/x]\n", "defaults: /other/x: there is no such option"),
+        ("optimizer/x.yaml", "defaults: [../other/x]\n", "there is no such option"),
+        ("optimizer/x.yaml", "defaults: [/optimizer: '${fit}']\n", "there is no such option"),
         ("optimizer/x.yaml", "a: [", "cannot be read"),
         ("hydra/job_logging/x.yaml", "{}", "options of Hydra itself"),
     ],
@@ -216,11 +223,15 @@ def test_an_own_class_trains_in_the_processes_of_a_sweep(own):
         "vitlab.model.vit.torch.load",
         "mypackage",
         "mypackage.parts",
+        "mypackage...os.system",
+        "mypackage.broken.Shift",
     ],
 )
 def test_nothing_else_is_built_by_an_allowed_name(own, target):
     write("mypackageevil/parts.py", "raise SystemExit('was run')")
-    with using(Own(packages=("mypackage",))), pytest.raises(ConfigError, match=r"is refused|does not exist"):
+    write("mypackage/broken.py", "raise RuntimeError('of its own')")
+    refusals = r"is refused|does not exist|cannot be imported: RuntimeError: of its own"
+    with using(Own(packages=("mypackage",))), pytest.raises(ConfigError, match=refusals):
         locate(target)
 
 
@@ -245,3 +256,45 @@ def test_what_was_added_ends_with_the_command(own):
     main(["train", "--config-dir", "my", "--allow", "mypackage", "--help"])
     assert roots() == before
     assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "baseline: [+hydra.callbacks.x._target_=evil.Evil]",
+        "baseline: [optimizer@hydra.callbacks.x=adamw]",
+        "axes: {hydra.callbacks.x._target_: [evil.Evil]}",
+        "search: {method: grid, trials: 1, space: {model/x@hydra.callbacks.x: [a]}}",
+    ],
+)
+def test_a_sweep_file_cannot_set_what_hydra_runs(own, line, capfd):
+    write("evil.py", "raise SystemExit('was run')")
+    write("mine.yaml", f"question: Mine?\n{line}\nseeds: [0, 1]\n")
+    assert main(["sweep", "mine.yaml", "--dry"]) == 2
+    assert "mine.yaml, line 2" in (error := capfd.readouterr().err)
+    assert "options of Hydra itself" in error
+
+
+def test_several_folders_go_with_flags_of_hydras(own, capfd):
+    shutil.copytree("my/optimizer", "yours/optimizer")
+    Path("yours/optimizer/mine.yaml").rename("yours/optimizer/yours.yaml")
+    assert main(["train", "-cd", "my", "-cd", "yours", "optimizer=yours", "--cfg", "job"]) == 0
+    assert yaml.safe_load(capfd.readouterr().out)["optimizer"]["lr"] == 0.002
+
+
+def test_a_package_in_the_search_path_is_not_imported(own, monkeypatch):
+    monkeypatch.syspath_prepend(str(own))
+    shutil.copytree("my", "mypackage/conf")
+    Path("mypackage/__init__.py").write_text("raise SystemExit('was run')")
+    with using(take(["hydra.searchpath=[pkg://mypackage.conf]"])[0]):
+        assert "mine" in menu()["optimizer"]
+    assert "mypackage" not in sys.modules
+
+
+def test_the_commands_that_follow_name_what_was_added(own, capfd):
+    flags = ["--config-dir", str(own / "my"), "--allow", "mypackage"]
+    assert main(["train", *flags, *TINY, "model/position=shift"]) == 0
+    _, run = stored()
+    assert f"vitlab evaluate {run} --allow mypackage" in capfd.readouterr().out
+    assert main(["schedule", *flags, *TINY, "optimizer=mine"]) == 0
+    assert f"vitlab train {' '.join([*flags, *TINY])} optimizer=mine" in capfd.readouterr().out

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, FAILED
 from vitlab.config.errors import ConfigError, OutOfMemory
+from vitlab.config.own import CURRENT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ def main(words: list[str]) -> int:
             raise
         print(f"vitlab: {error}")
         return FAILED
-    print(f"next        vitlab train {shlex.join(options.overrides)}".rstrip())
+    print(f"next        vitlab train {shlex.join([*CURRENT.get().flags(), *options.overrides])}".rstrip())
     return DONE
 
 

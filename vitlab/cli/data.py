@@ -10,6 +10,7 @@ import numpy as np
 
 from vitlab.cli.exit import DONE, printable
 from vitlab.config.errors import DataError
+from vitlab.config.own import CURRENT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +45,7 @@ def main(words: list[str]) -> int:
     print(describe_data(setup))
     save(picture(setup), options.save)
     print(f"picture     {options.save}: each image as it is, and as the model sees it")
-    print(f"next        vitlab train {shlex.join(options.overrides)}".rstrip())
+    print(f"next        vitlab train {shlex.join([*CURRENT.get().flags(), *options.overrides])}".rstrip())
     return DONE
 
 

@@ -11,6 +11,7 @@ from vitlab.cli.exit import DONE
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import key_of
+from vitlab.config.own import CURRENT
 from vitlab.storage.files import write_whole
 from vitlab.storage.metrics import metric
 from vitlab.sweep import question
@@ -92,7 +93,7 @@ def wandb_sweep(asked: Question, words: list[str]) -> dict[str, Any]:
         "description": asked.question,
         "method": METHODS[asked.search.method] if asked.search else "grid",
         "metric": {"name": chosen.name, "goal": chosen.goal},
-        "command": ["${env}", "vitlab", "train", *fixed, "${args_no_hyphens}"],
+        "command": ["${env}", "vitlab", "train", *CURRENT.get().flags(), *fixed, "${args_no_hyphens}"],
         "parameters": {**parameters, **folds, "seed": {"values": list(asked.seeds)}},
         **({"run_cap": asked.search.trials} if asked.search else {}),
     }

@@ -182,7 +182,7 @@ def run_hydra(task: Task, words: list[str]) -> None:
 
     argv, (first, *others) = sys.argv, CURRENT.get().folders or (None,)
     flag = ["--config-dir", str(first)] if first else []  # which Hydra completes words from, too
-    sys.argv = [argv[0], *flag, *Own(tuple(others)).searchpath(), *words]
+    sys.argv = [argv[0], *flag, *words, *Own(tuple(others)).searchpath()]
     try:
         hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")(task)()
     finally:

@@ -43,7 +43,7 @@ def locate(target: str, allowed: tuple[str, ...] = TRUSTED) -> Any:
     refused = ConfigError(
         f"_target_: {target} is refused: a configuration may name classes of {', '.join(allowed)} only{remedy(target)}"
     )
-    if not f"{module}.".startswith(allowed):
+    if not f"{module}.".startswith(allowed) or not all(map(str.isidentifier, target.split("."))):
         raise refused
     try:
         found = getattr(importlib.import_module(module), name)
@@ -54,6 +54,11 @@ def locate(target: str, allowed: tuple[str, ...] = TRUSTED) -> Any:
                 f"{target} needs a package of its own: uv sync --extra {extra}, or pip install {extra}"
             ) from error
         raise ConfigError(f"_target_: {target} does not exist: {error}") from error
+    except Exception as error:  # of the user's own package
+        if target.startswith(TRUSTED):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"_target_: {target}: {module} cannot be imported: {what}") from error
     if not (inspect.isclass(found) and f"{found.__module__}.".startswith(allowed)):
         raise refused
     return found

@@ -51,13 +51,18 @@ def option_files(folders: tuple[Path, ...]) -> dict[str, dict[str, Path]]:
             elif group in groups:
                 if file.stem in groups[group]:
                     raise ConfigError(f"{file}: there is an option {group}={file.stem} already: give it another name")
-                check_own(file, groups)
                 groups[group][file.stem] = file
+    for group, options in groups.items():
+        for file in options.values():
+            if not file.is_relative_to(CONF):
+                check_own(file, group, groups)
     return groups
 
 
-def check_own(file: Path, groups: Iterable[str]) -> None:
+def check_own(file: Path, group: str, groups: dict[str, dict[str, Path]]) -> None:
     """Refuses an option of the user's own that would set something of Hydra's, which runs what it names.
+
+    A defaults list could bring in a file that is no option and was not checked: it may name options alone.
 
     Raises:
         ConfigError: it does, or it cannot be read.
@@ -69,10 +74,25 @@ def check_own(file: Path, groups: Iterable[str]) -> None:
         tree = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    packages = re.findall(r"^#\s*@package\s+(.*?)\s*$", text, flags=re.MULTILINE)
+    lines = [line.strip() for line in text.splitlines()]
+    packages = [line.partition("@package")[2].strip() for line in lines if re.match(r"#\s*@", line)]
     known = {"_global_", "_group_", *(group.replace("/", ".") for group in groups)}
     if "hydra" in json.dumps(tree, default=str) or not known.issuperset(packages):
         raise ConfigError(f"{file}: an option may set nothing outside vitlab's groups, such as hydra: leave that out")
+    for entry in (tree.get("defaults") or ()) if isinstance(tree, dict) else ():
+        if entry != "_self_" and not refers_to(entry, group, groups):
+            raise ConfigError(f"{file}: defaults: {entry}: there is no such option: write `- override /GROUP: OPTION`")
+
+
+def refers_to(entry: Any, group: str, groups: dict[str, dict[str, Path]]) -> bool:
+    """Whether an entry of a defaults list names options alone: `override /GROUP: OPTION`, or `OPTION` of its group."""
+    if isinstance(entry, dict) and len(entry) == 1:
+        ((key, names),) = entry.items()
+        path = re.sub(r"^((override|optional)\s+)*", "", str(key))
+    else:
+        path, _, names = f"./{entry}".rpartition("/") if "/" not in str(entry) else str(entry).rpartition("/")
+    place = path.removeprefix("/") if path.startswith("/") else f"{group}/{path}".removesuffix("/.")
+    return all(str(name) in groups.get(place, ()) for name in (names if isinstance(names, list) else [names]))
 
 
 def menu() -> dict[str, dict[str, str]]:

@@ -98,13 +98,11 @@ def folder_of(address: str) -> Path:
     """The folder of an element of Hydra's search path: file://PATH, pkg://PACKAGE, or a path."""
     scheme, found, path = address.strip("'\" ").rpartition("://")
     if found and scheme == "pkg":
-        try:
-            spec = importlib.util.find_spec(path)
-        except (ImportError, ValueError):
-            spec = None
+        top, *below = path.split(".")
+        spec = importlib.util.find_spec(top) if top else None  # of the first name alone: nothing is imported for it
         if spec is None or not spec.submodule_search_locations:
             raise ConfigError(f"hydra.searchpath: {address}: there is no such package: install it, or give file://PATH")
-        return Path(spec.submodule_search_locations[0])
+        return Path(spec.submodule_search_locations[0], *below)
     if found and scheme != "file":
         raise ConfigError(f"hydra.searchpath: {address}: expected file://PATH or pkg://PACKAGE")
     return Path(path)
@@ -120,7 +118,7 @@ def own_folder(path: Path) -> Path:
 
 
 def own_package(name: str) -> str:
-    if not all(part.isidentifier() for part in name.split(".")) or name.partition(".")[0] in sys.stdlib_module_names:
+    if not all(part.isidentifier() for part in name.split(".")) or not remedy(name):
         raise ConfigError(f"--allow {name}: give the name of a package of your own, which its classes are in")
     return name
 

@@ -201,6 +201,11 @@ class Reader:
             found[name] = value
         return found
 
+    def refuse_hydra(self, key: str, path: str) -> None:
+        """Hydra runs what its own options name, so a file may not set them."""
+        if "hydra" in key:
+            raise self.wrong(path, f"{path}: {key}: options of Hydra itself are given on the command line alone")
+
     def text(self, node: Any, path: str) -> str:
         if not isinstance(node, yaml.ScalarNode):
             raise self.wrong(path, f"{path}: expected words")
@@ -228,6 +233,7 @@ class Reader:
         for word in () if words in (("null",), ("~",)) else words:
             if not re.match(r"[+~]{0,2}[\w/.@]+(=|$)", word) or ("=" not in word and not word.startswith("~")):
                 raise self.wrong(path, f"{path}: {word!r} is no override: write group=option or key=value")
+            self.refuse_hydra(word.partition("=")[0], path)
             if key_of(word) == "seed":
                 raise self.wrong(path, f"{path}: {word}: seeds are given once for all cells, `seeds: [0, 1, 2]`")
         return () if words in (("null",), ("~",)) else tuple(each for word in words for each in unpacked(word))
@@ -242,6 +248,7 @@ class Reader:
     def axes(self, node: Any, path: str) -> dict[str, tuple[str, ...]]:
         found = {key: self.many(value, f"{path}.{key}") for key, value in self.mapping(node, path).items()}
         for key, values in found.items():
+            self.refuse_hydra(key, f"{path}.{key}")
             found[key] = tuple(quoted(each) if len(several(f"{key}={each}")) > 1 else each for each in values)
             if not values or len(set(values)) < len(values):
                 raise self.wrong(f"{path}.{key}", f"{key}: expected different values, [a, b, c]")
@@ -321,6 +328,7 @@ class Reader:
         return Search(method=method, trials=trials, space=dimensions, prune=prune)
 
     def dimension(self, key: str, node: Any, path: str) -> Dimension:
+        self.refuse_hydra(key, path)
         if (
             not is_known(current_key(key), known_keys())
             and "/" not in key
