@@ -173,12 +173,13 @@ def test_what_cannot_be_added_is_refused(own, flags, reason, capfd):
         ("optimizer/x.yaml", "defaults: [../other/x]\n", "there is no such option"),
         ("optimizer/x.yaml", "defaults: [/optimizer: '${fit}']\n", "there is no such option"),
         ("optimizer/x.yaml", "a: [", "cannot be read"),
+        ("../empty/optimiser/x.yaml", "lr: 1.0", "did you mean optimizer"),
         ("hydra/job_logging/x.yaml", "{}", "options of Hydra itself"),
     ],
 )
 def test_an_own_option_that_would_do_something_else_is_refused(own, file, text, reason, capfd):
     write(f"my/{file}", text)
-    assert main(["train", "--config-dir", "my", *TINY]) == 2
+    assert main(["train", "--config-dir", "empty" if "empty" in file else "my", *TINY]) == 2
     assert reason in capfd.readouterr().err
 
 

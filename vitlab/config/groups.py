@@ -37,21 +37,27 @@ def roots() -> tuple[Path, ...]:
 
 @cache
 def option_files(folders: tuple[Path, ...]) -> dict[str, dict[str, Path]]:
-    """The file of each option, by group.
+    """The file of each option, by group; a folder of the user's own is searched in the folders of these groups alone.
 
     Raises:
         ConfigError: an option of the user's own has the name of one of vitlab's, or is about Hydra itself.
     """
     groups: dict[str, dict[str, Path]] = {}
+    for file in sorted(CONF.rglob("*.yaml"), key=natural):
+        if file.parent != CONF:
+            groups.setdefault(file.parent.relative_to(CONF).as_posix(), {})[file.stem] = file
     for folder in folders:
-        for file in sorted(folder.rglob("*.yaml"), key=natural):
-            group = file.parent.relative_to(folder).as_posix()
-            if folder == CONF and file.parent != folder:
-                groups.setdefault(group, {})[file.stem] = file
-            elif group in groups:
-                if file.stem in groups[group]:
-                    raise ConfigError(f"{file}: there is an option {group}={file.stem} already: give it another name")
-                groups[group][file.stem] = file
+        found = [(group, file) for group in groups for file in sorted((folder / group).glob("*.yaml"), key=natural)]
+        for group, file in found if folder != CONF else ():
+            if file.stem in groups[group]:
+                raise ConfigError(f"{file}: there is an option {group}={file.stem} already: give it another name")
+            groups[group][file.stem] = file
+        if not found:
+            there = [each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")]
+            near = next((hint for name in there if (hint := nearest(name, groups))), "")
+            raise ConfigError(
+                f"{folder} holds no option: expected GROUP/OPTION.yaml, such as optimizer/mine.yaml{near}"
+            )
     for group, options in groups.items():
         for file in options.values():
             if not file.is_relative_to(CONF):
