@@ -22,7 +22,18 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def accelerator():
+    """The GPU of this machine, of any kind; a test that takes it is one of `-m cuda`."""
+    return torch.accelerator.current_accelerator(check_available=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "cuda" in item.keywords and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+        of_any_kind = "accelerator" in getattr(item, "fixturenames", ())
+        if of_any_kind:
+            item.add_marker(pytest.mark.cuda)
+        there = torch.accelerator.is_available() if of_any_kind else torch.cuda.is_available()
+        if item.get_closest_marker("cuda") and not there:
+            item.add_marker(pytest.mark.skip(reason=f"needs a {'GPU' if of_any_kind else 'CUDA GPU'}"))

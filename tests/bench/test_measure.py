@@ -225,9 +225,8 @@ def test_a_stopwatch_gives_each_stage_its_time():
     assert watch.read() == {}
 
 
-@pytest.mark.cuda
-def test_a_gpu_is_timed_by_its_own_events(work):
-    there = replace(work, device=torch.device("cuda"))
+def test_a_gpu_is_timed(work, accelerator):
+    there = replace(work, device=accelerator)
     found = measure.measure_steps([there], rounds=2, warmup=1)["vitlab"]
     assert found["training_ms"] > 0
     assert steps.peak_bytes(there) > 0

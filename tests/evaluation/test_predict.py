@@ -5,7 +5,6 @@ import os
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests.data.test_dataset import write_images
@@ -218,10 +217,9 @@ def test_names_that_are_no_text_can_be_printed(grey, digits, capsys):
     assert "\ufffd?.png\n" in capsys.readouterr().out
 
 
-@pytest.mark.cuda
-def test_predictions_on_cuda_are_those_of_the_cpu(grey, digits):
+def test_predictions_on_a_gpu_are_those_of_the_cpu(grey, digits, accelerator):
     paths = predict.find([str(digits)])[0]
-    dist, there = (list(predict.predict(load(grey.folder, d), paths)) for d in ("cpu", torch.device("cuda")))
+    dist, there = (list(predict.predict(load(grey.folder, d), paths)) for d in ("cpu", accelerator))
     for a, b in zip(dist, there, strict=True):
         assert a.top[0][0] == b.top[0][0]
         assert a.top[0][1] == pytest.approx(b.top[0][1], abs=1e-3)

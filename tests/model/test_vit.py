@@ -421,11 +421,10 @@ assert torch._dynamo.config.recompile_limit > 100
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.cuda
-def test_logits_on_cuda_equal_those_on_the_cpu():
+def test_logits_on_a_gpu_equal_those_on_the_cpu(accelerator):
     model, x = vit(), images()
     expected = model(x)
-    torch.testing.assert_close(model.cuda()(x.cuda()).cpu(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.to(accelerator)(x.to(accelerator)).cpu(), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

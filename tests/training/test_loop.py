@@ -420,11 +420,10 @@ def test_alone_the_world_is_one_process():
         assert dist.all_reduce_sum(torch.ones(2)).tolist() == [1, 1]
 
 
-@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
-def test_a_training_on_cuda(tmp_path, precision):
-    dist = Distributed(0, 1, torch.device("cuda"))
-    _, result = fit(tmp_path, f"fit.precision={precision}", "fit.steps=30", "system.device=cuda", dist=dist)
+def test_a_training_on_a_gpu(tmp_path, precision, accelerator):
+    words = (f"fit.precision={precision}", "fit.steps=30", f"system.device={accelerator.type}")
+    _, result = fit(tmp_path, *words, dist=Distributed(0, 1, accelerator))
     assert math.isfinite(result["test/loss"])
 
 

@@ -82,7 +82,7 @@ def choose_batch(runner: StepRunner, watch: Stopwatch) -> None:
 
 def most_images(work: Workload) -> int | None:
     """The most images that a training step fits with; on a CPU, whose memory is shared, within 16 GiB."""
-    if work.device.type == "cuda":
+    if work.device.type != "cpu":
         return largest_batch(work)
     few, many = (peak_bytes(replace(work, batch=batch)) for batch in PROBED)
     if few is None or many is None or many <= few:

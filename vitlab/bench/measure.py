@@ -233,7 +233,7 @@ def measure_growth(
         report(size, now, exponents[-1] if costs else {})
         sizes.append(size)
         costs.append(now)
-    doubles = axis == "batch" and work.device.type == "cuda"
+    doubles = axis == "batch" and work.device.type != "cpu"
     return {
         "kind": axis,
         "sizes": sizes,

@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from vitlab.bench.libraries import LIBRARIES, Sizes
 from vitlab.config.build import build
 from vitlab.config.errors import Node
 from vitlab.system.distributed import single_process
-from vitlab.system.hardware import peak_memory
+from vitlab.system.hardware import empty_cache, held_memory, module_of, peak_memory
 from vitlab.system.memory import out_of_memory
 from vitlab.system.options import System
 from vitlab.system.parallelize import parallelize
@@ -29,12 +29,14 @@ from vitlab.training.optimizer import build_optimizer
 
 T = TypeVar("T")
 MAX_BATCH = 2**20  # images
-FRESH = get_context("forkserver")  # its processes have imported everything, and computed nothing
+METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+FRESH = get_context(METHOD)  # its processes have imported everything, and computed nothing
 
 
 def preload(libraries: Sequence[str]) -> None:
     """Chooses what fresh processes have imported; call it before the first of them starts."""
-    FRESH.set_forkserver_preload(["vitlab.bench.steps", *(LIBRARIES[name].module for name in libraries)])
+    if METHOD == "forkserver":
+        FRESH.set_forkserver_preload(["vitlab.bench.steps", *(LIBRARIES[name].module for name in libraries)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +162,7 @@ def peak_bytes(work: Workload) -> int | None:
 
     On a CPU it is that of a fresh process, above what the process has after its imports.
     """
-    if work.device.type == "cuda":
+    if work.device.type != "cpu":
         return result_if_fits(partial(measure_peak, work))
     with ProcessPoolExecutor(1, mp_context=FRESH) as child:
         try:
@@ -173,11 +175,11 @@ def measure_peak(work: Workload) -> int:
     """`peak_bytes`, in this process."""
     if work.library in LIBRARIES:
         LIBRARIES[work.library].load()
-    if work.device.type == "cuda":
+    if work.device.type != "cpu":
         gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(work.device)
-        before = torch.cuda.memory_allocated(work.device)
+        empty_cache(work.device)
+        getattr(module_of(work.device), "reset_peak_memory_stats", lambda device: None)(work.device)
+        before = held_memory(work.device)
     else:
         torch.set_num_threads(work.threads)
         before = psutil.Process().memory_info().rss

@@ -13,13 +13,15 @@ from vitlab.system.precision import DTYPES
 
 
 class Stopwatch:
-    """Milliseconds by stage; on a GPU from CUDA events, for which `read` waits."""
+    """Milliseconds by stage; on CUDA from events, for which `read` waits; others are waited for each time."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.marks: list[tuple[str, Any]] = []
 
     def now(self) -> Any:
+        if self.device.type not in ("cpu", "cuda"):
+            torch.accelerator.synchronize(self.device)
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

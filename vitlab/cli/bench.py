@@ -109,7 +109,7 @@ def bench(options: argparse.Namespace) -> None:
             "delay": delay.rate(),
             "memory_bytes": peak_bytes(work),
         }
-        fresh = "" if dist.device.type == "cuda" else ", in a fresh process"
+        fresh = ", in a fresh process" if dist.device.type == "cpu" else ""
         print(summary(result, f"{work.batch} images{fresh}"))
         works = [work]
         if options.peers:

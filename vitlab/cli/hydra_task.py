@@ -116,7 +116,9 @@ def isolated() -> Generator[None]:
     import torch
 
     environment, python, numpy = dict(os.environ), random.getstate(), np.random.get_state()  # noqa: NPY002
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    there = torch.accelerator.current_accelerator(check_available=True)
+    used = there is not None and getattr(torch.get_device_module(there), "is_initialized", lambda: True)()
+    gpus = range(torch.accelerator.device_count()) if used else ()
     try:
         with torch.random.fork_rng(devices=gpus):
             yield

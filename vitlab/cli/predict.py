@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes an image; 5")
     parser.add_argument("--json", action="store_true", help="one JSON document on the standard output, for programs")
     parser.add_argument("--save", type=Path, metavar="FILE.png", help="also draw the images and their classes")
-    parser.add_argument("--device", default="auto", help="auto (default: a GPU where there is one), cpu or cuda")
+    parser.add_argument("--device", default="auto", help="auto (default: CUDA where there is one), cpu, cuda or mps")
     options = parser.parse_intermixed_args(words)
     from tqdm import tqdm
 

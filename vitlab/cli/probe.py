@@ -38,7 +38,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--l2", type=float, help="of the least squares; 1024, as in the authors' code")
     parser.add_argument("--root", help="where the dataset's files lie now, if they have moved")
     parser.add_argument("--changed-data", action="store_true", help="although the images changed since the training")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or auto")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, mps or auto")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images; 0")
     parser.add_argument("--json", action="store_true", help="one JSON document on the standard output, for programs")
     options = parser.parse_intermixed_args(words)

@@ -153,6 +153,8 @@ def claim(folder: "Run", retrain: bool, stack: ExitStack, *, changed: bool) -> N
     if finished and not retrain:
         raise ConfigError(f"{folder.folder} has just been finished by another process: type the same again")
     if retrain and (finished or changed):
+        if os.name == "nt":  # Windows renames no folder in which a file is open
+            stack.pop_all().close()
         print(f"The {'finished' if finished else 'interrupted'} run is kept as {set_aside(folder)}")
         folder.create()
         stack.enter_context(Lock(folder.lock))

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -213,7 +214,11 @@ def eval_transform(dataset: Dataset) -> Transform | None:
     if dataset.size is not None:
         return None
     resize = Resize(dataset.shape, dataset.evaluation_crop)
-    return lambda image: to_pixels(resize(image))
+    return partial(resized_pixels, resize)
+
+
+def resized_pixels(resize: Resize, image: Image.Image) -> UInt8[Tensor, "c y x"]:
+    return to_pixels(resize(image))
 
 
 def check_policy(policy: str) -> None:

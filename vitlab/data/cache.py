@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -20,6 +22,7 @@ from tqdm import tqdm
 
 from vitlab.config.errors import DataError, DiskFull, StorageError
 from vitlab.data.examples import STAT_CHUNK, Examples, Files, unreadable
+from vitlab.data.loader import START_METHOD, as_is
 from vitlab.storage.files import make_folder, write_whole
 from vitlab.storage.lock import Lock
 
@@ -55,6 +58,26 @@ class Cached(Examples):
         start, (height, width) = int(self.starts[index]), self.sizes[index].tolist()
         pixels = self.pixels[start : start + height * width * self.channels]
         return Image.fromarray(pixels.reshape((height, width) if self.channels == 1 else (height, width, -1)))
+
+
+def reduce_cached(cached: Cached) -> tuple[Any, ...]:
+    """What a spawned worker is sent of cached images: the file of the pixels, not the pixels."""
+    file = getattr(cached.pixels.base, "filename", None)
+    return open_cached, (vars(cached) if file is None else vars(cached) | {"pixels": str(file)},)
+
+
+def open_cached(state: dict[str, Any]) -> Cached:
+    pixels = state["pixels"]
+    cached = object.__new__(Cached)
+    vars(cached).update(state | {"pixels": map_pixels(pixels) if isinstance(pixels, str) else pixels})
+    return cached
+
+
+ForkingPickler.register(Cached, reduce_cached)
+
+
+def map_pixels(file: Path | str) -> np.ndarray:
+    return np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)
 
 
 def cache_images(splits: dict[str, Examples], folder: Path, workers: int) -> dict[str, Examples]:
@@ -133,7 +156,7 @@ def open_cache(path: Path, examples: Files) -> Cached | None:
         ends = np.cumsum(sizes.astype(np.int64).prod(axis=1) * channels)
         if pixels_file.stat().st_size != ends[-1]:
             return None
-        pixels = np.memmap(pixels_file, dtype=np.uint8, mode="r").view(np.ndarray)
+        pixels = map_pixels(pixels_file)
     except (OSError, ValueError, EOFError):
         return None
     starts = np.concatenate(([0], ends[:-1]))
@@ -211,8 +234,8 @@ def decode_chunks(examples: Files, workers: int) -> Iterator[Chunk]:
         batch_size=None,
         num_workers=workers,
         generator=torch.Generator(),  # keeps the loader off the global generator
-        collate_fn=lambda chunk: chunk,
-        multiprocessing_context="fork" if workers else None,
+        collate_fn=as_is,
+        multiprocessing_context=START_METHOD if workers else None,
     )
     for chunk in loader:
         if isinstance(chunk, DataError):

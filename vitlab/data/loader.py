@@ -1,6 +1,7 @@
 """Batches: the images of a step are a function of (seed, step), their augmentation of (seed, epoch, image)."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from vitlab.data.seeding import reseed, seed_of, seeded
 Key = tuple[int, int]  # (round, index): an image is augmented differently in every round; an epoch is `repeats` rounds
 Order = Callable[[np.random.Generator, int], np.ndarray]  # Examples.shuffle
 Batch = tuple[UInt8[Tensor, "b c y x"], Int[Tensor, " b"]]
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # of workers; on macOS forks of a GPU's process crash
 PADDING = -1  # the round and the label of an image that fills a batch up and is not counted
 
 
@@ -180,6 +182,11 @@ class Loader(DataLoader):
             raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from error
 
 
+def as_is(batch: Any) -> Any:
+    """The collation of batches that are whole already."""
+    return batch
+
+
 def loader(
     examples: Examples,
     transform: Transform | Geometry | None,
@@ -196,8 +203,8 @@ def loader(
         num_workers=workers,
         pin_memory=pin,
         generator=torch.Generator().manual_seed(seed),  # keeps the loader off the global generator
-        collate_fn=lambda batch: batch,
-        multiprocessing_context="fork" if workers else None,
+        collate_fn=as_is,
+        multiprocessing_context=START_METHOD if workers else None,
     )
 
 

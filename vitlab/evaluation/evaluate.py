@@ -13,6 +13,7 @@ from vitlab.data.seeding import seeded
 from vitlab.evaluation.class_metrics import class_counts, class_scores, roc_auc
 from vitlab.model.objective import Classify
 from vitlab.system.distributed import Distributed
+from vitlab.system.hardware import seed_device, sum_dtype
 from vitlab.system.memory import out_of_memory
 from vitlab.system.precision import autocast
 
@@ -39,22 +40,22 @@ def evaluate(
         OutOfMemory: a batch is too large.
     """
     totals: dict[str, Tensor] = {}
-    images_seen = torch.zeros((), dtype=torch.float64, device=dist.device)
+    exact = sum_dtype(dist.device)
+    images_seen = torch.zeros((), dtype=exact, device=dist.device)
     counts: Tensor | None = None  # of classes
     kept: list[tuple[Tensor, Tensor]] = []
     size = probabilities = 0
     model.eval()
     # The objective's random draws are the same each time. FSDP's gathered weights cannot be used after inference_mode.
     with torch.no_grad(), torch.inference_mode(dist.size == 1), seeded(0):
-        if dist.device.type == "cuda":
-            torch.cuda.manual_seed(0)
+        seed_device(dist.device, 0)
         try:
             for images, labels in batches:
                 size = len(images)
                 with autocast(dist.device, precision):
                     outputs = model(images)
                 for name, values in objective.scores(outputs, labels).items():
-                    totals[name] = totals.get(name, 0) + values.sum()
+                    totals[name] = totals.get(name, 0) + values.to(exact).sum()
                 images_seen += (labels != PADDING).sum()
                 if objective.classifies:
                     of_batch = class_counts(outputs, labels)

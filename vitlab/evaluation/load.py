@@ -51,7 +51,7 @@ def load(
 
     Args:
         run: the run's folder.
-        device: where the model goes: cpu, cuda, cuda:1 or auto.
+        device: where the model goes: cpu, cuda, cuda:1, mps or auto.
         allow: packages of your own whose classes the run names; they are imported, which runs their code.
         classifies: whether it must have learned the classes, and not only to represent images.
 

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor
 
 from vitlab.config.build import build
@@ -24,7 +26,7 @@ from vitlab.data.examples import Examples
 from vitlab.data.fingerprint import changed_images
 from vitlab.data.labels import listed
 from vitlab.data.loader import EvalSampler, loader, to_device
-from vitlab.data.preprocess import Normalize, to_pixels, upright
+from vitlab.data.preprocess import Normalize, Preprocess, to_pixels, upright
 from vitlab.evaluation import evaluate as evaluation_of
 from vitlab.evaluation.classification import ClassificationReport, PredictionRecorder
 from vitlab.evaluation.load import Trained, load
@@ -32,6 +34,7 @@ from vitlab.evaluation.untrusted import describe_error, read_config, recorded
 from vitlab.model.objective import TrainingModel
 from vitlab.storage.run import Run
 from vitlab.system.distributed import Distributed, single_process
+from vitlab.system.hardware import pins_memory
 from vitlab.system.precision import DTYPES
 
 DATASETS = ("vitlab.data.",)  # prefixes of the classes that an untrusted dataset may name
@@ -229,7 +232,7 @@ def eval_inputs(
     transform, normalize = eval_transform(dataset), Normalize(dataset.mean, dataset.std)
     if external:
         transform, normalize = (
-            lambda image: to_pixels(ready.resize(upright(image, ready.decoding))),
+            partial(external_pixels, ready),
             deepcopy(ready.normalize),
         )
     normalize = normalize.to(dist.device)
@@ -237,10 +240,14 @@ def eval_inputs(
     def batches(examples: Examples) -> Iterable[tuple[Tensor, Tensor]]:
         once = EvalSampler(examples=len(examples), batch=int(config["fit"]["evaluation_batch_size"]))
         seen = examples.reduced(ready.resize.min_size)
-        pixels = loader(seen, transform, once, workers=workers, pin=dist.device.type == "cuda")
+        pixels = loader(seen, transform, once, workers=workers, pin=pins_memory(dist.device))
         return to_device(pixels, normalize, dist.device)
 
     return EvalInputs(splits=dataset.splits(ready.decoding), batches=batches, dist=dist, precision=precision)
+
+
+def external_pixels(ready: Preprocess, image: Image.Image) -> Tensor:
+    return to_pixels(ready.resize(upright(image, ready.decoding)))
 
 
 def mapped(

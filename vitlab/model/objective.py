@@ -73,7 +73,7 @@ class Classify(nn.Module):
             loss: of logits and targets.
         """
         labels = targets if targets.ndim == 1 else targets.argmax(dim=-1)
-        return loss(outputs, targets), {"accuracy": (outputs.detach().argmax(dim=-1) == labels).double()}
+        return loss(outputs, targets), {"accuracy": (outputs.detach().argmax(dim=-1) == labels).float()}
 
     def scores(self, outputs: Any, labels: Int[Tensor, " b"]) -> dict[str, PerImage]:
         """By name the evaluation metrics of each image; 0 where its label is -1 (padding).
@@ -81,7 +81,7 @@ class Classify(nn.Module):
         `loss` is the cross-entropy without label smoothing.
         """
         loss = functional.cross_entropy(outputs.float(), labels, reduction="none", ignore_index=-1)
-        return {"loss": loss.double(), "accuracy": (outputs.argmax(dim=-1) == labels).double()}
+        return {"loss": loss, "accuracy": (outputs.argmax(dim=-1) == labels).float()}
 
 
 class MaskedPatch(Classify):
@@ -183,12 +183,12 @@ class MaskedPatch(Classify):
         self, outputs: Any, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
     ) -> tuple[Float[Tensor, ""], dict[str, PerImage]]:
         each, accuracy = self.compare(*outputs)
-        return each.mean(), {"accuracy": accuracy.detach().double()}
+        return each.mean(), {"accuracy": accuracy.detach()}
 
     def scores(self, outputs: Any, labels: Int[Tensor, " b"]) -> dict[str, PerImage]:
         each, accuracy = self.compare(*outputs)
         counts = labels >= 0
-        return {"loss": each.double() * counts, "accuracy": accuracy.double() * counts}
+        return {"loss": each * counts, "accuracy": accuracy * counts}
 
     def compare(self, predicted: Tensor, true: Tensor) -> tuple[PerImage, PerImage]:
         """Mean loss and accuracy over the corrupted patches of each image."""

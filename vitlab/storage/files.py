@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,12 @@ def write_whole(path: Path, write: Callable[[Path], object], before: Path | None
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name too
-    except OSError:  # some file systems cannot
-        pass
-    finally:
-        os.close(folder)
+    with suppress(OSError):  # some file systems cannot, and Windows opens no folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name too
+        finally:
+            os.close(folder)
 
 
 def read_text(path: Path, most: int) -> str:

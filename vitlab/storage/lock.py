@@ -1,6 +1,8 @@
-"""Locks between processes: `filelock` on `flock`, which the kernel releases when a process ends, however it ends."""
+"""Locks between processes: `filelock`'s, which the kernel releases when a process ends, however it ends.
 
-import fcntl
+On Windows, where nothing of this was run, a locked file cannot be read, so a file beside it says who holds the lock.
+"""
+
 import json
 import os
 import socket
@@ -10,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from vitlab.config.errors import Locked
 from vitlab.storage.files import file_errors
@@ -48,7 +55,7 @@ class Lock:
             self.waiting(message)
             self.lock.acquire()
         since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
-        self.path.write_text(
+        told_in(self.path).write_text(
             json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since}), encoding="utf-8"
         )
         return self
@@ -58,22 +65,35 @@ class Lock:
 
 
 def holder(path: Path) -> dict[str, Any] | None:
-    """The `process`, `host` and `since` of who holds the lock on this file; None if nobody does.
-
-    A shared lock, which filelock lacks, tells: it works in read-only folders, and two readers are not in each
-    other's way.
-    """
-    if not path.is_file():
-        return None
+    """The `process`, `host` and `since` of who holds the lock on this file; None if nobody does."""
     try:
-        with path.open(encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                found = json.loads(file.read() or "{}")
-                return found if isinstance(found, dict) else {}
+        if not path.is_file() or not is_held(path):
             return None
+        found = json.loads(told_in(path).read_text(encoding="utf-8") or "{}")
+        return found if isinstance(found, dict) else {}
     except FileNotFoundError:
         return None
     except ValueError:
         return {}
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock on this file.
+
+    A shared lock, which filelock lacks, tells: it works in read-only folders, and two readers are not in each
+    other's way. Windows has none, so the lock is taken for a moment.
+    """
+    try:
+        if fcntl is None:
+            FileLock(path, fallback_to_soft=False).acquire(timeout=0).lock.release()
+        else:
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, Timeout):
+        return True
+    return False
+
+
+def told_in(path: Path) -> Path:
+    """The file that says who holds the lock on `path`."""
+    return path.with_name(f"{path.name}.json") if fcntl is None else path

@@ -25,6 +25,8 @@ READ = 1.0  # seconds between two reads of their rows
 FIRST = 2**30  # bytes of memory assumed of a training before one has been measured
 TAIL = 12  # lines of a failed training's output
 DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
+LEAVE = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)  # to a training: on Windows SIGTERM kills
+KILL = 9  # SIGKILL
 
 
 class Source(Protocol):
@@ -75,15 +77,17 @@ def slots(count: int | None, jobs: int, device: str = "auto") -> list[Slot]:
     of it is left.
 
     Args:
-        count: how many parts; None is one a GPU, or else one a core, but no more than there are jobs.
+        count: how many parts; None is one a GPU of CUDA's, one for an accelerator of another kind, or else one a
+            core, but no more than there are jobs.
         jobs: of the whole sweep.
         device: `system.device` of the trainings.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    gpus = [] if device == "cpu" else visible_gpus()
+    gpus = visible_gpus() if device.partition(":")[0] in ("auto", "cuda") else []
     if device.startswith("cuda:"):
         gpus = gpus[int(device[5:]) :][:1]
-    count = min(count or len(gpus) or len(cores), max(1, jobs))
+    other = device.partition(":")[0] not in ("auto", "cuda", "cpu")  # all trainings would be on the one that is named
+    count = min(count or len(gpus) or (1 if other else len(cores)), max(1, jobs))
     share = max(1, len(cores) // count)
     parts = []
     for number in range(count):
@@ -109,24 +113,31 @@ def visible_gpus() -> list[str]:
 
 
 def start(job: Job, slot: Slot, out: Path, attempt: int) -> Child:
-    """A process for a job; it gets SIGTERM when this one dies, saves and exits."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    """A process for a job. On Linux it has the slot's cores, and gets SIGTERM when this one dies: it saves and exits.
 
-    def settle() -> None:
-        if libc is not None:
+    On macOS and Windows, where this was not run, it shares all cores, and outlives this process.
+    """
+    settings: dict[str, Any] = {"start_new_session": True}  # Ctrl-C is this process's to answer
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+
+        def settle() -> None:
             libc.prctl(DEATH, signal.SIGTERM)
             os.sched_setaffinity(0, slot.cores)
 
+        settings["preexec_fn"] = settle
+    elif sys.platform == "win32":
+        settings = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("ab") as file:
-        process = subprocess.Popen(
+        process: Any = subprocess.Popen(
             [sys.executable, "-m", "vitlab", *job.arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             env={**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,  # Ctrl-C is this process's to answer
-            preexec_fn=settle,
+            **settings,
         )
     return Child(job=job, slot=slot, process=process, out=out, attempt=attempt)
 
@@ -163,7 +174,7 @@ class Local:
                         self.settle(child, source, leaving)
                     if interrupt.received and not leaving:
                         leaving = True
-                        self.send(signal.SIGTERM)
+                        self.send(LEAVE)
                     if ended or time.monotonic() - looked > READ:
                         looked = time.monotonic()
                         self.look(source)
@@ -176,9 +187,8 @@ class Local:
             except KeyboardInterrupt:  # the second
                 return 128 + signal.SIGINT
             finally:
-                self.send(signal.SIGKILL)
                 for child in self.running:
-                    child.process.wait()
+                    kill(child.process)
         if leaving:
             return 128 + interrupt.received
         return 1 if self.failures else 0
@@ -241,7 +251,7 @@ class Local:
             source.ended(job, "pruned")
         elif not leaving:
             reason = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-            if code == -signal.SIGKILL:
+            if code == -KILL:
                 reason += ", perhaps out of memory: use fewer slots, slots=N"
             if child.attempt < self.retries and code != 2:
                 self.progress.say(f"{job}: {reason}; retried ({child.attempt + 1} of {self.retries})")
@@ -259,16 +269,26 @@ class Local:
                     child.row = {key: value for key, value in row.items() if key.startswith("val/")}
                     if not child.pruned and source.stops(child.job, row):
                         child.pruned = True
-                        child.process.send_signal(signal.SIGTERM)
+                        child.process.send_signal(LEAVE)
 
     def send(self, number: int) -> None:
-        """A signal to every training, and with SIGKILL to its own children."""
+        """A signal to every training."""
         for child in self.running:
             with contextlib.suppress(ProcessLookupError):
-                if number == signal.SIGKILL:
-                    os.killpg(child.process.pid, number)
-                else:
-                    child.process.send_signal(number)
+                child.process.send_signal(number)
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """Ends a training and its workers at once."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, KILL)
+    else:
+        with contextlib.suppress(psutil.Error):
+            for each in psutil.Process(process.pid).children(recursive=True):
+                each.kill()
+        process.kill()
+    process.wait()
 
 
 def fresh(child: Child) -> list[dict[str, Any]]:

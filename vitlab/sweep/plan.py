@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vitlab.config.build import assemble, build
 from vitlab.config.check import check, locate
@@ -28,6 +27,7 @@ from vitlab.storage.run import Run, find, set_aside
 from vitlab.sweep.job import Job
 from vitlab.sweep.question import BASELINE, FOLD, PRETRAIN, Cell, Question, source_of
 from vitlab.system.distributed import single_process
+from vitlab.system.hardware import device_named
 from vitlab.training import pretrained
 from vitlab.training.checks import examine
 from vitlab.training.optimizer import build_optimizer
@@ -338,7 +338,7 @@ def check_cell(
         )  # as if they were even
     parts = assemble({k: v for k, v in config.items() if k != "dataset"}) | {"dataset": data}
     recipe = Recipe(**parts)
-    dist = single_process("cuda" if torch.cuda.is_available() and recipe.system.device != "cpu" else "cpu")
+    dist = single_process(device_named(recipe.system.device))
     shape, frozen = recipe.image_shape, recipe.init.freeze
     weights = source.weights() if source else None if elsewhere else recipe.init.read()
     steps, steps_per_epoch = examine(recipe, dist, source=weights, images=images[key], on_this_machine=not elsewhere)

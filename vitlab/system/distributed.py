@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from vitlab.config.errors import RankLost, VitlabError
+from vitlab.system.hardware import device_named
 from vitlab.system.options import System
 
 PATIENCE = timedelta(minutes=30)  # that processes wait for each other, for example while one downloads a dataset
@@ -120,16 +121,18 @@ def join_processes(system: System) -> Generator[Distributed]:
     """Joins the processes that torchrun started, if there are several."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if system.device == "auto" else system.device
-    device = torch.device(f"cuda:{local}" if kind == "cuda" else kind)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = device_named(system.device)
+    if device.type != "cpu":
+        device = torch.device(device.type, local if device.index is None else device.index)
+        torch.accelerator.set_device_index(device)
     threads = torch.get_num_threads()
     if system.threads is not None:
         torch.set_num_threads(system.threads)
     joined = size > 1 and not distributed.is_initialized()
     if joined:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        backend = "gloo"
+        if device.type != "cpu":
+            backend = f"cpu:gloo,{device.type}:{distributed.get_default_backend_for_device(device)}"
         distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield single_process(device) if size == 1 else Distributed(distributed.get_rank(), size, device)

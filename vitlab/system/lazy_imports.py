@@ -22,9 +22,10 @@ def modules(*names: str) -> tuple[ModuleType, ...]:
     """Modules of timm and torchvision without the packages around them.
 
     While they are imported, each package in `SHELLS` is an empty module; afterwards all of them are removed from
-    `sys.modules`, so that a later import of timm or torchvision gets the complete package.
+    `sys.modules`, so that a later import of timm or torchvision gets the complete package. Only on Linux: elsewhere
+    workers are spawned, and what they are sent must be of modules that they can import.
     """
-    if {"timm", "torchvision"} & set(sys.modules):
+    if sys.platform != "linux" or {"timm", "torchvision"} & set(sys.modules):
         return tuple(importlib.import_module(name) for name in names)
     try:
         for shell in SHELLS:

@@ -1,11 +1,12 @@
 """Memory of the machine or GPU, and errors where it does not suffice."""
 
-import os
 from pathlib import Path
 
+import psutil
 import torch
 
 from vitlab.config.errors import ConfigError
+from vitlab.system.hardware import memory_info
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
@@ -13,10 +14,10 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 def total_memory(device: torch.device | str = "cpu") -> int:
     """Bytes of memory: of the GPU, else of the machine or the container."""
     device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
+    if device.type != "cpu" and (own := memory_info(device)) is not None:
+        return own[1]
     limits = [Path(file).read_text(encoding="utf-8").strip() for file in LIMITS if Path(file).is_file()]
-    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *(int(s) for s in limits if s.isdecimal())])
+    return min([psutil.virtual_memory().total, *(int(s) for s in limits if s.isdecimal())])
 
 
 def check_fits(size: float, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
@@ -35,4 +36,5 @@ def format_bytes(size: float) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

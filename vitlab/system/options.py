@@ -5,9 +5,8 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from vitlab.config.errors import ConfigError
+from vitlab.system.hardware import COMPILED_FOR, device_count, device_named
 
 
 @dataclass(kw_only=True)
@@ -15,7 +14,8 @@ class System:
     """Options that do not change results.
 
     Args:
-        device: auto, cpu, cuda, cuda:1 ...; auto is a GPU if there is one.
+        device: auto, cpu, cuda, cuda:1 ...; auto is CUDA where there is one, else the CPU. Any other accelerator of
+            torch's is named, such as mps (Apple) or xpu (Intel): vitlab was not run there yet.
         workers: processes that read and augment images; auto is none for images that are held in memory on a CPU, or
             used as they are.
         threads: of torch on a CPU; None is torch's default.
@@ -66,6 +66,7 @@ class System:
         return turn > 0 and round(gap * turn) == done
 
     def __post_init__(self) -> None:
+        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         for name, value, least in (
             ("workers", self.workers, 0),
             ("threads", self.threads, 1),
@@ -83,19 +84,18 @@ class System:
         for name, value, most in (("workers", self.workers, 1024), ("threads", self.threads, 4096)):
             if isinstance(value, int) and value > most:
                 raise ConfigError(f"system.{name}={value}: must be at most {most:,}")
-        try:
-            device = torch.device("cpu" if self.device == "auto" else self.device)
-        except RuntimeError:
-            raise ConfigError(f"system.device={self.device}: no such device; use auto, cpu, cuda or cuda:1") from None
-        if device.type not in ("cpu", "cuda"):
-            raise ConfigError(f"system.device={self.device}: vitlab runs on cpu and cuda")
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        device = device_named(self.device, "system.device=")
+        if self.compile and device.type not in COMPILED_FOR:
             raise ConfigError(
-                f"system.device={self.device}: torch sees {torch.cuda.device_count()} CUDA devices here; use"
-                " system.device=auto or cpu"
+                f"system.compile={self.compile}: torch.compile is not finished for {device.type}: use"
+                " system.compile=false"
             )
-        gpu = device.type == "cuda" or (self.device == "auto" and torch.cuda.is_available())
-        if self.compile == "graphs" and not gpu:
+        if self.compile == "graphs" and device.type != "cuda":
             raise ConfigError("system.compile=graphs: CUDA graphs need a GPU: use system.compile=true")
+        if device.type != "cpu" and device.index is None and processes_here > device_count(device):
+            raise ConfigError(
+                f"torchrun started {processes_here} processes here, and torch sees {device_count(device)}"
+                f" {device.type.upper()} devices: start as many as there are, or use system.device=cpu"
+            )
         if self.parallel == "none" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("system.parallel=none, and torchrun started several processes: use system.parallel=auto")

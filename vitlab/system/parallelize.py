@@ -48,7 +48,7 @@ def parallelize(model: ViT | TrainingModel, dist: Distributed, system: System) -
         return model
     from torch.nn.parallel import DistributedDataParallel
 
-    devices = [dist.device] if dist.device.type == "cuda" else None
+    devices = [dist.device] if dist.device.type != "cpu" else None
     return DistributedDataParallel(model, device_ids=devices)
 
 

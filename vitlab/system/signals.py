@@ -9,10 +9,12 @@ from types import FrameType
 class Signals:
     """While entered, SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 set `received`; a second SIGINT raises KeyboardInterrupt.
 
-    Slurm's `--signal` and its preemption send SIGUSR1 or SIGUSR2 before they end a job.
+    Slurm's `--signal` and its preemption send SIGUSR1 or SIGUSR2 before they end a job. Windows has neither, but
+    SIGBREAK, which a sweep sends there.
     """
 
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    names = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+    signals = tuple(getattr(signal, name) for name in names if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.received = 0  # the signal's number

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from vitlab.config.errors import ConfigError
@@ -14,6 +13,7 @@ from vitlab.data.examples import Examples, Files, Pixels
 from vitlab.data.geometry import Geometry
 from vitlab.data.loader import EvalSampler, TrainSampler, loader, local_indices, to_device
 from vitlab.system.distributed import Distributed
+from vitlab.system.hardware import memory_info, pins_memory
 from vitlab.system.options import System
 from vitlab.training.recipe import TrainingSetup
 
@@ -31,8 +31,10 @@ def move_to_gpu(
     if dist.device.type == "cpu" or system.resident is False:
         return splits
     held = {name: part for name, part in splits.items() if isinstance(part, Pixels)}
-    size, free = sum(part.pixels.nbytes for part in held.values()), torch.cuda.mem_get_info(dist.device)[0]
+    size, own = sum(part.pixels.nbytes for part in held.values()), memory_info(dist.device)
+    free = own[0] if own else 0
     against = {
+        f"the memory of {dist.device.type} is the machine's own": own is None,
         "these images are read from files": len(held) < len(splits),
         "they are augmented one after the other, which a CPU does": not isinstance(
             train_transform(augment, dataset), Geometry | None
@@ -125,7 +127,7 @@ def load_batches(
         order,
         seed=setup.seed,
         workers=workers(setup, examples, transform),
-        pin=setup.dist.device.type == "cuda" and not on_gpu(examples),
+        pin=pins_memory(setup.dist.device) and not on_gpu(examples),
     )
     return to_device(batches, setup.normalize, setup.dist.device)
 
@@ -142,7 +144,7 @@ def workers(setup: TrainingSetup, examples: Examples, transform: object) -> int:
 
 def on_gpu(examples: Examples) -> bool:
     """Whether the images are on a GPU."""
-    return isinstance(examples, Pixels) and examples.pixels.is_cuda
+    return isinstance(examples, Pixels) and examples.pixels.device.type != "cpu"
 
 
 def cores() -> int:

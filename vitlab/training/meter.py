@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vitlab.system.distributed import Distributed
+from vitlab.system.hardware import sum_dtype
 
 NEVER = 2**62
 FIRST_NAMES = ("loss", "accuracy")  # the metrics of checkpoints of 0.1.0, which hold no names
@@ -21,7 +22,7 @@ class Meter:
     def __init__(self, device: torch.device):
         self.device = device
         self.names: tuple[str, ...] = ()
-        self.totals = torch.zeros(0, dtype=torch.float64, device=device)
+        self.totals = torch.zeros(0, dtype=sum_dtype(device), device=device)
         self.bad = torch.full((), NEVER, dtype=torch.int64, device=device)  # first step that was not finite
         self.images_before = 0  # images in the totals from before a resume, of all processes
         self.images = self.timed = self.timed_in_all = 0  # of this process: since the last reading, pause, start
@@ -95,4 +96,4 @@ class Meter:
         if self.images_before:
             self.names = tuple(sums)
             values = [value if dist.is_rank0 else 0.0 for value in sums.values()]
-            self.totals = torch.tensor(values, dtype=torch.float64, device=self.device)
+            self.totals = torch.tensor(values, dtype=sum_dtype(self.device), device=self.device)

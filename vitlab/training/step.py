@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vitlab.config.errors import NonFinite, OutOfMemory
 from vitlab.data.seeding import reseed
+from vitlab.system.hardware import empty_cache, seed_device
 from vitlab.system.memory import out_of_memory
 from vitlab.system.parallelize import gradient_sync
 from vitlab.system.precision import autocast
@@ -58,8 +59,7 @@ def forward_backward(
     setup = state.setup
     while True:
         seed = reseed(setup.seed, state.step, setup.dist.rank, 1)  # all random draws of this step
-        if setup.dist.device.type == "cuda":  # torch.manual_seed would ask every backend, which takes 0.15 ms
-            torch.cuda.manual_seed(seed)
+        seed_device(setup.dist.device, seed)
         setup.optimizer.zero_grad()
         if setup.system.compile == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
@@ -71,19 +71,19 @@ def forward_backward(
             parts = next_accumulation(state, len(images))
         state.accumulation_steps = parts  # outside of the handler, which keeps the memory alive
         restore(buffers)
-        torch.cuda.empty_cache()
+        empty_cache(setup.dist.device)
         log.warning("out of memory: a batch is computed in %d parts of %d", parts, len(images) // parts)
 
 
 def accumulate(state: TrainState, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Forward and backward of a batch in `state.accumulation_steps` parts; sums of the metrics over its images."""
-    setup, parts = state.setup, state.accumulation_steps
+    setup, parts, exact = state.setup, state.accumulation_steps, state.meter.totals.dtype
     sums: dict[str, Tensor] = {}
     for part, (x, y) in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True)):
         with gradient_sync(setup.net, on=part == parts - 1), autocast(images.device, setup.precision):
             loss, metrics = setup.vit.objective.losses(setup.net(x), y, setup.loss)
         state.scaler.scale(loss / parts).backward()
-        named = {"loss": loss.detach().double() * len(x)} | {name: m.sum() for name, m in metrics.items()}
+        named = {"loss": loss.detach().to(exact) * len(x)} | {name: m.to(exact).sum() for name, m in metrics.items()}
         sums = {name: sums[name] + value if sums else value for name, value in named.items()}
     return sums
 

@@ -18,6 +18,15 @@ from vitlab.storage.files import make_folder, write_whole
 SCHEMES = ("http", "https", "s3", "gs")
 
 
+READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows would read a text
+
+
+def read_at(file: int, size: int, offset: int) -> bytes:
+    """Bytes of an open file that no one else reads (Windows has no `os.pread`)."""
+    os.lseek(file, offset, os.SEEK_SET)
+    return os.read(file, size)
+
+
 def is_remote(name: str) -> bool:
     return name.startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
 
@@ -92,11 +101,11 @@ class ShardCache:
         path = self.path(url)
         while True:  # another process may remove it between the download and the opening
             try:
-                file = os.open(path, os.O_RDONLY)
+                file = os.open(path, READ)
             except FileNotFoundError:
                 self.fetch(url, size)
             else:
-                os.utime(file)  # the time of its last use
+                os.utime(file if os.utime in os.supports_fd else path)  # the time of its last use
                 return file
 
     def path(self, url: str) -> Path:

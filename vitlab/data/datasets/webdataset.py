@@ -18,7 +18,16 @@ from tqdm import tqdm
 
 from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.dataset import CustomDataset
-from vitlab.data.datasets.download import ShardCache, cache_name, check_address, is_remote, locked, open_url
+from vitlab.data.datasets.download import (
+    READ,
+    ShardCache,
+    cache_name,
+    check_address,
+    is_remote,
+    locked,
+    open_url,
+    read_at,
+)
 from vitlab.data.datasets.tar_index import Index, index_shard, member_name
 from vitlab.data.examples import Encoded, Examples, Found, open_image, unreadable
 from vitlab.data.labels import clean_label, sort_labels, strip_zeros
@@ -251,13 +260,13 @@ class Tars(Encoded):
         shard, offset, size = (int(array[index]) for array in (self.shard, self.offsets, self.sizes))
         name = self.names[shard]
         with file_errors():
-            file = self.store.open(name, self.bytes[shard]) if is_remote(name) else os.open(name, os.O_RDONLY)
+            file = self.store.open(name, self.bytes[shard]) if is_remote(name) else os.open(name, READ)
         try:
-            data = os.pread(file, size, offset)
+            data = read_at(file, size, offset)
             return open_image(io.BytesIO(data), use)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = ValueError("its format is not known") if isinstance(error, UnidentifiedImageError) else error
-            member = member_name(os.pread(file, 512, offset - 512))
+            member = member_name(read_at(file, 512, offset - 512))
             raise unreadable(f"{member} in {name}", reason, "make the shard again without it") from error
         finally:
             os.close(file)
