@@ -73,6 +73,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_a_training_runs_without_what_only_unix_has(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", WITHOUT_UNIX, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -104,6 +105,7 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 def test_spawned_workers_feed_a_training_as_forked_ones_do(tmp_path, folder, monkeypatch):
     found = []
     words = ["dataset=image_folder", f"dataset.root={folder}", "dataset.image_size=8", "dataset.train_examples=null"]
