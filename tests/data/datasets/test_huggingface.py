@@ -323,3 +323,10 @@ def test_what_it_reads_identifies_a_run_and_the_download_does_not(tmp_path):
 def test_the_smallest_command_builds(tmp_path, monkeypatch):
     node, _ = compose(["dataset=hf", *WRITERS["hf"](tmp_path, monkeypatch)])
     assert build(check(node["dataset"], "dataset")).citation.startswith("Hugging Face dataset")
+
+
+def test_labels_that_differ_in_spaces_are_one_class(tmp_path):
+    labels = ["cat", "cat ", "\ufeffdog", "dog\u00a0"] * 5
+    dataset = hub(saved({"train": hub_table(20, labels=labels)}, tmp_path / "set"), "dataset.test_split=null")
+    assert dataset.classes == ("cat", "dog")
+    assert sum(int(part.labels.sum()) for part in dataset.splits().values()) == 10
