@@ -53,6 +53,7 @@ def test_a_run_has_the_name_that_it_always_had(overrides, name):
 
 SPELLINGS = {
     "image_folder": ("root", "photos", ["./photos", "photos/", "a/../photos", "{here}/photos"]),
+    "image_csv": ("root", "photos", ["./photos", "{here}/photos/"]),
     "hf": ("path", "owner/name", ["./owner/name", "{here}/owner/name"]),
     "webdataset": ("train", "x-{0..3}.tar::y.tar", ["./x-{0..3}.tar::y.tar", "{here}/x-{0..3}.tar::./y.tar"]),
 }

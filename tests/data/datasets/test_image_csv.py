@@ -8,6 +8,7 @@ from tests.data.datasets.test_image_folder import images_below, write
 from tests.data.test_dataset import FOLDER
 from vitlab.__main__ import main
 from vitlab.config.errors import DataError, DatasetMissing
+from vitlab.data.dataset import for_evaluation
 from vitlab.data.datasets.image_csv import ImageCsv
 
 CSV = FOLDER | {"image_size": 8, "verify": False, "image_column": None, "label_column": None}
@@ -242,3 +243,21 @@ def test_a_name_of_several_images_is_refused(tmp_path):
         image_csv(tmp_path / "root", "a:12, b:12", {"x.csv": labels(IDS)})
     with pytest.raises(DatasetMissing, match=r"dataset\.root=PATH"):
         ImageCsv(**(CSV | {"root": str(tmp_path / "gone")}))
+
+
+def test_an_evaluation_needs_no_csv_of_training_images(tmp_path):
+    with for_evaluation():
+        dataset = image_csv(tmp_path, ".:12", {"test.csv": labels(IDS, names=("cat",))})
+    assert dataset.classes == ("cat",)
+    assert {split: len(part) for split, part in dataset.splits().items()} == {"test": 12}
+
+
+def test_its_fingerprint_is_of_labels_and_files_and_opens_none(tmp_path):
+    dataset = image_csv(tmp_path, ".:12", {"train.csv": labels(IDS)}, verify=True)
+    before = dataset.fingerprint()
+    assert before["splits"]["train"]["images"] == {"cat": 6, "dog": 6}
+    for file in tmp_path.glob("*.png"):
+        file.write_bytes(b"x" * file.stat().st_size)
+    assert dataset.fingerprint() == before
+    (tmp_path / "train.csv").write_text(labels(IDS, names=("dog", "cat")))
+    assert ImageCsv(**(CSV | {"root": str(tmp_path)})).fingerprint()["hash"] != before["hash"]

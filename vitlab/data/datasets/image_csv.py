@@ -56,6 +56,7 @@ class ImageCsv(CustomDataset, ImageFiles):
     """
 
     name = "image_csv"
+    hashed_paths = frozenset({"root"})
 
     train: str
     validation: str | None
@@ -114,7 +115,7 @@ class ImageCsv(CustomDataset, ImageFiles):
                 choose(root, split, found)
             if name == "auto" and found:
                 files[split] = found[0]
-        if "train" not in files:
+        if "train" not in files and not (self.for_evaluation and files):
             below = sorted(str(path) for suffix in TABLES for path in root.rglob(f"*{suffix}"))[:3]
             raise DataError(
                 f"{root} has no CSV of training images ({listed([path.name for path in here]) or 'none at all'}): give"

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from PIL import Image
 from vitlab.config.errors import DataError
 from vitlab.data.dataset import Dataset
 from vitlab.data.datasets.listing import PassedOver
-from vitlab.data.examples import Files, ignore_pillow_warnings, unreadable
+from vitlab.data.examples import Examples, Files, ignore_pillow_warnings, unreadable
 from vitlab.data.labels import listed
 
 REMEDY = "repair or remove it, or skip such files with dataset.skip_corrupted=true"
@@ -70,6 +70,9 @@ class ImageFiles(Dataset):
     def remedy(self, split: str) -> str:
         """What else can be done about a split of other classes."""
         return f", or leave them out with dataset.{split}=null" if hasattr(self, split) else ""
+
+    def listed(self) -> dict[str, Examples]:
+        return replace(self, verify=False, skip_corrupted=False).read()
 
     def files(self, samples: Samples, where: str | Path) -> Files:
         """The examples of a split; `where` they lie is named in errors."""

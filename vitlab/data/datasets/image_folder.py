@@ -1,6 +1,6 @@
 """A directory of class folders: the layout of most image sets that people bring."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from vitlab.config.errors import DataError, DatasetMissing
@@ -58,9 +58,6 @@ class ClassFolders(ImageFiles):
         for folder in [*self.left_out, *(place for found in unused for places in found for place in places)]:
             self.passed.add("unused", folder.name, len(list_images(folder, self.passed)))
         return {split: self.files(self.samples(folder), folder) for split, folder in self.folders.items()}
-
-    def listed(self) -> dict[str, Examples]:
-        return replace(self, verify=False, skip_corrupted=False).read()
 
     def levels(self) -> set[Path]:
         """The folders that hold the splits, whose other entries are passed over."""
