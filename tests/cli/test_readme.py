@@ -97,7 +97,7 @@ def test_the_search_of_the_questions_page_can_be_asked(tmp_path):
 
 def test_the_position_embedding_of_two_files_works(monkeypatch):
     module = types.ModuleType("vitlab.model.position_row")
-    exec(block("python", '"""A position'), vars(module))
+    exec(block("python", "import torch\nfrom jaxtyping"), vars(module))
     monkeypatch.setitem(sys.modules, "vitlab.model.position_row", module)
     node = check(yaml.safe_load(block("yaml", "# A learned vector a row")), "model.position")
     sizes = {"image_size": (6, 10), "channels": 1, "classes": 3, "patch": 2, "width": 8, "depth": 1, "heads": 2}
@@ -124,7 +124,7 @@ def test_the_position_embedding_of_two_files_works(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", re.findall(r"^vitlab train (.+)$", TEXT, flags=re.MULTILINE))
+@pytest.mark.parametrize("line", re.findall(r"^vitlab train (?!--)(.+)$", TEXT, flags=re.MULTILINE))
 def test_every_training_command_composes(line):
     words = line.partition("#")[0].split()
     many = "-m" in words
