@@ -159,6 +159,7 @@ def test_commands_that_train_several_runs_leave_the_run_id_out(tmp_path, monkeyp
     assert "WANDB_RUN_ID=one is not used" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_host_out_of_reach_leaves_an_offline_copy(tmp_path):
     wandb = {"API_KEY": KEY, "BASE_URL": "http://127.0.0.1:9", "INIT_TIMEOUT": "1"}
     command = [sys.executable, "-m", "vitlab", "train", "fit.steps=2", "patch=p4", f"system.runs={tmp_path}"]
