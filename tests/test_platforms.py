@@ -109,7 +109,7 @@ def folder(tmp_path):
 def test_spawned_workers_feed_a_training_as_forked_ones_do(tmp_path, folder, monkeypatch):
     found = []
     words = ["dataset=image_folder", f"dataset.root={folder}", "dataset.image_size=8", "dataset.train_examples=null"]
-    words += ["augment=randaugment", "fit.batch_size=4", "fit.steps=2", "system.workers=2", "tracking=off"]
+    words += ["augment=randaugment", "fit.batch_size=4", "fit.steps=2", "system.workers=1", "tracking=off"]
     words += [f"system.cache={tmp_path / 'cache'}"]
     for method in ("fork", "spawn"):
         for module in (loader, cache):

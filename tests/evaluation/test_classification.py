@@ -122,7 +122,7 @@ def test_a_class_without_examples_has_no_accuracy_and_is_not_the_hardest():
     assert math.isnan(judged.per_class[2])
     assert judged.hardest(3) == [1, 0]
     none = {"class": "c", "images": 0, "accuracy": None, "roc_auc": None}
-    assert judged.as_dict()["classes"][2] == none | {"precision": 0, "recall": 0, "f1": 0}
+    assert judged.as_dict()["classes"][2] == none | dict.fromkeys(("precision", "recall", "f1"))
 
 
 def test_the_worst_mistakes_come_first():

@@ -193,13 +193,13 @@ def test_a_wrong_word_is_refused_in_one_sentence(file, tmp_path, capsys, words):
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_again_and_again_ends_in_the_same_table(file, tmp_path):
-    """Killed at three moments, in processes of its own; beside one that nobody disturbs, one run after the other."""
+    """Killed at two moments, in processes of its own; beside one that nobody disturbs, one run after the other."""
     torch.set_num_threads(1)
     words = ["sweep", str(file), f"system.runs={tmp_path}/calm", "launcher=serial"]
     assert main(words) == 0
     words = [sys.executable, "-m", "vitlab", "sweep", str(file), f"system.runs={tmp_path}/wild", "slots=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for moment in (3, 8, 13):
+    for moment in (4, 9):
         with (tmp_path / "said.txt").open("a") as out:
             process = subprocess.Popen(words, stdout=out, stderr=out, env=environment)
         time.sleep(moment)

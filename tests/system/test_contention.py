@@ -122,4 +122,4 @@ def test_a_thread_that_ends_is_not_counted(monkeypatch, tmp_path):
 def test_bench_says_when_the_machine_is_busy(monkeypatch, capsys, rate, said):
     monkeypatch.setattr(Delay, "rate", lambda self: rate)
     assert main(["bench", "model.depth=1", "--rounds", "1", "--warmup", "0", "fit.batch_size=4"]) == 0
-    assert ("measure on a quiet machine" in capsys.readouterr().out) == said
+    assert ("on a quiet machine" in capsys.readouterr().out) == said

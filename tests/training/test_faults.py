@@ -482,7 +482,7 @@ def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, stop):
     words = ["tracking=offline", "tracking.system=false", "fit.steps=8"]
     stop(tmp_path, 5, *words)
     run, _ = fit(tmp_path, *words)
-    identity = (run.folder / "wandb-id.txt").read_text()
+    identity = (run.folder / "wandb-id.txt").read_text().strip()
     folders = list(run.folder.glob("wandb/offline-run-*"))  # W&B numbers those of one second
     assert len(folders) == 2
     assert all(identity in folder.name for folder in folders)
