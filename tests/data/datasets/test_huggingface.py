@@ -131,6 +131,16 @@ def test_images_are_read_in_the_mode_that_is_asked_for(tmp_path, monkeypatch):
         hub(path, "dataset.channels=1")
 
 
+def test_images_with_a_csv_of_their_labels_are_another_dataset(tmp_path, monkeypatch):
+    folder = tmp_path / "K"
+    (folder / "train").mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(folder / "train" / f"{number}.png")
+    (folder / "labels.csv").write_text("id,label\n0,a\n1,b\n2,a\n3,b\n")
+    with pytest.raises(DataError, match=r"dataset=image_csv dataset\.root=.*K"):
+        hub(folder)
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
