@@ -7,11 +7,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
+from tests.processes import until
 from vitlab.__main__ import main
 from vitlab.bench import cells
 from vitlab.cli.sweep import waves
@@ -141,8 +141,7 @@ ALL = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "scale"), ALL)
 def test_every_sweep_that_ships_can_be_asked_at_every_scale(name, scale, monkeypatch):
-    if scale not in ("quick", "whole"):  # models that compute for seconds; how FLOPs are counted is tested by itself
-        monkeypatch.setattr(planning, "flops", lambda make, shape, frozen=False: (1, 2))
+    monkeypatch.setattr(planning, "flops", lambda make, shape, frozen=False: (1, 2))  # takes seconds; has its own tests
     images = read(find(name), scale).trains  # synthetic ones lie nowhere
     words = ["dataset.root=nowhere"] if scale == "imagenet" and images else []
     plan = planned(find(name), *words, scale=scale, elsewhere=True)
@@ -193,18 +192,17 @@ def test_a_wrong_word_is_refused_in_one_sentence(file, tmp_path, capsys, words):
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_again_and_again_ends_in_the_same_table(file, tmp_path):
-    """Killed at two moments, in processes of its own; beside one that nobody disturbs, one run after the other."""
+    """Killed in the middle, in processes of its own; beside one that nobody disturbs, one run after the other."""
     torch.set_num_threads(1)
     words = ["sweep", str(file), f"system.runs={tmp_path}/calm", "launcher=serial"]
     assert main(words) == 0
     words = [sys.executable, "-m", "vitlab", "sweep", str(file), f"system.runs={tmp_path}/wild", "slots=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for moment in (4, 9):
-        with (tmp_path / "said.txt").open("a") as out:
-            process = subprocess.Popen(words, stdout=out, stderr=out, env=environment)
-        time.sleep(moment)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    with (tmp_path / "said.txt").open("a") as out:
+        process = subprocess.Popen(words, stdout=out, stderr=out, env=environment)
+    until(lambda: any(tmp_path.glob("wild/*/last.pt")) or process.poll() is not None)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert tables(tmp_path / "wild") == tables(tmp_path / "calm")

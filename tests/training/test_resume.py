@@ -89,7 +89,7 @@ ANY = Any()
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(recipe, tmp_path):
-    """SIGKILL at random moments, every second time in the middle of a save; 3 a recipe, if it lasts."""
+    """SIGKILL at random moments, every second time in the middle of a save; 2 a recipe, if it lasts."""
     words = [*SMALL, *RECIPES[recipe], "system.save_minutes=0.0005"]
     draw = random.Random(recipe)
     workers = WORKERS.get(recipe, ["0"])
@@ -101,7 +101,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(re
         tries += 1
         command = [*words, f"system.runs={killed}", f"system.workers={workers[tries % len(workers)]}"]
         run = Training(command, tmp_path / f"killed-{tries}.txt")
-        if kills >= 3:
+        if kills >= 2:
             assert run.wait() == [0], run.said
             break
         before, stale = steps(killed), parts(killed)
@@ -121,5 +121,5 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(re
         assert status == [-signal.SIGKILL], run.said
         assert only(killed).result()["status"] == "interrupted"
     print(f"{kills} kills, {saving} of them aimed at a save")
-    assert kills >= 2
+    assert kills >= 1
     assert_same(only(tmp_path / "calm"), only(killed))
