@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitlab.config.errors import DataError, DatasetMissing
 from vitlab.data.dataset import CustomDataset
-from vitlab.data.datasets.split_folders import CSV
+from vitlab.data.datasets.split_folders import csv_hint
 from vitlab.data.examples import Encoded, Examples, Found, one_line, open_image, unreadable
 from vitlab.data.labels import clean_label
 from vitlab.storage.files import file_errors
@@ -148,7 +148,7 @@ class HuggingFace(CustomDataset):
         table, columns = tables[name].with_format(None), tables[name].features
         for key, column in (("image_column", self.image_column), ("label_column", self.label_column)):
             if column not in columns:
-                hint = f"; {CSV}{self.path}" if any(Path(self.path).glob("*.csv")) else ""
+                hint = f"; {csv_hint(Path(self.path))}" if any(Path(self.path).glob("*.csv")) else ""
                 there = ", ".join(columns)
                 raise DataError(f"dataset.{key}={column}: {self.path} has no such column; it has {there}{hint}")
         kind = columns[self.image_column]
