@@ -37,3 +37,4 @@ def pytest_collection_modifyitems(items):
         there = torch.accelerator.is_available() if of_any_kind else torch.cuda.is_available()
         if item.get_closest_marker("cuda") and not there:
             item.add_marker(pytest.mark.skip(reason=f"needs a {'GPU' if of_any_kind else 'CUDA GPU'}"))
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, len(item.path.parts)))  # the longest first

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vitlab.data.dataset import read_once
 from vitlab.data.fingerprint import changed_images
 from vitlab.model import count
 from vitlab.model.meta import on_meta_device, zeroed
+from vitlab.model.vit import ViT
 from vitlab.storage.lock import Lock
 from vitlab.storage.metrics import metric
 from vitlab.storage.run import Run, find, set_aside
@@ -35,6 +37,7 @@ from vitlab.training.pretrained import Source, to_come
 from vitlab.training.recipe import Recipe
 
 FOLDER = "sweeps"  # of the answers, in the folder of all runs
+Measured = tuple[ViT, int, int, int]  # a model, its parameters, and FLOPs of an image forward and backward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,7 @@ class Checked:
     classes: tuple[str, ...]
     source: "Checked | None" = None
 
+    @cached_property
     def weights(self) -> Source:
         """The weights that its training will save, as shapes alone."""
         model = on_meta_device(build(self.config["model"]), **self.shape)
@@ -232,14 +236,14 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
     """
     words = tuple(words)
     images: dict[str, np.ndarray] = {}
-    costs: dict[str, tuple[int, int, int]] = {}
+    models: dict[str, Measured] = {}
     tracked = (f"tracking.sweep={question.name}",)
 
     def checked(cell: Cell, before: Mapping[str, Checked]) -> Checked:
         source = before[name] if (name := source_of(cell.overrides)) is not None else None
         try:
             cell = replace(cell, overrides=(*cell.overrides, *tracked))
-            found = check_cell(cell, question.seeds[0], images, costs, source, elsewhere=elsewhere)
+            found = check_cell(cell, question.seeds[0], images, models, source, elsewhere=elsewhere)
         except VitlabError as error:
             where = f"{question.file}, line {cell.line}, {cell.name}"
             raise ConfigError(
@@ -298,7 +302,7 @@ def check_cell(
     cell: Cell,
     seed: int,
     images: dict[str, np.ndarray],
-    costs: dict[str, tuple[int, int, int]],
+    models: dict[str, Measured],
     source: Checked | None = None,
     *,
     elsewhere: bool = False,
@@ -309,7 +313,7 @@ def check_cell(
         cell: to be composed.
         seed: one of its seeds.
         images: training images of each class of each dataset that was read before.
-        costs: parameters, and FLOPs of an image forward and backward, of each model that was built before.
+        models: those that were built before, on the meta device.
         source: pre-training that it starts from, which has not run yet.
         elsewhere: whether other machines train it.
 
@@ -340,14 +344,14 @@ def check_cell(
     recipe = Recipe(**parts)
     dist = single_process(device_named(recipe.system.device))
     shape, frozen = recipe.image_shape, recipe.init.freeze
-    weights = source.weights() if source else None if elsewhere else recipe.init.read()
+    weights = source.weights if source else None if elsewhere else recipe.init.read()
     steps, steps_per_epoch = examine(recipe, dist, source=weights, images=images[key], on_this_machine=not elsewhere)
-    model, scale = on_meta_device(recipe.model, **shape), recipe.fit.lr_factor()
-    updates = build_optimizer(recipe.optimizer, model, layer_decay=recipe.fit.layer_decay, scale=scale)
+    if (of := json.dumps([config["model"], str(shape), frozen], sort_keys=True)) not in models:
+        model = on_meta_device(recipe.model, **shape)
+        models[of] = (model, count.parameters(model), *flops(recipe.model, shape, frozen))
+    model, parameters, forward, backward = models[of]
+    updates = build_optimizer(recipe.optimizer, model, layer_decay=recipe.fit.layer_decay, scale=recipe.fit.lr_factor())
     recipe.schedule.start(updates, steps, steps_per_epoch)
-    if (of := json.dumps([config["model"], str(shape), frozen], sort_keys=True)) not in costs:
-        costs[of] = (count.parameters(model), *flops(recipe.model, shape, frozen))
-    parameters, forward, backward = costs[of]
     images_seen = steps * recipe.fit.batch_size
     return Checked(
         name=cell.name,

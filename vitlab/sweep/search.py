@@ -171,7 +171,7 @@ class Trials:
         self.distributions = {each.key: distribution(each) for each in self.search.space}
         self.design = design(self.search, self.seed)
         self.images: dict[str, np.ndarray] = {}
-        self.costs: dict[str, tuple[int, int, int]] = {}
+        self.models: dict[str, planning.Measured] = {}
         self.working: dict[str, Work] = {}
         self.study = load(plan)
         self.recover()
@@ -248,7 +248,7 @@ class Trials:
     def check(self, name: str, params: dict[str, Any]) -> Checked:
         overrides = merged(self.baseline.overrides, typed(params))
         cell = Cell(name=name, overrides=overrides, line=self.plan.question.lines.get("search", 1), arm=name)
-        return planning.check_cell(cell, self.seed, self.images, self.costs)
+        return planning.check_cell(cell, self.seed, self.images, self.models)
 
     # For the launcher.
 

@@ -5,7 +5,7 @@ from jaxtyping import Int
 
 from vitlab.config.errors import ConfigError
 from vitlab.evaluation import probe
-from vitlab.model.meta import on_meta_device
+from vitlab.model.meta import Unfilled, on_meta_device
 from vitlab.system.distributed import Distributed
 from vitlab.system.footprint import check_memory
 from vitlab.system.precision import resolve
@@ -83,7 +83,8 @@ def examine(
             recomputed=system.activation_checkpointing,
         )
     if source is not None:
-        recipe.init.apply(source, on_meta_device(recipe.model, **recipe.image_shape), dataset.classes)
+        with Unfilled():
+            recipe.init.apply(source, on_meta_device(recipe.model, **recipe.image_shape), dataset.classes)
     return steps, steps_per_epoch
 
 
