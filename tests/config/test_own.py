@@ -151,6 +151,7 @@ def test_the_shell_completes_own_options(own, monkeypatch, capfd):
         (["--allow", ""], "needs a value"),
         (["--allow", "vitlab"], "a package of your own"),
         (["--allow", "torch"], "a package of your own"),
+        (["--allow", "nowhere.parts"], "there is no package nowhere"),
     ],
 )
 def test_what_cannot_be_added_is_refused(own, flags, reason, capfd):

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.data.test_dataset import write_images
@@ -32,6 +33,13 @@ def colour(tmp_path_factory):
     words = ["dataset=image_folder", f"dataset.root={folder}/images", "dataset.image_size=16", "patch=p4"]
     run, _ = fit(folder, *words, "dataset.train_examples=30")
     return run
+
+
+def test_transparent_pixels_lie_over_white_where_the_training_images_had_none(grey):
+    black = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    white = Image.new("L", (8, 8), 255)
+    model = load(grey.folder)
+    assert torch.equal(model.preprocess(black), model.preprocess(white))
 
 
 @pytest.fixture

@@ -58,15 +58,17 @@ def using(own: Own) -> Generator[None]:
     """
     now = CURRENT.get()
     folders = (*now.folders, *(own_folder(folder) for folder in own.folders))
-    packages = (*now.packages, *(own_package(name) for name in own.packages))
     path = sys.path
-    if packages:
+    if own.packages:
         sys.path = [*path, str(Path.cwd())]  # last, so that it hides no installed package
-    token = CURRENT.set(Own(tuple(dict.fromkeys(folders)), tuple(dict.fromkeys(packages))))
     try:
-        yield
+        packages = (*now.packages, *(own_package(name) for name in own.packages))
+        token = CURRENT.set(Own(tuple(dict.fromkeys(folders)), tuple(dict.fromkeys(packages))))
+        try:
+            yield
+        finally:
+            CURRENT.reset(token)
     finally:
-        CURRENT.reset(token)
         sys.path = path
 
 
@@ -120,6 +122,11 @@ def own_folder(path: Path) -> Path:
 def own_package(name: str) -> str:
     if not all(part.isidentifier() for part in name.split(".")) or not remedy(name):
         raise ConfigError(f"--allow {name}: give the name of a package of your own, which its classes are in")
+    top = name.partition(".")[0]
+    if (
+        top not in sys.modules and importlib.util.find_spec(top) is None
+    ):  # of the first name alone: nothing is imported for it
+        raise ConfigError(f"--allow {name}: there is no package {top}: install it, or be in the folder that it lies in")
     return name
 
 

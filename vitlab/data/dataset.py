@@ -161,6 +161,10 @@ class Dataset:
         """
         return Decoding("L" if self.channels == 1 else "RGB")
 
+    def background_colour(self) -> tuple[int, int, int] | None:
+        """What transparent pixels of images to predict lie over; None ignores the alpha channel."""
+        return 255, 255, 255
+
     def splits(self, decoding: Decoding | None = None) -> dict[str, Examples]:
         """`train`, `validation` and `test`; images in memory are resized to `image_size`. See `read_once`.
 

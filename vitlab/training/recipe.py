@@ -189,6 +189,6 @@ class TrainingSetup:
             "crop": data.evaluation_crop if data.size is None else 1.0,
             "mean": list(data.mean),
             "std": list(data.std),
-            "background": self.decoding.background and list(self.decoding.background),
+            "background": (colour := data.background_colour()) and list(colour),
             "range": self.decoding.range and list(self.decoding.range),
         }

@@ -137,8 +137,12 @@ def test_images_with_a_csv_of_their_labels_are_another_dataset(tmp_path, monkeyp
     for number in range(4):
         Image.new("RGB", (8, 8)).save(folder / "train" / f"{number}.png")
     (folder / "labels.csv").write_text("id,label\n0,a\n1,b\n2,a\n3,b\n")
-    with pytest.raises(DataError, match=r"dataset=image_csv dataset\.root=.*K"):
+    with pytest.raises(DataError, match=r"no such column.*dataset=image_csv dataset\.root=.*K"):
         hub(folder)
+    (folder / "test").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "test" / "0.png")  # now it has a column of labels, all None
+    with pytest.raises(DataError, match=r"dataset=image_csv dataset\.root=.*K"):
+        hub(folder).splits()
 
 
 @pytest.mark.parametrize(

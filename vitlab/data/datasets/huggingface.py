@@ -148,9 +148,8 @@ class HuggingFace(CustomDataset):
         table, columns = tables[name].with_format(None), tables[name].features
         for key, column in (("image_column", self.image_column), ("label_column", self.label_column)):
             if column not in columns:
-                hint = f"; {csv_hint(Path(self.path))}" if any(Path(self.path).glob("*.csv")) else ""
                 there = ", ".join(columns)
-                raise DataError(f"dataset.{key}={column}: {self.path} has no such column; it has {there}{hint}")
+                raise DataError(f"dataset.{key}={column}: {self.path} has no such column; it has {there}{self.hint}")
         kind = columns[self.image_column]
         if isinstance(kind, datasets.Image):
             return table.cast_column(self.image_column, datasets.Image(decode=False))
@@ -158,6 +157,11 @@ class HuggingFace(CustomDataset):
         if not encoded and getattr(kind, "dtype", "") not in ("binary", "large_binary"):
             raise self.wrong_column("image_column", "images", columns)
         return table
+
+    @property
+    def hint(self) -> str:
+        """What else to do where a CSV lies beside the images."""
+        return f"; {csv_hint(Path(self.path))}" if any(Path(self.path).glob("*.csv")) else ""
 
     def wrong_column(self, option: str, wanted: str, columns: dict[str, Any]) -> DataError:
         name = getattr(self, option)
@@ -191,6 +195,7 @@ class HuggingFace(CustomDataset):
             raise DataError(
                 f"dataset.{split}_split: {self.path} has labels there that are no class of the training images:"
                 f" {', '.join(unknown[:5])} (an unlabelled split has -1 or None): choose another split"
+                f"{self.hint}"
             )
         return Rows(
             table=table,
