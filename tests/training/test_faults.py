@@ -138,6 +138,17 @@ def test_best_weights_belong_to_the_checkpoint_that_is_taken(tmp_path, stop):
     assert checkpoint.load(run.best)["step"] == result["best_step"] <= 12
 
 
+@pytest.mark.parametrize(
+    ("recipe", "one"), [("optimizer=adamw", True), ("fit.ema_decay=0.9", False), ("optimizer=schedulefree", False)]
+)
+def test_the_best_weights_are_copied_once_where_they_are_those_that_are_trained(recipe, one, tmp_path):
+    run, _ = fit(tmp_path, recipe, "fit.steps=4", "fit.evaluate_every=1000")
+    saved = checkpoint.load(run.last)
+    assert saved["step"] == saved["best"]["step"] == 4
+    assert (saved["model"] is saved["weights"]) == one == equal(saved["model"], saved["weights"])
+    assert equal(saved["weights"], checkpoint.load(run.best)["model"])
+
+
 def test_best_weights_are_exported_as_safetensors(tmp_path):
     run, _ = fit(tmp_path)
     best = checkpoint.load(run.best)
@@ -277,7 +288,7 @@ def test_ctrl_c_while_a_checkpoint_is_being_written_shows_no_traceback_of_its_th
         closed.wait()
         journal.sync()
 
-    checkpoints.save({"step": 1}, None, keep=False, rows=rows)
+    checkpoints.save({"step": 1}, None, keep=False, ready=rows)
     with pytest.raises(KeyboardInterrupt), checkpoints:
         raise KeyboardInterrupt
     journal.close()

@@ -135,26 +135,29 @@ class Checkpoints:
                 return path, state
         return None
 
-    def save(self, state: dict[str, Any], best: dict[str, Any] | None, *, keep: bool, rows: Callable[[], None]) -> None:
+    def save(
+        self, state: dict[str, Any], best: dict[str, Any] | None, *, keep: bool, ready: Callable[[], None]
+    ) -> None:
         """Starts a thread that writes the state, then the best weights.
 
         Args:
-            state: of the training at `state["step"]`; copies that nothing changes.
+            state: of the training at `state["step"]`; copies that nothing changes after `ready`.
             best: contents of best.pt, if they changed.
             keep: whether to write a milestone, step-N.pt, too.
-            rows: flushes the metrics to disk; called first, so that no checkpoint is ahead of its metrics.
+            ready: called first, by the thread: waits for the copies, and flushes the metrics to disk, so that no
+                checkpoint is ahead of its metrics.
         """
         self.since = time.monotonic()
         if not self.on:
             return
         self.wait()
         self.best = best or self.best
-        self.thread = threading.Thread(target=self.write, args=(state, keep, rows), name="checkpoint", daemon=True)
+        self.thread = threading.Thread(target=self.write, args=(state, keep, ready), name="checkpoint", daemon=True)
         self.thread.start()
 
-    def write(self, state: dict[str, Any], keep: bool, rows: Callable[[], None]) -> None:
+    def write(self, state: dict[str, Any], keep: bool, ready: Callable[[], None]) -> None:
         try:
-            rows()
+            ready()
             if keep:
                 save(self.run.milestone(state["step"]), state)
             save(self.run.last, state, self.run.previous)

@@ -180,14 +180,21 @@ def gather_state(value: Any, keep: bool = True) -> Any:
         value: dictionaries, lists, tensors, plain values.
         keep: whether this process needs the tensors; else it gets None for each.
     """
+
+    def copy(tensor: Tensor) -> Tensor | None:
+        full = full_tensor(tensor.detach())
+        return full.to("cpu", copy=True) if keep else None
+
+    return map_tensors(value, copy)
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Dictionaries, lists and plain values, with what the function gives for each tensor in them."""
     if isinstance(value, dict):
-        return {key: gather_state(part, keep) for key, part in value.items()}
+        return {key: map_tensors(part, function) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [gather_state(part, keep) for part in value]
-    if not isinstance(value, Tensor):
-        return value
-    full = full_tensor(value.detach())
-    return full.to("cpu", copy=True) if keep else None
+        return [map_tensors(part, function) for part in value]
+    return function(value) if isinstance(value, Tensor) else value
 
 
 def shard_like(full: Tensor, like: Any) -> Tensor:

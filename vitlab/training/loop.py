@@ -111,5 +111,10 @@ def save(state: TrainState, checkpoints: Checkpoints, tracker: Tracker) -> None:
     """Writes a checkpoint, and the best weights if they are of this step."""
     keep = state.setup.system.keeps(state.step, state.setup.steps_per_epoch)
     best = state.best_checkpoint() if state.is_best else None
-    checkpoints.save(state.capture(), best, keep=keep, rows=tracker.sync)
+
+    def ready() -> None:  # in the thread that writes
+        state.copies.wait()
+        tracker.sync()
+
+    checkpoints.save(state.capture(), best, keep=keep, ready=ready)
     state.meter.pause()

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vitlab.config.errors import CheckpointError
 from vitlab.storage.metrics import rank
-from vitlab.system.distributed import gather_state, shard_like
+from vitlab.system.distributed import shard_like
+from vitlab.system.host_copies import HostCopies
 from vitlab.training.ema import Ema
 from vitlab.training.meter import Meter
 from vitlab.training.optimizer import evaluating, learning_rate
@@ -41,7 +42,8 @@ class TrainState:
     Attributes:
         step: updates done.
         best: the scores of the best evaluation, and its `step`.
-        weights: the model's weights at that step.
+        weights: the model's weights at that step, to be read after `copies.wait()`.
+        copies: makes the copies on the CPU.
         evals_since_best: evaluations since then.
         accumulation_steps: parts that a batch is computed in.
         skipped: updates left out because the loss or the gradient was NaN or infinite.
@@ -68,6 +70,7 @@ class TrainState:
         self.accumulation_steps = setup.fit.accumulate
         self.best: dict[str, Any] | None = None
         self.weights: dict[str, Tensor] = {}
+        self.copies = HostCopies(setup.dist.device)
         self.gradient_norm = torch.zeros(())
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
@@ -123,7 +126,7 @@ class TrainState:
         by = self.setup.fit.best
         if self.best is None or rank(scores, by) > rank(self.best, by):
             self.best = {"step": self.step, **scores}
-            self.weights = gather_state(self.vit.state_dict())
+            self.weights = self.copies.copy(self.vit.state_dict())
             self.evals_since_best = 0
         else:
             self.evals_since_best += 1
@@ -139,16 +142,20 @@ class TrainState:
         return {"step": self.best["step"], "model": self.weights, "facts": facts, "wrote": self.wrote}
 
     def capture(self) -> dict[str, Any]:
-        """A copy of everything, complete and on the CPU; every process must call it, and rank 0 gets it."""
-        keep = self.setup.dist.is_rank0
+        """A copy of everything, complete and on the CPU; every process must call it, and rank 0 gets it.
+
+        It is not to be read before `copies.wait()`.
+        """
+        keep, copy, optimizer = self.setup.dist.is_rank0, self.copies.copy, self.setup.optimizer
+        averaged = bool(self.ema.average) or hasattr(optimizer, "eval")  # what is evaluated are other weights
         return {
             **{name: getattr(self, name) for name in SAVED},
             "wrote": self.wrote,
             "classes": list(self.setup.dataset.classes),
-            "model": gather_state(self.vit.state_dict(), keep),
+            "model": self.weights if self.is_best and not averaged else copy(self.vit.state_dict(), keep),
             "weights": self.weights,
-            "optimizer": gather_state(self.setup.optimizer.state_dict(), keep),
-            "ema": gather_state(self.ema.state_dict(), keep),
+            "optimizer": copy(optimizer.state_dict(), keep),
+            "ema": copy(self.ema.state_dict(), keep),
             "scaler": self.scaler.state_dict(),
             "meter": self.meter.state_dict(self.setup.dist),
         }
@@ -197,6 +204,7 @@ class TrainState:
 
     def load_model(self, weights: dict[str, Tensor]) -> None:
         """Gives the model complete weights; with FSDP each process takes its part."""
+        self.copies.wait()
         now = self.vit.state_dict()
         self.vit.load_state_dict({key: shard_like(value, now[key]) for key, value in weights.items()})
 
