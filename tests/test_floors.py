@@ -80,6 +80,7 @@ def test_timm_is_used_for_augmentation_and_schedules_alone():
     assert users <= {
         "vitlab.training.schedule",
         "vitlab.data.augment",
+        "vitlab.data.mixing",
         "vitlab.system.lazy_imports",
         "vitlab.bench.libraries",
     }

@@ -13,7 +13,7 @@ from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.data.levels import count_levels, mean_and_std
 from vitlab.system.distributed import single_process
-from vitlab.training.batches import train_batches
+from vitlab.training.batches import train_batches, train_inputs
 from vitlab.training.optimizer import learning_rate
 from vitlab.training.setup import prepare
 
@@ -59,7 +59,7 @@ def test_the_picture_has_each_image_as_it_is_and_as_training_sees_it():
     shown = [np.asarray(image.get_array()) for image in axes.get_images()]
     assert len(shown) == 8
     composed = setup("fit.batch_size=8")
-    images, _ = next(train_batches(composed, 0))
+    images, _ = train_inputs(composed)(next(train_batches(composed, 0)))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (composed.dataset.mean, composed.dataset.std))
     first = ((images * std + mean) * 255).round()
     for image, pixels in zip(shown, first, strict=True):

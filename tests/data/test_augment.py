@@ -135,45 +135,6 @@ def test_files_of_any_size_become_batches(tmp_path):
         assert pixels.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 8])
-@pytest.mark.parametrize("kind", [{"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}])
-def test_mixing_works_with_odd_batches_and_targets_sum_to_one(n, kind):
-    mix = augment(**kind).batchwise(10)
-    images, labels = torch.randn(n, 1, 8, 8), torch.arange(n)
-    mixed, targets = mix(images.clone(), labels, np.arange(n), 3, 4)
-    assert mixed.shape == images.shape
-    torch.testing.assert_close(targets.sum(dim=1), torch.ones(n))
-    assert (targets > 0).sum(dim=1).max() <= 2  # no smoothing: the loss does that
-    again, _ = mix(images.clone(), labels, np.arange(n), 3, 4)
-    assert torch.equal(mixed, again)
-
-
-def test_mixup_mixes_images_as_their_labels():
-    mix = augment(mixup=1.0).batchwise(3)
-    images = torch.stack([torch.full((1, 4, 4), float(i)) for i in range(3)])
-    mixed, targets = mix(images.clone(), torch.arange(3), np.arange(3), 1)
-    torch.testing.assert_close(mixed[:, 0, 0, 0], targets @ torch.arange(3.0))
-
-
-def test_without_alphas_nothing_is_mixed():
-    assert augment().batchwise(10) is None
-    assert augment(mixup=0.5, mix_probability=0.0).batchwise(10) is None
-
-
-def test_erasing_puts_noise_in_a_rectangle_of_some_images_and_keeps_the_labels():
-    erase = augment(erase=0.5).batchwise(10)
-    images, labels = torch.zeros(40, 3, 16, 16), torch.arange(40) % 10
-    erased, targets = erase(images.clone(), labels, np.arange(40), 3, 4)
-    assert torch.equal(targets, labels)
-    touched = (erased != 0).all(dim=1)
-    assert 8 < touched.flatten(1).any(dim=1).sum() < 32
-    for mask in touched[touched.flatten(1).any(dim=1)]:
-        rows, columns = mask.any(dim=1), mask.any(dim=0)
-        assert torch.equal(mask, rows[:, None] & columns)
-    again, _ = erase(images.clone(), labels, np.arange(40), 3, 4)
-    assert torch.equal(erased, again)
-
-
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

@@ -22,7 +22,7 @@ from vitlab.system.distributed import Distributed, join_processes
 from vitlab.system.precision import resolve
 from vitlab.system.signals import Signals
 from vitlab.training import loop
-from vitlab.training.batches import move_to_gpu, on_gpu, train_batches
+from vitlab.training.batches import move_to_gpu, on_gpu, train_batches, train_inputs
 from vitlab.training.loop import log
 from vitlab.training.setup import prepare
 
@@ -272,7 +272,7 @@ def test_images_on_the_gpu_are_augmented_as_those_in_memory(augment):
         node = check(compose([*SMALL, f"augment={augment}", f"system.resident={resident}"])[0])
         setup = prepare(**assemble(node), dist=Distributed(0, 1, torch.device("cuda")))
         assert on_gpu(setup.splits["train"]) == (resident == "true")
-        images, labels = next(train_batches(setup, 3))
+        images, labels = train_inputs(setup)(next(train_batches(setup, 3)).to(setup.dist.device))
         seen.append((images.cpu(), labels.cpu()))
     for one, two in zip(*seen, strict=True):
         assert torch.equal(one, two)

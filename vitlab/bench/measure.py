@@ -64,7 +64,7 @@ def measure_stages(setup: TrainingSetup, *, rounds: int, warmup: int) -> dict[st
     for step in range(warmup + rounds):
         watch.start("data")
         setup.schedule.set(min(step, last))
-        images, targets = next(batches)
+        images, targets = state.inputs(next(batches).to(device))
         startup = startup or time.time() - psutil.Process().create_time()
         watch.start("optimizer")
         train_step(state, images, targets)

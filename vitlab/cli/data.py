@@ -134,13 +134,13 @@ def picture(setup: "TrainingSetup") -> "Figure":
     from vitlab.data.loader import View
     from vitlab.evaluation import pictures
     from vitlab.plotting import PALE
-    from vitlab.training.batches import train_batches, training_order
+    from vitlab.training.batches import train_batches, train_inputs, training_order
 
     data = setup.dataset
     few = replace(setup, fit=replace(setup.fit, batch_size=min(SHOWN, setup.fit.batch_size), accumulate=1), steps=1)
     keys = next(iter(training_order(few, 0)))
     before, _ = View(setup.splits["train"], eval_transform(data), 0).__getitems__(keys)
-    images, targets = next(train_batches(few, 0))
+    images, targets = train_inputs(few)(next(train_batches(few, 0)))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
     after = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     gap = torch.full((*before.shape[:3], max(1, before.shape[3] // 16)), 255, dtype=torch.uint8)

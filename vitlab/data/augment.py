@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import numpy as np
-import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
 from vitlab.config.errors import ConfigError
 from vitlab.data.dataset import Dataset
-from vitlab.data.erasing import Erasing
 from vitlab.data.geometry import Geometry
+from vitlab.data.mixing import Mixing
 from vitlab.data.preprocess import Resize, to_pixels
 from vitlab.data.seeding import seeded
 from vitlab.system.lazy_imports import modules
@@ -154,59 +152,15 @@ class Augment:
         padding = (round(dataset.shape[0] * self.pad), round(dataset.shape[1] * self.pad))
         return Geometry(size=dataset.shape, crop=self.crop, padding=padding, area=self.area, flip=flip)
 
-    def batchwise(self, classes: int) -> "Batchwise | None":
-        """Random erasing and mixing of a training batch on its device; None where both are off."""
-        return Batchwise(self, classes) if self.mixes or self.erase else None
+    def mixing(self, classes: int) -> Mixing | None:
+        """Mixup and CutMix of a training batch; None where both are off."""
+        options = {"mixup_alpha": self.mixup, "cutmix_alpha": self.cutmix, "prob": self.mix_probability}
+        return Mixing(classes, **options, switch_prob=self.cutmix_share) if self.mixes else None
 
     @property
     def mixes(self) -> bool:
         """Whether images of a batch are mixed with each other."""
         return bool((self.mixup or self.cutmix) and self.mix_probability)
-
-
-class Batchwise:
-    """Random erasing, then timm's mixup and CutMix, of normalized batches of any size on any device.
-
-    The random numbers depend on `key`, and those of erasing on an image's index in the global batch too, so that
-    several processes do the same as one. Labels are not smoothed here: the loss does that.
-    """
-
-    def __init__(self, augment: Augment, classes: int):
-        self.erase = Erasing(augment.erase) if augment.erase else None
-        self.mixup = None
-        if augment.mixes:
-            (mixing,) = modules("timm.data.mixup")
-            self.mixup = mixing.Mixup(
-                mixup_alpha=augment.mixup,
-                cutmix_alpha=augment.cutmix,
-                prob=augment.mix_probability,
-                switch_prob=augment.cutmix_share,
-                label_smoothing=0.0,
-                num_classes=classes,
-            )
-
-    def __call__(
-        self, images: Float[Tensor, "b c y x"], labels: Int[Tensor, " b"], indices: np.ndarray, *key: int
-    ) -> tuple[Float[Tensor, "b c y x"], Int[Tensor, " b"] | Float[Tensor, "b classes"]]:
-        """Mixes image i with image n - 1 - i; an odd batch is extended by its first image.
-
-        Args:
-            images: normalized images.
-            labels: class of each.
-            indices: index of each in the global batch.
-            key: key of the random numbers.
-        """
-        if self.erase is not None:
-            images = self.erase(images, indices, *key)
-        if self.mixup is None:
-            return images, labels
-        with seeded(*key):
-            odd = len(images) % 2
-            if odd:
-                images, labels = torch.cat((images, images[:1])), torch.cat((labels, labels[:1]))
-            images, targets = self.mixup(images, labels)
-            end = len(images) - odd
-            return images[:end], targets[:end]
 
 
 def eval_transform(dataset: Dataset) -> Transform | None:

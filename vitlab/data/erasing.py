@@ -1,4 +1,5 @@
-"""Random erasing (Zhong et al. 2020) of whole batches on any device, with the distribution of timm's."""
+"""Random erasing (Zhong et al. 2020) of whole batches, with the distribution of timm's: draws on the host, the
+rectangles filled on any device."""
 
 import math
 
@@ -8,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitlab.data.seeding import normals, seed_of, uniforms
+from vitlab.data.seeding import normal_keys, normals, seed_of, uniforms
 
 TRIES = 10  # draws of a rectangle until one fits; then the image stays as it is
 AREA = (0.02, 1 / 3)  # smallest and largest fraction of the image
@@ -20,25 +21,37 @@ class Erasing:
 
     Args:
         probability: probability that an image is erased.
+        fixed_shapes: whether `apply` computes every image, so that no shape depends on how many are erased, as a CUDA
+            graph needs it; else the erased ones alone, which is faster.
     """
 
-    def __init__(self, probability: float):
+    def __init__(self, probability: float, *, fixed_shapes: bool = False):
         self.probability = probability
+        self.fixed_shapes = fixed_shapes
 
-    def __call__(
-        self, images: Float[Tensor, "b c y x"], indices: Int[np.ndarray, " b"], *key: int
-    ) -> Float[Tensor, "b c y x"]:
-        """The batch after erasing; the random numbers depend on `key` and the image's index in the global batch."""
-        seed, device = seed_of(*key), images.device
-        draws = uniforms(seed, np.zeros_like(indices), indices, 3 + 2 * TRIES)
-        boxes = rectangles(draws[:, 1:], *images.shape[2:])
-        erased = np.flatnonzero((draws[:, 0] < self.probability) & (boxes[:, 2] > 0))  # on the CPU: no GPU sync
-        if not len(erased):
-            return images
-        mask = inside(torch.from_numpy(boxes[erased]).to(device, non_blocking=True), *images.shape[2:])
-        noise = normals(seed, indices[erased], math.prod(images.shape[1:]), device).view(-1, *images.shape[1:])
-        rows = torch.from_numpy(erased).to(device, non_blocking=True)
-        return images.index_copy(0, rows, torch.where(mask, noise.to(images.dtype), images[rows]))
+    def draws(self, size: tuple[int, int], indices: Int[np.ndarray, " b"], *key: int) -> dict[str, Tensor]:
+        """The rows to compute, the rectangle of each, and the key of its noise.
+
+        Args:
+            size: height and width of the images.
+            indices: index of each image in the global batch.
+            key: with an image's index the key of its random numbers.
+        """
+        seed = seed_of(*key)
+        numbers = uniforms(seed, np.zeros_like(indices), indices, 3 + 2 * TRIES)
+        boxes = rectangles(numbers[:, 1:], *size)
+        erased = (numbers[:, 0] < self.probability) & (boxes[:, 2] > 0)
+        rows = np.argsort(~erased, kind="stable")[: None if self.fixed_shapes else np.count_nonzero(erased)]
+        rectangle = torch.from_numpy((boxes * erased[:, None])[rows])  # an empty one leaves the image as it is
+        keys = torch.from_numpy(normal_keys(seed, indices[rows]))
+        return {"erase_rows": torch.from_numpy(rows), "erase_boxes": rectangle, "erase_keys": keys}
+
+    def apply(self, images: Float[Tensor, "b c y x"], draws: dict[str, Tensor]) -> Float[Tensor, "b c y x"]:
+        """The batch after erasing, with the draws of `draws` on its device."""
+        rows, shape = draws["erase_rows"], images.shape[1:]
+        noise = normals(draws["erase_keys"], math.prod(shape)).view(-1, *shape).to(images.dtype)
+        mask = inside(draws["erase_boxes"], *shape[1:])
+        return images.index_copy(0, rows, torch.where(mask, noise, images[rows]))
 
 
 def rectangles(draws: Float[np.ndarray, "b draws"], height: int, width: int) -> Int[np.ndarray, "b four"]:

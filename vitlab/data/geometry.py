@@ -1,7 +1,8 @@
 """Random crop and horizontal flip of whole batches, equal to torchvision's of single images.
 
 For small images Python's time for each image is most of the cost. Here the random numbers of a batch are drawn
-together, each a function of (seed, round, image) alone, and the pixels are moved in a few operations on any device.
+together on the host, each a function of (seed, round, image) alone, and the pixels are moved in a few operations on any
+device.
 """
 
 import math
@@ -40,30 +41,36 @@ class Geometry:
     area: tuple[float, float]
     flip: float
 
-    def __call__(self, pixels: UInt8[Tensor, "b c y x"], seed: int, rounds: Int[np.ndarray, " b"],
-                 images: Int[np.ndarray, " b"]) -> UInt8[Tensor, "b c y x"]:  # fmt: skip
-        """The transformed batch.
+    def draws(self, seed: int, rounds: Int[np.ndarray, " b"], images: Int[np.ndarray, " b"]) -> dict[str, Tensor]:
+        """Which images are flipped, and the offset or box of each crop.
 
         Args:
-            pixels: the images, on any device.
             seed: seed of the training.
             rounds: round of each image; an image is transformed differently in every round.
             images: index of each image in its split.
         """
-        draws = uniforms(seed, rounds, images, 3 + 2 * TRIES)
-        flipped = torch.from_numpy(draws[:, 0] < self.flip).to(pixels.device, non_blocking=True)
+        numbers = uniforms(seed, rounds, images, 3 + 2 * TRIES if self.crop == "resized" else 3)
+        draws = {"flipped": torch.from_numpy(numbers[:, 0] < self.flip)}
         if self.crop == "pad":
-            return self.pad_crop(pixels, draws[:, 1:3], flipped)
+            (top, left) = self.padding
+            draws["offsets"] = torch.from_numpy((numbers[:, 1:] * (2 * top + 1, 2 * left + 1)).astype(np.int64))
         if self.crop == "resized":
-            return resized_crop(pixels, self.crop_boxes(draws[:, 1:]), flipped)
+            draws["boxes"] = torch.from_numpy(self.crop_boxes(numbers[:, 1:]))
+        return draws
+
+    def apply(self, pixels: UInt8[Tensor, "b c y x"], draws: dict[str, Tensor]) -> UInt8[Tensor, "b c y x"]:
+        """The transformed batch, with the draws of `draws` on its device."""
+        flipped = draws["flipped"]
+        if self.crop == "pad":
+            return self.pad_crop(pixels, draws["offsets"], flipped)
+        if self.crop == "resized":
+            return resized_crop(pixels, draws["boxes"], flipped)
         return torch.where(flipped.view(-1, 1, 1, 1), pixels.flip(3), pixels) if self.flip else pixels
 
-    def pad_crop(self, pixels: UInt8[Tensor, "b c y x"], draws: Float[np.ndarray, "b two"],
+    def pad_crop(self, pixels: UInt8[Tensor, "b c y x"], offset: Int[Tensor, "b two"],
                  flipped: Tensor) -> UInt8[Tensor, "b c y x"]:  # fmt: skip
-        """A random crop of the padded images, flipped where asked: one gather."""
+        """A crop of the padded images, flipped where asked: one gather."""
         (height, width), (top, left) = self.size, self.padding
-        offsets = (draws * (2 * top + 1, 2 * left + 1)).astype(np.int64)
-        offset = torch.from_numpy(offsets).to(pixels.device, non_blocking=True)
         columns = torch.arange(width, device=pixels.device)
         columns = torch.where(flipped[:, None], columns.flip(0), columns) + offset[:, 1:]
         rows = torch.arange(height, device=pixels.device) + offset[:, :1]
@@ -88,10 +95,10 @@ class Geometry:
         return np.stack((top, left, crop_height, crop_width), axis=1).astype(np.int64)
 
 
-def resized_crop(pixels: UInt8[Tensor, "b c y x"], boxes: Int[np.ndarray, "b four"],
+def resized_crop(pixels: UInt8[Tensor, "b c y x"], boxes: Int[Tensor, "b four"],
                  flipped: Tensor) -> UInt8[Tensor, "b c y x"]:  # fmt: skip
     """Each box resized to the size of the image as PIL does: bicubic, rows and columns in turn, rounded after each."""
-    top, left, height, width = torch.from_numpy(boxes).to(pixels.device, non_blocking=True).unbind(1)
+    top, left, height, width = boxes.unbind(1)
     horizontal = bicubic(left, width, pixels.shape[3])
     horizontal = torch.where(flipped[:, None, None], horizontal.flip(1), horizontal)
     vertical = bicubic(top, height, pixels.shape[2])

@@ -21,7 +21,7 @@ from vitlab.data.seeding import reseed, seed_of, seeded
 
 Key = tuple[int, int]  # (round, index): an image is augmented differently in every round; an epoch is `repeats` rounds
 Order = Callable[[np.random.Generator, int], np.ndarray]  # Examples.shuffle
-Batch = tuple[UInt8[Tensor, "b c y x"], Int[Tensor, " b"]]
+Read = tuple[UInt8[Tensor, "b c y x"], Int[Tensor, " b"]]
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # of workers; on macOS forks of a GPU's process crash
 PADDING = -1  # the round and the label of an image that fills a batch up and is not counted
 
@@ -34,14 +34,14 @@ class View(Dataset):
         self.transform = transform
         self.seed = seed
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+    def __getitems__(self, keys: Sequence[Key]) -> Read:
         if self.transform is None or isinstance(self.transform, Geometry):
             assert isinstance(self.examples, Pixels)
             rounds, indices = np.array(keys).T
             pixels = self.examples.pixels
             pixels = pixels[torch.from_numpy(indices).to(pixels.device, non_blocking=True)]
             if self.transform is not None:
-                pixels = self.transform(pixels, self.seed, rounds.clip(min=0), indices)
+                pixels = self.transform.apply(pixels, self.transform.draws(self.seed, rounds.clip(min=0), indices))
             return pixels, torch.from_numpy(np.where(rounds == PADDING, PADDING, self.examples.labels[indices]))
         images, labels = [], []
         with seeded(self.seed):
@@ -121,30 +121,36 @@ class TrainSampler(Sampler):
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Key]]:
+        for rounds, images in self.arrays():
+            yield list(zip(rounds.tolist(), images.tolist(), strict=True))
+
+    def arrays(self) -> Iterator[tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]]:
+        """The rounds and the images of each step."""
         local = local_indices(self.batch, self.rank, self.world_size)
-        labels, shuffle = self.labels, self.shuffle or (lambda draw, _: draw.permutation(self.examples))
-        shuffled, order = -1, np.arange(0)
+        orders: dict[int, np.ndarray] = {}
         for step in range(self.start, self.stop):
-            positions: Sequence[int] = range(step * self.batch, (step + 1) * self.batch)
+            positions = np.arange(step * self.batch, (step + 1) * self.batch)
             if self.repeats > 1:
-                positions = sorted(positions, key=lambda position: position % self.examples % self.repeats)
-            keys = []
-            for position in (positions[i] for i in local):
-                epoch, offset = divmod(position, self.examples)
-                if epoch != shuffled:
-                    draw = np.random.default_rng(seed_of(self.seed, epoch))
-                    shuffled, order = (
-                        epoch,
-                        (
-                            shuffle(draw, max(1, self.batch // self.repeats))
-                            if labels is None
-                            else balanced_order(draw, labels)
-                        ),
-                    )
-                image, copy = divmod(offset, self.repeats)
-                round_ = epoch * self.repeats + copy if labels is None else position
-                keys.append((round_, int(order[image])))
-            yield keys
+                positions = positions[np.argsort(positions % self.examples % self.repeats, kind="stable")]
+            positions = positions[local]
+            epochs, offsets = np.divmod(positions, self.examples)
+            draws, copies = np.divmod(offsets, self.repeats)
+            images = np.empty_like(positions)
+            orders = {
+                epoch: orders[epoch] if epoch in orders else self.order(epoch) for epoch in np.unique(epochs).tolist()
+            }
+            for epoch, order in orders.items():
+                images[epochs == epoch] = order[draws[epochs == epoch]]
+            yield epochs * self.repeats + copies if self.labels is None else positions, images
+
+    def order(self, epoch: int) -> Int[np.ndarray, " n"]:
+        """The images of an epoch."""
+        draw = np.random.default_rng(seed_of(self.seed, epoch))
+        if self.labels is not None:
+            return balanced_order(draw, self.labels)
+        if self.shuffle is None:
+            return draw.permutation(self.examples)
+        return self.shuffle(draw, max(1, self.batch // self.repeats))
 
 
 class EvalSampler(Sampler):
@@ -174,7 +180,7 @@ class Loader(DataLoader):
     def __iter__(self) -> Any:
         return self.unwrap(super().__iter__())  # the workers start now
 
-    def unwrap(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def unwrap(self, batches: Iterator[Read]) -> Iterator[Read]:
         try:
             yield from batches
         except VitlabError as error:
@@ -209,7 +215,7 @@ def loader(
 
 
 def to_device(
-    batches: Iterable[Batch], normalize: Normalize, device: torch.device
+    batches: Iterable[Read], normalize: Normalize, device: torch.device
 ) -> Iterator[tuple[Float[Tensor, "b c y x"], Int[Tensor, " b"]]]:
     """Batches of pixels and labels as a model takes them: on its device, the pixels normalized.
 

@@ -34,11 +34,15 @@ def mix_bits(bits: np.ndarray) -> np.ndarray:
     return bits ^ (bits >> np.uint64(31))
 
 
-def normals(seed: int, rows: Int[np.ndarray, " b"], count: int, device: torch.device) -> Float[torch.Tensor, "b count"]:
-    """Normal numbers for each (seed, row), computed on the device (Box and Muller 1958)."""
-    start = mix_bits(np.uint64(seed_of(seed, 1)) + rows.astype(np.uint64) * GOLDEN).view(np.int64)
-    pairs = torch.arange(1, -(-count // 2) + 1, device=device) * int(GOLDEN.astype(np.int64))
-    bits = torch.from_numpy(start).to(device, non_blocking=True)[:, None] + pairs
+def normal_keys(seed: int, rows: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
+    """The key of the normal numbers of each (seed, row)."""
+    return mix_bits(np.uint64(seed_of(seed, 1)) + rows.astype(np.uint64) * GOLDEN).view(np.int64)
+
+
+def normals(keys: Int[torch.Tensor, " b"], count: int) -> Float[torch.Tensor, "b count"]:
+    """Normal numbers for each of `normal_keys`, computed on their device (Box and Muller 1958)."""
+    pairs = torch.arange(1, -(-count // 2) + 1, device=keys.device) * int(GOLDEN.astype(np.int64))
+    bits = keys[:, None] + pairs
     for shift, factor in (
         (30, 0xBF58476D1CE4E5B9),
         (27, 0x94D049BB133111EB),
@@ -61,6 +65,17 @@ def seeded(*key: int) -> Generator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])
+
+
+@contextmanager
+def numpy_seeded(*key: int) -> Generator[None]:
+    """The same for NumPy's global generator alone, which is several times as fast."""
+    state = np.random.get_state()  # noqa: NPY002 (timm draws from it)
+    np.random.seed(seed_of(*key) & 0xFFFFFFFF)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 def reseed(*key: int) -> int:

@@ -3,14 +3,19 @@
 import os
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from vitlab.config.errors import ConfigError
 from vitlab.data.augment import Augment, Transform, eval_transform
+from vitlab.data.batch import Batch
 from vitlab.data.cache import Cached
 from vitlab.data.dataset import Dataset
+from vitlab.data.erasing import Erasing
 from vitlab.data.examples import Examples, Files, Pixels
 from vitlab.data.geometry import Geometry
+from vitlab.data.inputs import Inputs
 from vitlab.data.loader import EvalSampler, TrainSampler, loader, local_indices, to_device
 from vitlab.system.distributed import Distributed
 from vitlab.system.hardware import memory_info, pins_memory
@@ -93,15 +98,36 @@ def describe_input(setup: TrainingSetup) -> str:
     return text
 
 
-def train_batches(setup: TrainingSetup, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalized images and targets from step `start` on, on the device; targets are soft where images are mixed."""
-    mix = setup.augment.batchwise(len(setup.dataset.classes))
-    transform = train_transform(setup.augment, setup.dataset)
-    batches = load_batches(setup, "train", transform, training_order(setup, start))
-    if mix is None:
-        return batches
+def train_inputs(setup: TrainingSetup) -> Inputs:
+    """What makes images and targets of the training batches, on the device."""
+    augment, train = setup.augment, setup.splits["train"]
+    transform, device = train_transform(augment, setup.dataset), setup.dist.device
+    pixels = train.pixels if isinstance(train, Pixels) and not workers(setup, train, transform) else None
+    indexed = pixels is not None and pixels.device.type == device.type and isinstance(transform, Geometry | None)
+    return Inputs(
+        size=setup.dataset.shape,
+        normalize=setup.normalize,
+        pixels=pixels if indexed else None,
+        geometry=transform if indexed else None,
+        erasing=Erasing(augment.erase, fixed_shapes=device.type == "cuda") if augment.erase else None,
+        mixing=augment.mixing(len(setup.dataset.classes)),
+    )
+
+
+def train_batches(setup: TrainingSetup, start: int) -> Iterator[Batch]:
+    """The batches from step `start` on, on the host, for `train_inputs`."""
+    inputs, order, train = train_inputs(setup), training_order(setup, start), setup.splits["train"]
     which = local_indices(setup.fit.batch_size, setup.dist.rank, setup.dist.size)
-    return (mix(images, labels, which, setup.seed, step) for step, (images, labels) in enumerate(batches, start))
+    if inputs.pixels is None:
+        read = iter(read_batches(setup, "train", train_transform(setup.augment, setup.dataset), order))
+        found = ({"pixels": pixels, "labels": labels} for pixels, labels in read)
+    else:
+        found = (
+            {"images": torch.from_numpy(images), "labels": torch.from_numpy(train.labels[images])}
+            | (inputs.geometry.draws(setup.seed, rounds, images) if inputs.geometry else {})
+            for rounds, images in order.arrays()
+        )
+    return (inputs.draw(tensors, which, setup.seed, step) for step, tensors in enumerate(found, start))
 
 
 def eval_batches(setup: TrainingSetup, split: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -113,15 +139,16 @@ def eval_batches(setup: TrainingSetup, split: str) -> Iterator[tuple[Tensor, Ten
         rank=setup.dist.rank,
         world_size=setup.dist.size,
     )
-    return load_batches(setup, split, eval_transform(setup.dataset), order)
+    batches = read_batches(setup, split, eval_transform(setup.dataset), order)
+    return to_device(batches, setup.normalize, setup.dist.device)
 
 
-def load_batches(
+def read_batches(
     setup: TrainingSetup, split: str, transform: Transform | Geometry | None, order: TrainSampler | EvalSampler
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of a split, read by a DataLoader and moved to the device."""
+) -> DataLoader:
+    """The DataLoader of a split: pixels and labels."""
     examples = setup.splits[split]
-    batches = loader(
+    return loader(
         examples,
         transform,
         order,
@@ -129,7 +156,6 @@ def load_batches(
         workers=workers(setup, examples, transform),
         pin=pins_memory(setup.dist.device) and not on_gpu(examples),
     )
-    return to_device(batches, setup.normalize, setup.dist.device)
 
 
 def workers(setup: TrainingSetup, examples: Examples, transform: object) -> int:

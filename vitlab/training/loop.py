@@ -53,13 +53,13 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
     with tracker, profiler, checkpoints, waiting, Signals() as signals:
         if setup.fit.on_nonfinite == "rollback" and not resumed:
             save(state, checkpoints, tracker)
-        for images, targets in batches:  # on the device, normalized, mixed
+        for batch in batches:
             if state.out_of_patience:
                 reason = f"no better validation for {state.evals_since_best} evaluations"
                 log.info("stops at step %d of %d: %s", state.step, setup.steps, reason)
                 break
             setup.schedule.set(state.step)
-            train_step(state, images, targets)
+            train_step(state, *state.inputs(batch.to(dist.device)))
             profiler.step()
             tracker.step()
             due = what_is_due(state, signals, checkpoints)

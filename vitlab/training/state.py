@@ -18,6 +18,7 @@ from vitlab.config.errors import CheckpointError
 from vitlab.storage.metrics import rank
 from vitlab.system.distributed import shard_like
 from vitlab.system.host_copies import HostCopies
+from vitlab.training.batches import train_inputs
 from vitlab.training.ema import Ema
 from vitlab.training.meter import Meter
 from vitlab.training.optimizer import evaluating, learning_rate
@@ -61,7 +62,7 @@ class TrainState:
     def __init__(self, setup: TrainingSetup, run_id: str, earlier_id: str | None = None):
         self.setup, self.run_ids = setup, (run_id, earlier_id)
         self.wrote = {"vitlab": version("vitlab"), "torch": str(torch.__version__), "run": run_id}
-        self.vit = setup.vit
+        self.vit, self.inputs = setup.vit, train_inputs(setup)
         self.ema = Ema(setup.vit, setup.fit.ema_decay)
         self.scaler = torch.amp.GradScaler(setup.dist.device.type, enabled=setup.precision == "fp16")
         self.meter = Meter(setup.dist.device)
