@@ -1,4 +1,4 @@
-"""Copies on the CPU: of an accelerator's tensors without a wait; here with a stream that works when it is waited for."""
+"""Copies on the CPU of an accelerator's tensors; the stream here works when it is waited for."""
 
 import pytest
 import torch

@@ -11,7 +11,7 @@ from vitlab.system.memory import out_of_memory
 
 
 class HostCopies:
-    """Copies of states on the CPU. Where memory can be pinned, the thread that asks for one does not wait for the device.
+    """Copies of states on the CPU; where memory can be pinned, the thread that asks for one waits for nothing.
 
     There the tensors are put together in the device's memory, which is what fixes their values, and go to pinned memory
     on a stream of their own. Not yet run on a GPU.
