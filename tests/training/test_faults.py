@@ -27,7 +27,7 @@ from vitlab.storage.jsonl import Journal
 from vitlab.storage.lock import Lock, holder
 from vitlab.storage.run import Run
 from vitlab.system.signals import Signals
-from vitlab.training import loop
+from vitlab.training import loop, recovery
 from vitlab.training import step as step_of_training
 from vitlab.training.loop import log
 
@@ -208,6 +208,26 @@ def test_a_disk_that_is_full_for_a_while_ends_no_training(tmp_path, said, monkey
     assert failed == [4, 4]  # what was there stayed
     assert "no checkpoint of step 8: No space left on device; that of step 4 stands" in said.text
     assert_same(whole, run)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_slow_disk_holds_up_no_evaluation_but_one_whose_workers_are_forked(workers, tmp_path, monkeypatch):
+    order, entered, written = [], threading.Event(), checkpoint.save
+
+    def save(path, state, before=None):
+        if (path.name, state["step"]) == ("last.pt", 1):
+            order.append("writes" if entered.wait(1 if workers else 60) else "waited for")
+        written(path, state, before)
+
+    def evaluate(*words):
+        entered.set() if order else order.append("first evaluation")
+        return real(*words)
+
+    real = recovery.evaluate
+    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(recovery, "evaluate", evaluate)
+    fit(tmp_path, "fit.steps=2", "fit.evaluate_every=0.25", f"system.workers={workers}")
+    assert order == ["first evaluation", "waited for" if workers else "writes"]
 
 
 def test_a_run_ends_well_where_only_its_checkpoints_find_no_room(tmp_path):

@@ -168,6 +168,11 @@ def workers(setup: TrainingSetup, examples: Examples, transform: object) -> int:
     return min(8, cores() // setup.dist.size)
 
 
+def eval_workers(setup: TrainingSetup, split: str) -> int:
+    """DataLoader workers of an evaluation."""
+    return workers(setup, setup.splits[split], eval_transform(setup.dataset))
+
+
 def on_gpu(examples: Examples) -> bool:
     """Whether the images are on a GPU."""
     return isinstance(examples, Pixels) and examples.pixels.device.type != "cpu"

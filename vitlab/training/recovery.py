@@ -17,7 +17,7 @@ from vitlab.storage.metrics import number
 from vitlab.storage.run import Run, environment
 from vitlab.system.distributed import share_buffers
 from vitlab.system.hardware import describe
-from vitlab.training.batches import describe_input, eval_batches
+from vitlab.training.batches import describe_input, eval_batches, eval_workers
 from vitlab.training.optimizer import learning_rate
 from vitlab.training.recipe import TrainingSetup
 from vitlab.training.setup import describe_lr
@@ -93,7 +93,8 @@ def validate(state: TrainState, checkpoints: Checkpoints) -> dict[str, Any]:
         NonFinite: the loss is NaN or infinite, see `roll_back`.
     """
     setup, row = state.setup, {}
-    checkpoints.wait()  # loaders fork, and no other thread may be at work then
+    if eval_workers(setup, "validation"):
+        checkpoints.wait()  # they are forked, and no other thread may be at work then
     while True:
         share_buffers(setup.vit, setup.dist)
         with state.eval_weights():
