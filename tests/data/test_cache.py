@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,17 +19,25 @@ from tests.disk import draw_image, write_images, write_parquet, write_shards
 from tests.processes import Training, until
 from tests.training.test_loop import ALONE, fit
 from vitlab.config.build import assemble
-from vitlab.config.errors import DataError, DiskFull, StorageError
+from vitlab.config.errors import ConfigError, DataError, DiskFull, StorageError
 from vitlab.data import cache, examples
 from vitlab.data.augment import eval_transform
 from vitlab.data.cache import Cached, cache_images
 from vitlab.data.datasets.image_folder import ImageFolder
 from vitlab.data.examples import Files, Pixels, open_image
-from vitlab.data.loader import EvalSampler, loader
+from vitlab.data.geometry import Geometry
+from vitlab.data.loader import EvalSampler, View, loader
 from vitlab.data.preprocess import Decoding, Preprocess, Resize, to_pixels, upright
 from vitlab.evaluation.reevaluate import evaluate
 from vitlab.storage.lock import Lock
-from vitlab.training.batches import describe_input
+from vitlab.training.batches import (
+    describe_input,
+    eval_batches,
+    train_batches,
+    train_inputs,
+    train_transform,
+    training_order,
+)
 from vitlab.training.setup import prepare
 
 
@@ -435,6 +444,67 @@ def test_a_training_says_how_its_images_come(tmp_path):
     assert describe_input(setup).endswith(f"they are cached decoded in {tmp_path}/cache")
     assert {name: type(part) for name, part in setup.splits.items()} == dict.fromkeys(setup.splits, Cached)
     assert len(list((tmp_path / "cache").glob("*.pixels"))) == 3
+
+
+def whole_batches(tmp_path, *words, size=(16, 16)):
+    write_images(tmp_path / "images", n=20, size=size)
+    words = (*images_of(tmp_path, n=0), "dataset.train_examples=20", "dataset.evaluation_crop=1", *words)
+    node = check(compose([*words, "fit.batch_size=8", "fit.steps=9", "tracking=off"])[0])
+    return prepare(**assemble(node), dist=ALONE)
+
+
+@pytest.mark.parametrize("crop", ["none", "pad", "resized"])
+@pytest.mark.parametrize("flip", ["true", "false"])
+def test_cached_images_of_one_size_are_augmented_as_whole_batches_as_those_in_memory_are(tmp_path, crop, flip):
+    words = (f"augment.crop={crop}", f"dataset.flip={flip}")
+    files = whole_batches(tmp_path / "1", *words).splits
+    cached = whole_batches(tmp_path / "1", *words, "augment.batched=true", f"system.cache={tmp_path}/cache")
+    assert {name: type(part) for name, part in cached.splits.items()} == dict.fromkeys(files, Pixels)
+    expected = {
+        name: Pixels(torch.stack([to_pixels(part.image(i)) for i in range(len(part))]), part.labels)
+        for name, part in files.items()
+    }
+    for name, part in expected.items():
+        assert torch.equal(part.pixels, cached.splits[name].pixels)
+        assert (part.labels == cached.splits[name].labels).all()
+    assert "in the training's own process" in describe_input(cached)
+    inputs = train_inputs(cached)
+    view = View(expected["train"], train_transform(cached.augment, cached.dataset), cached.seed)
+    assert isinstance(view.transform, Geometry | None)
+    for keys, batch in zip(training_order(cached, 0), train_batches(cached, 0), strict=True):
+        assert "pixels" not in batch.tensors
+        pixels, labels = view.__getitems__(keys)
+        seen, targets = inputs(batch)
+        assert torch.equal(seen, cached.normalize(pixels))
+        assert torch.equal(targets, labels)
+    assert view.transform is None or not torch.equal(pixels, expected["train"].pixels[[index for _, index in keys]])
+    plain = replace(cached, splits=files)
+    for split in ("validation", "test"):
+        for (one, first), (two, second) in zip(eval_batches(cached, split), eval_batches(plain, split), strict=True):
+            assert torch.equal(one, two)
+            assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("words", "size", "sentence"),
+    [
+        (["system.cache=null"], (16, 16), r"decoded from files, .*: system.cache=FOLDER keeps them decoded; or use"),
+        (
+            [],
+            (20, 16),
+            r"20 of 20 training images are not 16x16 pixels .* such as one of 20x16: .* resize the files",
+        ),
+        (
+            ["dataset.evaluation_crop=0.875", "augment.crop=pad"],
+            (16, 16),
+            "evaluation_crop=0.875 enlarges each image .*evaluation_crop=1",
+        ),
+        (["augment=randaugment"], (16, 16), "auto_augment=rand-m9-mstd0.5-inc1 is for one image after the other"),
+    ],
+)
+def test_whole_batches_of_files_are_refused_where_they_cannot_be(tmp_path, words, size, sentence):
+    with pytest.raises(ConfigError, match=f"augment.batched=true, but .*{sentence}"):
+        whole_batches(tmp_path, f"system.cache={tmp_path}/cache", *words, "augment.batched=true", size=size)
 
 
 def test_two_processes_of_one_training_share_a_cache(tmp_path):

@@ -47,7 +47,8 @@ class Augment:
         mix_probability: fraction of the batches that are mixed.
         cutmix_share: fraction of the mixed batches that use CutMix where both are on.
         batched: crop and flip whole batches on their device (true), or single images by timm (false): the same
-            distribution, other random numbers. auto is whole batches where possible.
+            distribution, other random numbers. auto is whole batches of images in memory, where possible; true does it
+            with those of files too, which system.cache then keeps and which must all have the model's input size.
 
     Raises:
         ConfigError: a probability outside 0 ... 1, a negative strength.
@@ -96,7 +97,7 @@ class Augment:
                 f"dataset.channels={dataset.channels}: vitlab {verb} images of 1 channel (grey) or 3 (colour): use one"
             )
         if self.crop == "none" and not (flip or colours):
-            return eval_transform(dataset)
+            return None if self.batched is True else eval_transform(dataset)
         timm, transforms = modules("timm.data.transforms_factory", "torchvision.transforms")
         if self.auto_augment is not None:
             check_policy(self.auto_augment)
@@ -132,14 +133,13 @@ class Augment:
         return max(min_size, math.ceil(max(dataset.shape) / side))
 
     def geometry(self, dataset: Dataset) -> Geometry | None:
-        """The transform of whole batches, for images in memory that are cropped and flipped only.
+        """The transform of whole batches, for images of the model's input size that are cropped and flipped only.
 
         Raises:
             ConfigError: `batched`, where that is impossible.
         """
         flip = self.flip if dataset.flip else 0.0
         obstacles = {
-            "these images are decoded from files, one": dataset.size is None,
             f"augment.color_jitter={self.color_jitter} is for one image": self.color_jitter,
             f"augment.auto_augment={self.auto_augment} is for one image": self.auto_augment,
         }
@@ -147,7 +147,13 @@ class Augment:
             if self.batched is True:
                 raise ConfigError(f"augment.batched=true, but {reason} after the other: use augment.batched=auto")
             return None
-        if self.batched is False or (self.crop == "none" and not flip):
+        in_files = dataset.size is None
+        if in_files and self.batched is True and self.crop != "resized" and dataset.evaluation_crop != 1:
+            raise ConfigError(
+                f"augment.batched=true, but dataset.evaluation_crop={dataset.evaluation_crop} enlarges each image"
+                " before it is cropped: use dataset.evaluation_crop=1, or augment.batched=auto"
+            )
+        if self.batched is False or (in_files and self.batched == "auto") or (self.crop == "none" and not flip):
             return None
         padding = (round(dataset.shape[0] * self.pad), round(dataset.shape[1] * self.pad))
         return Geometry(size=dataset.shape, crop=self.crop, padding=padding, area=self.area, flip=flip)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vitlab.config.errors import DataError, DiskFull, StorageError
-from vitlab.data.examples import STAT_CHUNK, Examples, Files, unreadable
+from vitlab.data.examples import STAT_CHUNK, Examples, Files, Pixels, unreadable
 from vitlab.data.loader import START_METHOD, as_is
 from vitlab.storage.files import make_folder, write_whole
 from vitlab.storage.lock import Lock
@@ -58,6 +58,14 @@ class Cached(Examples):
         start, (height, width) = int(self.starts[index]), self.sizes[index].tolist()
         pixels = self.pixels[start : start + height * width * self.channels]
         return Image.fromarray(pixels.reshape((height, width) if self.channels == 1 else (height, width, -1)))
+
+    def in_memory(self) -> Pixels:
+        """The images, all of one size, as an array."""
+        height, width = self.sizes[0].tolist()
+        length = height * width * self.channels
+        pixels = np.stack([self.pixels[start : start + length] for start in self.starts.tolist()])
+        pixels = torch.from_numpy(pixels).view(-1, height, width, self.channels)
+        return Pixels(pixels.permute(0, 3, 1, 2).contiguous(), self.labels)
 
 
 def reduce_cached(cached: Cached) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -19,10 +20,37 @@ from vitlab.data.inputs import Inputs
 from vitlab.data.loader import EvalSampler, TrainSampler, loader, local_indices, to_device
 from vitlab.system.distributed import Distributed
 from vitlab.system.hardware import memory_info, pins_memory
+from vitlab.system.memory import check_fits
 from vitlab.system.options import System
 from vitlab.training.recipe import TrainingSetup
 
 RESIDENT = 0.25  # of a GPU's free memory, which images may take
+
+
+def hold_decoded(splits: dict[str, Examples], dataset: Dataset, augment: Augment) -> dict[str, Examples]:
+    """The splits; with augment.batched=true cached images of the model's input size are held in memory.
+
+    Raises:
+        ConfigError: training images of another size, or images that are not cached.
+    """
+    if augment.batched is not True or dataset.size is not None:
+        return splits
+    shape, auto, train = dataset.shape, "use augment.batched=auto", splits["train"]
+    if not isinstance(train, Cached):
+        raise ConfigError(f"augment.batched=true, but system.cache keeps image files, which these are not: {auto}")
+    other = np.flatnonzero((train.sizes != shape).any(axis=1))
+    if len(other):
+        height, width = train.sizes[other[0]]
+        raise ConfigError(
+            f"augment.batched=true, but {len(other):,} of {len(train):,} training images are not {shape[0]}x{shape[1]}"
+            f" pixels (height x width), as dataset.image_size is, such as one of {height}x{width}: a batch cannot hold"
+            f" both: resize the files, or {auto}"
+        )
+    same = {name: part for name, part in splits.items() if isinstance(part, Cached) and (part.sizes == shape).all()}
+    held = same if dataset.evaluation_crop == 1 else {"train": train}  # which evaluation does not change
+    size = sum(map(len, held.values())) * dataset.channels * shape[0] * shape[1]
+    check_fits(size, "augment.batched=true: these images, held in memory, take", auto)
+    return splits | {name: part.in_memory() for name, part in held.items()}
 
 
 def move_to_gpu(
@@ -91,6 +119,8 @@ def describe_input(setup: TrainingSetup) -> str:
         text += f"; they are cached decoded in {setup.system.cache}"
     elif isinstance(train, Files):
         text += "; each is decoded in every epoch (system.cache=FOLDER would keep them decoded)"
+    elif setup.dataset.size is None and isinstance(train, Pixels):
+        text += f"; they are held in memory, decoded, from {setup.system.cache}"
     elif setup.system.cache is not None:
         text += "; system.cache is not used, because these images are not in files of their own"
     if setup.decoding.range is not None:
@@ -139,7 +169,8 @@ def eval_batches(setup: TrainingSetup, split: str) -> Iterator[tuple[Tensor, Ten
         rank=setup.dist.rank,
         world_size=setup.dist.size,
     )
-    batches = read_batches(setup, split, eval_transform(setup.dataset), order)
+    transform = None if isinstance(setup.splits[split], Pixels) else eval_transform(setup.dataset)
+    batches = read_batches(setup, split, transform, order)
     return to_device(batches, setup.normalize, setup.dist.device)
 
 
@@ -162,8 +193,7 @@ def workers(setup: TrainingSetup, examples: Examples, transform: object) -> int:
     """DataLoader workers: some for a GPU or for files; none where they would take a core from the training."""
     if setup.system.workers != "auto":
         return setup.system.workers
-    in_memory = setup.dataset.size is not None
-    if transform is None or on_gpu(examples) or (setup.dist.device.type == "cpu" and in_memory):
+    if transform is None or on_gpu(examples) or (setup.dist.device.type == "cpu" and isinstance(examples, Pixels)):
         return 0
     return min(8, cores() // setup.dist.size)
 

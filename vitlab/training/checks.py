@@ -71,6 +71,11 @@ def examine(
     steps_per_epoch = train / fit.batch_size
     augment.transform(dataset)
     augment.geometry(dataset)
+    if augment.batched is True and dataset.size is None and system.cache is None:
+        raise ConfigError(
+            "augment.batched=true, but these images are decoded from files, one after the other: system.cache=FOLDER"
+            " keeps them decoded; or use augment.batched=auto"
+        )
     momentum = getattr(recipe.optimizer, "keywords", {}).get("momentum")  # with SGD's of 0 nothing is kept
     if on_this_machine:
         check_memory(

@@ -17,7 +17,7 @@ from vitlab.model.objective import TrainingModel
 from vitlab.system.distributed import Distributed
 from vitlab.system.parallelize import parallelize
 from vitlab.system.precision import resolve
-from vitlab.training.batches import cores, move_to_gpu
+from vitlab.training.batches import cores, hold_decoded, move_to_gpu
 from vitlab.training.checks import examine
 from vitlab.training.optimizer import build_optimizer
 from vitlab.training.recipe import Recipe, TrainingSetup
@@ -62,6 +62,7 @@ def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
     splits = {name: part.reduced(min_size[name]) for name, part in splits.items()}
     if system.cache is not None:
         splits = cache_images(splits, Path(system.cache), cores() if system.workers == "auto" else system.workers)
+    splits = hold_decoded(splits, dataset, augment)
     splits = move_to_gpu(splits, dataset, augment, system, dist)
     torch.manual_seed(seed_of(seed))
     vit = recipe.model(**recipe.image_shape)
