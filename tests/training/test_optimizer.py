@@ -104,7 +104,8 @@ def test_the_average_follows_the_weights_by_its_decay():
     before = model.weight.item()
     with torch.no_grad():
         model.weight.fill_(10.0)
-    average.update(1000)
+    average.set(1000)
+    average.update()
     with average.in_place():
         assert model.weight.item() == pytest.approx((before + 10) / 2)
     assert model.weight.item() == 10.0
@@ -113,7 +114,8 @@ def test_the_average_follows_the_weights_by_its_decay():
 def test_without_a_decay_there_is_no_average():
     model = torch.nn.Linear(1, 1)
     average = Ema(model, 0.0)
-    average.update(3)
+    average.set(3)
+    average.update()
     before = model.weight.item()
     with average.in_place():
         assert model.weight.item() == before

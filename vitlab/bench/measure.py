@@ -15,11 +15,13 @@ from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from vitlab.bench.libraries import LIBRARIES
 from vitlab.bench.steps import StepRunner, Workload, infer, largest_batch, peak_bytes, result_if_fits
 from vitlab.bench.timing import Stopwatch, Timed, machine_peak
+from vitlab.data.batch import Batch
 from vitlab.model import count
 from vitlab.model.meta import on_meta_device
 from vitlab.training.batches import train_batches
@@ -49,14 +51,20 @@ def measure_stages(setup: TrainingSetup, *, rounds: int, warmup: int) -> dict[st
     device, watch, last = setup.dist.device, Stopwatch(setup.dist.device), setup.steps - 1
     setup.loss.register_forward_hook(lambda *_: watch.start("backward"))
     setup = replace(setup, net=Timed(setup.net, watch, "forward"), steps=max(setup.steps, rounds + warmup))
-    state = TrainState(setup, "bench")
-    unscale = state.scaler.unscale_
+    state: Any = TrainState(setup, "bench")
+    unscale, inputs = state.scaler.unscale_, state.inputs
 
     def unscale_and_mark(optimizer: Optimizer) -> None:
         watch.start("optimizer")
         unscale(optimizer)
 
-    state.scaler.unscale_ = unscale_and_mark
+    def timed_inputs(batch: Batch) -> tuple[Tensor, Tensor]:
+        watch.start("data")
+        made = inputs(batch)
+        watch.start("optimizer")
+        return made
+
+    state.scaler.unscale_, state.inputs = unscale_and_mark, timed_inputs
     batches = train_batches(setup, 0)
     stages: list[dict[str, float]] = []
     inference: list[float] = []
@@ -64,11 +72,12 @@ def measure_stages(setup: TrainingSetup, *, rounds: int, warmup: int) -> dict[st
     for step in range(warmup + rounds):
         watch.start("data")
         setup.schedule.set(min(step, last))
-        images, targets = state.inputs(next(batches).to(device))
+        batch = next(batches).to(device)
         startup = startup or time.time() - psutil.Process().create_time()
         watch.start("optimizer")
-        train_step(state, images, targets)
+        train_step(state, batch)
         stages.append(watch.read())
+        images, _ = inputs(batch)
         part = images[: max(1, len(images) // setup.fit.accumulate)]
         setup.vit.eval()
         inference.append(watch.time(partial(infer, setup.vit, part, setup.precision)))

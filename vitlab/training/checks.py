@@ -1,7 +1,10 @@
 """Values that do not go together, refused before a training begins."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Int
+from torch.optim import SGD, Adam, AdamW
 
 from vitlab.config.errors import ConfigError
 from vitlab.evaluation import probe
@@ -9,6 +12,7 @@ from vitlab.model.meta import Unfilled, on_meta_device
 from vitlab.system.distributed import Distributed
 from vitlab.system.footprint import check_memory
 from vitlab.system.precision import resolve
+from vitlab.training.optimizer import in_tensors
 from vitlab.training.pretrained import Source
 from vitlab.training.recipe import Recipe
 
@@ -77,12 +81,13 @@ def examine(
             " keeps them decoded; or use augment.batched=auto"
         )
     momentum = getattr(recipe.optimizer, "keywords", {}).get("momentum")  # with SGD's of 0 nothing is kept
+    copies = 1 if sharded else 2 + (momentum != 0) + bool(fit.ema_decay)
     if on_this_machine:
         check_memory(
             recipe.model,
             **recipe.image_shape,
             device=dist.device,
-            copies=1 if sharded else 2 + (momentum != 0) + bool(fit.ema_decay),
+            copies=2 * copies - 1 if fit.on_nonfinite == "skip" else copies,  # all but the gradient can be taken back
             batch=1 if fit.auto_accumulate else fit.batch_size // (dist.size * fit.accumulate),
             half=precision != "fp32",
             recomputed=system.activation_checkpointing,
@@ -91,6 +96,21 @@ def examine(
         with Unfilled():
             recipe.init.apply(source, on_meta_device(recipe.model, **recipe.image_shape), dataset.classes)
     return steps, steps_per_epoch
+
+
+def why_not_captured(recipe: Recipe, dist: Distributed, precision: str) -> str:
+    """The one reason why the training step is not captured as a CUDA graph; empty if it can be."""
+    optimizer: Any = getattr(recipe.optimizer, "func", recipe.optimizer)
+    scales = optimizer in (Adam, AdamW, SGD)  # the kernels that skip an update of fp16 by themselves
+    reasons = {
+        f"{dist.size} processes train together": dist.size > 1,
+        "system.compile=graphs captures the model by itself": recipe.system.compile == "graphs",
+        f"{optimizer.__name__} may keep numbers on the CPU": not in_tensors(optimizer),
+        f"with fit.precision=fp16 {optimizer.__name__} waits for the GPU": precision == "fp16" and not scales,
+        "fit.auto_accumulate=true computes a batch again in smaller parts": recipe.fit.auto_accumulate,
+        "system.activation_checkpointing=true sets random generators back": recipe.system.activation_checkpointing,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def check_classes(recipe: Recipe, images: Int[np.ndarray, " classes"]) -> None:

@@ -20,21 +20,33 @@ class Ema:
         model: whose parameters are averaged.
         decay: weight of the old average in each update, 0 for no average; at most (1 + update) / (10 + update), a
             warm-up that soon forgets the initial weights.
+        captured: whether the weight of the parameters, which the warm-up changes, lies in a tensor.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: nn.Module, decay: float, captured: bool = False):
         self.decay = decay
+        self.weight: float | Tensor = 1.0
         self.parameters: list[Tensor] = list(model.parameters())
         self.average = [p.detach().clone() for p in self.parameters] if decay else []
+        if captured and decay:
+            self.weight = torch.ones((), device=self.parameters[0].device)
+
+    def set(self, update: int) -> None:
+        """Sets the weight of the parameters in this update, counted from 0."""
+        weight = 1 - min(self.decay, (1 + update) / (10 + update))
+        self.weight = self.weight.fill_(weight) if isinstance(self.weight, Tensor) else weight
 
     @torch.no_grad()
-    def update(self, update: int) -> None:
-        """Updates the average after this optimizer update, counted from 0."""
+    def update(self) -> None:
+        """Updates the average after an optimizer update."""
         if self.average:
-            weight = 1 - min(self.decay, (1 + update) / (10 + update))
-            torch._foreach_lerp_(
-                [local_tensor(a) for a in self.average], [local_tensor(p) for p in self.parameters], weight
-            )
+            average, parameters = [local_tensor(a) for a in self.average], [local_tensor(p) for p in self.parameters]
+            if isinstance(self.weight, Tensor):
+                change = torch._foreach_sub(parameters, average)
+                torch._foreach_mul_(change, self.weight)
+                torch._foreach_add_(average, change)
+            else:
+                torch._foreach_lerp_(average, parameters, self.weight)
 
     @contextmanager
     def in_place(self) -> Generator[None]:

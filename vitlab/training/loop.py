@@ -59,7 +59,7 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
                 log.info("stops at step %d of %d: %s", state.step, setup.steps, reason)
                 break
             setup.schedule.set(state.step)
-            train_step(state, *state.inputs(batch.to(dist.device)))
+            train_step(state, batch)
             profiler.step()
             tracker.step()
             due = what_is_due(state, signals, checkpoints)

@@ -118,8 +118,9 @@ class CrossEntropy(Loss):
 
     def smoothed(self, targets: Targets, classes: int) -> Float[Tensor, "b classes"]:
         """The targets as probabilities, smoothed."""
-        target = functional.one_hot(targets, classes).float() if targets.ndim == 1 else targets
-        return target * (1 - self.label_smoothing) + self.label_smoothing / classes
+        if targets.ndim == 1:  # one_hot would read the labels on the host
+            targets = (targets[:, None] == torch.arange(classes, device=targets.device)).float()
+        return targets * (1 - self.label_smoothing) + self.label_smoothing / classes
 
 
 class SigmoidCrossEntropy(CrossEntropy):

@@ -23,29 +23,32 @@ class Meter:
         self.device = device
         self.names: tuple[str, ...] = ()
         self.totals = torch.zeros(0, dtype=sum_dtype(device), device=device)
+        self.images = torch.zeros((), dtype=torch.int64, device=device)  # in the totals, of this process
+        self.step = torch.zeros((), dtype=torch.int64, device=device)  # the number of the step that is added
         self.bad = torch.full((), NEVER, dtype=torch.int64, device=device)  # first step that was not finite
         self.images_before = 0  # images in the totals from before a resume, of all processes
-        self.images = self.timed = self.timed_in_all = 0  # of this process: since the last reading, pause, start
+        self.timed = self.timed_in_all = 0  # images of this process: since the last reading or pause, and start
         self.seconds = 0.0
         self.last = time.perf_counter()
 
-    def add(self, step: int, sums: dict[str, Tensor], images: int, gradient_norm: Tensor | None) -> None:
-        """Adds one step.
+    def begin(self, step: int, images: int) -> None:
+        """Takes the number of the next step, and how many images this process computes in it."""
+        self.step.fill_(step)
+        self.timed += images
+
+    def add(self, sums: dict[str, Tensor], images: int, finite: Tensor) -> None:
+        """Adds one step, in place and without waiting for the device.
 
         Args:
-            step: its number.
-            sums: of each metric over the images; `loss` among them.
+            sums: of each metric over the images.
             images: images of this process.
-            gradient_norm: if that must be finite as well.
+            finite: whether loss and gradient are.
         """
-        if self.names != tuple(sums):  # the first since the last reading, or a checkpoint that knew other metrics
+        if self.names != tuple(sums):  # the first step, or the first after a checkpoint that knew other metrics
             self.names, self.totals, self.images_before = tuple(sums), self.totals.new_zeros(len(sums)), 0
-        self.totals = self.totals + torch.stack(tuple(sums.values()))
-        finite = sums["loss"].isfinite()
-        finite = finite if gradient_norm is None else finite & gradient_norm.isfinite()
-        self.bad = torch.where(finite, self.bad, self.bad.clamp(max=step))
+        self.totals += torch.stack(tuple(sums.values()))
         self.images += images
-        self.timed += images
+        torch.minimum(self.bad, self.step.masked_fill(finite, NEVER), out=self.bad)
 
     def first_nonfinite(self, dist: Distributed) -> int | None:
         """The first step whose loss or gradient was NaN or infinite in any process; None if there was none."""
@@ -54,7 +57,7 @@ class Meter:
 
     def read(self, dist: Distributed) -> dict[str, float]:
         """Means since the last reading over all processes, as `train/NAME`, and `images_per_second`."""
-        images, elapsed = self.images_before + self.images * dist.size, time.perf_counter() - self.last
+        images, elapsed = self.all_images(dist), time.perf_counter() - self.last
         timed = self.timed * dist.size
         self.seconds += elapsed
         self.timed_in_all += timed
@@ -68,11 +71,16 @@ class Meter:
         totals = dist.all_reduce_sum(self.totals.clone())
         return dict(zip(self.names, totals.tolist(), strict=True))
 
+    def all_images(self, dist: Distributed) -> int:
+        """The images in the sums, of all processes."""
+        return self.images_before + int(self.images) * dist.size
+
     def clear(self) -> None:
         """Forgets what was added."""
-        self.names, self.totals = (), self.totals.new_zeros(0)
+        self.totals.zero_()
+        self.images.zero_()
         self.bad.fill_(NEVER)
-        self.images_before = self.images = self.timed = 0
+        self.images_before = self.timed = 0
 
     def pause(self) -> None:
         """Leaves the time since the last reading out of the images per second: it was not spent on training."""
@@ -85,7 +93,8 @@ class Meter:
 
     def state_dict(self, dist: Distributed) -> dict[str, Any]:
         """What was added since the last reading, in all processes."""
-        return {"sums": self.sums(dist), "images": self.images_before + self.images * dist.size}
+        images = self.all_images(dist)
+        return {"sums": self.sums(dist) if images else {}, "images": images}
 
     def load_state_dict(self, state: dict[str, Any], dist: Distributed) -> None:
         self.clear()

@@ -87,7 +87,11 @@ class Muon(Optimizer):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 length = 0.2 * math.sqrt(max(shape))
                 direction = shard_like(direction.reshape(parameter.shape).to(parameter.dtype), parameter)
-                parameter.add_(direction, alpha=-group["lr"] * length)
+                rate = group["lr"] * length
+                if isinstance(rate, Tensor):  # alpha would be read by the host
+                    parameter.sub_(direction * rate)
+                else:
+                    parameter.add_(direction, alpha=-rate)
         self.rest.step()
 
 

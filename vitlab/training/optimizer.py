@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from vitlab.config.errors import ConfigError
 from vitlab.model.part import Part
@@ -61,7 +61,12 @@ def matrices(model: nn.Module) -> dict[str, int]:
 
 
 def build_optimizer(
-    make: Callable[..., Optimizer], model: nn.Module, *, layer_decay: float = 1.0, scale: float = 1.0
+    make: Callable[..., Optimizer],
+    model: nn.Module,
+    *,
+    layer_decay: float = 1.0,
+    scale: float = 1.0,
+    capturable: bool = False,
 ) -> Optimizer:
     """The optimizer over the model's parameters, with torch's fused kernel where optimizer and device have it.
 
@@ -70,6 +75,7 @@ def build_optimizer(
         model: whose parameters are grouped.
         layer_decay: the learning rate of each layer as a fraction of that of the next one (Clark et al. 2020, ELECTRA).
         scale: factor of the learning rate.
+        capturable: whether its step can be captured in a CUDA graph, with learning rates in tensors.
 
     Raises:
         ConfigError: what the optimizer refuses, such as a negative learning rate.
@@ -108,8 +114,38 @@ def build_optimizer(
         )
     for group in optimizer.param_groups:
         group["lr"] *= scale
+    if isinstance(optimizer, SGD) and values.get("momentum"):
+        # torch's fused kernel leaves them as the memory was where fp16 skips the first update
+        for parameter in (p for group in optimizer.param_groups for p in group["params"] if fused):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    set_capturable(optimizer, capturable)
     getattr(optimizer, "train", lambda: None)()  # schedule-free ones start in evaluation
     return spare_dynamo(optimizer)
+
+
+def in_tensors(optimizer: type[Optimizer]) -> bool:
+    """Whether all that an optimizer's step changes are tensors that start at 0, so that the host need read nothing."""
+    return optimizer in (Adam, AdamW, SGD, Muon) or optimizer.__module__.startswith("lion_pytorch.")
+
+
+def set_capturable(optimizer: Optimizer, capturable: bool) -> None:
+    """Readies an optimizer of those that compute `in_tensors` for learning rates in tensors, or for numbers."""
+    for group in optimizer.param_groups:
+        if "capturable" in group:  # torch's
+            group["capturable"] = capturable
+    inner: Any = getattr(optimizer, "rest", optimizer)  # Muon's AdamW
+    inner._warned_capturable_if_run_uncaptured = capturable  # torch would warn of the steps before a capture
+    if capturable and hasattr(inner, "update_fn"):
+        inner.update_fn = update_lion
+
+
+def update_lion(
+    parameter: Tensor, gradient: Tensor, average: Tensor, lr: Tensor, decay: float, beta1: float, beta2: float
+) -> None:
+    """The update of lion_pytorch.Lion with a learning rate in a tensor, which its own function reads on the host."""
+    parameter.mul_(1 - lr * decay)
+    parameter.sub_(average.mul(beta1).add(gradient, alpha=1 - beta1).sgn_() * lr)
+    average.mul_(beta2).add_(gradient, alpha=1 - beta2)
 
 
 @contextmanager
@@ -132,4 +168,4 @@ def clip(model: nn.Module, norm: float | None) -> torch.Tensor:
 
 
 def learning_rate(optimizer: Optimizer) -> float:
-    return max(group["lr"] for group in optimizer.param_groups)
+    return max(float(group["lr"]) for group in optimizer.param_groups)

@@ -21,6 +21,7 @@ from vitlab.training.batches import describe_input, eval_batches, eval_workers
 from vitlab.training.optimizer import learning_rate
 from vitlab.training.recipe import TrainingSetup
 from vitlab.training.setup import describe_lr
+from vitlab.training.skip import report_skips
 from vitlab.training.state import TrainState
 
 log = logging.getLogger("vitlab")
@@ -79,10 +80,15 @@ def resume(state: TrainState, checkpoints: Checkpoints) -> bool:
 def check_finite(state: TrainState, checkpoints: Checkpoints) -> dict[str, Any]:
     """Rolls back if a loss or gradient since the last reading was NaN or infinite; what the row says about that.
 
+    With fit.on_nonfinite=skip such updates were left out when they came, and only here it is said.
+
     Raises:
-        NonFinite: see `roll_back`.
+        NonFinite: see `roll_back` and `report_skips`.
     """
     bad = state.meter.first_nonfinite(state.setup.dist)
+    if state.setup.fit.on_nonfinite == "skip":
+        report_skips(state, bad)
+        return {}
     return {} if bad is None else {"train/rolled_back_to": roll_back(state, checkpoints, bad)}
 
 

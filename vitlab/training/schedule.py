@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch.optim import Optimizer
 
 from vitlab.config.errors import ConfigError
@@ -57,25 +58,40 @@ class Schedule(ABC):
             return updates
         return 0
 
-    def start(self, optimizer: Optimizer, steps: int, steps_per_epoch: float) -> "Scheduler":
-        """The schedule of a training of `steps` updates; each group's `lr` is its peak."""
+    def start(
+        self, optimizer: Optimizer, steps: int, steps_per_epoch: float, device: torch.device | None = None
+    ) -> "Scheduler":
+        """The schedule of a training of `steps` updates; each group's `lr` is its peak.
+
+        Args:
+            optimizer: whose learning rates are set.
+            steps: of the training.
+            steps_per_epoch: of it.
+            device: where the learning rates lie in a tensor, for a step that is captured; None for numbers.
+        """
         warmup = self.warmup(steps, steps_per_epoch)
         ahead = min(1, warmup)
         updates = max(1, steps - 1 + ahead - warmup)
         common = {"warmup_t": warmup, "warmup_prefix": True, "t_in_epochs": False}
-        return Scheduler(self.after_warmup(optimizer, updates, **common), ahead)
+        return Scheduler(self.after_warmup(optimizer, updates, **common), ahead, device)
 
 
 class Scheduler:
     """A schedule applied to an optimizer."""
 
-    def __init__(self, scheduler: Any, ahead: int):
+    def __init__(self, scheduler: Any, ahead: int, device: torch.device | None):
         self.scheduler = scheduler
         self.ahead = ahead
+        self.rates = None if device is None else torch.zeros(len(scheduler.optimizer.param_groups), device=device)
 
     def set(self, update: int) -> None:
         """Sets the learning rates of this update, counted from 0."""
         self.scheduler.step_update(update + self.ahead)
+        if self.rates is not None:  # timm wrote numbers into the groups: one copy moves all, to where they always lie
+            groups = self.scheduler.optimizer.param_groups
+            self.rates.copy_(torch.tensor([group["lr"] for group in groups]), non_blocking=True)
+            for group, rate in zip(groups, self.rates.unbind(), strict=True):
+                group["lr"] = rate
 
 
 @dataclass(kw_only=True)

@@ -23,11 +23,13 @@ from vitlab.training.optimizer import build_optimizer
 from vitlab.training.recipe import Recipe, TrainingSetup
 
 
-def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
+def prepare(*, dist: Distributed, captured: bool = False, **parts: Any) -> TrainingSetup:
     """Reads the images, builds the model, and refuses what cannot be trained, before anything is written.
 
     Args:
         dist: the processes that train together.
+        captured: whether the numbers that change with every step (learning rates, weight of the average) lie in
+            tensors, so that the step can be captured in a CUDA graph.
         parts: of a `Recipe`.
 
     Raises:
@@ -73,7 +75,9 @@ def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
     model = TrainingModel(vit)
     flops, backward = count.passes(model, (dataset.channels, *dataset.shape))
     net = parallelize(model, dist, system)
-    updates = build_optimizer(recipe.optimizer, vit, layer_decay=fit.layer_decay, scale=fit.lr_factor())
+    updates = build_optimizer(
+        recipe.optimizer, vit, layer_decay=fit.layer_decay, scale=fit.lr_factor(), capturable=captured
+    )
     return TrainingSetup(
         seed=seed,
         fit=fit,
@@ -92,10 +96,11 @@ def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
         backward_flops=backward,
         loss=recipe.loss.to(dist.device),
         optimizer=updates,
-        schedule=recipe.schedule.start(updates, steps, steps_per_epoch),
+        schedule=recipe.schedule.start(updates, steps, steps_per_epoch, dist.device if captured else None),
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         precision=precision,
+        captured=captured,
         initial_weights=initial_weights,
         files="; ".join(filter(None, said)),
     )

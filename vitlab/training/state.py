@@ -21,7 +21,7 @@ from vitlab.system.host_copies import HostCopies
 from vitlab.training.batches import train_inputs
 from vitlab.training.ema import Ema
 from vitlab.training.meter import Meter
-from vitlab.training.optimizer import evaluating, learning_rate
+from vitlab.training.optimizer import evaluating, learning_rate, set_capturable
 from vitlab.training.recipe import TrainingSetup
 
 SAVED = {  # attributes that are saved as they are, and their names in checkpoints of 0.1.0
@@ -47,9 +47,9 @@ class TrainState:
         copies: makes the copies on the CPU.
         evals_since_best: evaluations since then.
         accumulation_steps: parts that a batch is computed in.
-        skipped: updates left out because the loss or the gradient was NaN or infinite.
+        skipped: updates left out because the loss or the gradient was NaN or infinite, at the last reading.
         rollbacks: times that the weights of an earlier checkpoint were taken.
-        nonfinite_in_a_row: skips or rollbacks since the last good step or evaluation.
+        nonfinite_in_a_row: skips or rollbacks since the last good step or evaluation, at the last reading.
         finite_since_eval: whether nothing was rolled back since the last evaluation.
         gradient_norm: of the last update, before clipping.
 
@@ -63,7 +63,7 @@ class TrainState:
         self.setup, self.run_ids = setup, (run_id, earlier_id)
         self.wrote = {"vitlab": version("vitlab"), "torch": str(torch.__version__), "run": run_id}
         self.vit, self.inputs = setup.vit, train_inputs(setup)
-        self.ema = Ema(setup.vit, setup.fit.ema_decay)
+        self.ema = Ema(setup.vit, setup.fit.ema_decay, setup.captured)
         self.scaler = torch.amp.GradScaler(setup.dist.device.type, enabled=setup.precision == "fp16")
         self.meter = Meter(setup.dist.device)
         self.step = self.evals_since_best = self.skipped = self.rollbacks = self.nonfinite_in_a_row = 0
@@ -72,7 +72,8 @@ class TrainState:
         self.best: dict[str, Any] | None = None
         self.weights: dict[str, Tensor] = {}
         self.copies = HostCopies(setup.dist.device)
-        self.gradient_norm = torch.zeros(())
+        self.skips = torch.zeros(2, dtype=torch.int64, device=setup.dist.device)  # see `skip`
+        self.gradient_norm = torch.zeros((), device=setup.dist.device)
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
     @property
@@ -83,6 +84,13 @@ class TrainState:
     @seconds.setter
     def seconds(self, value: float) -> None:
         self.seconds_before, self.started = value, time.perf_counter()
+
+    def tensors(self) -> list[Tensor]:
+        """What an update changes: weights, the optimizer's state, averages, sums of metrics."""
+        kept = [value for own in self.setup.optimizer.state.values() for value in own.values()]
+        kept = [value for value in kept if isinstance(value, Tensor)]
+        own = [*self.ema.average, self.meter.totals, self.meter.images]
+        return [*self.vit.parameters(), *self.vit.buffers(), *kept, *own]
 
     @property
     def flops(self) -> int:
@@ -191,12 +199,14 @@ class TrainState:
                 for i, state in saved["optimizer"]["state"].items()
             }
             optimizer.load_state_dict({**saved["optimizer"], "state": states})
+            set_capturable(optimizer, self.setup.captured)
             self.ema.load_state_dict(saved["ema"])
             self.scaler.load_state_dict(saved["scaler"])
             self.meter.load_state_dict(saved["meter"], self.setup.dist)
             self.weights = saved["weights"]
             for name, first_name in SAVED.items():
                 setattr(self, name, saved[name] if name in saved else saved[first_name])
+            self.skips.copy_(torch.tensor([self.skipped, self.nonfinite_in_a_row]))
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint in this folder, written by vitlab {wrote.get('vitlab')}, does not fit this one"

@@ -3,50 +3,71 @@
 import logging
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vitlab.config.errors import NonFinite, OutOfMemory
+from vitlab.config.errors import OutOfMemory
+from vitlab.data.batch import Batch
 from vitlab.data.seeding import reseed
 from vitlab.system.hardware import empty_cache, seed_device
 from vitlab.system.memory import out_of_memory
 from vitlab.system.parallelize import gradient_sync
 from vitlab.system.precision import autocast
-from vitlab.training.optimizer import clip, learning_rate
+from vitlab.training.optimizer import clip, in_tensors
+from vitlab.training.skip import count_skip, restore, snapshot
 from vitlab.training.state import TrainState
 
 log = logging.getLogger("vitlab")
-SKIPS = 100  # skipped steps in a row after which a training ends
 
 
-def train_step(state: TrainState, images: Tensor, targets: Tensor) -> None:
-    """One optimizer update.
+def train_step(state: TrainState, batch: Batch) -> None:
+    """One optimizer update: the host's part of it, around `update`.
 
     Args:
-        state: of the training; its step is counted up.
-        images: normalized images on the device.
-        targets: class indices (b), or class probabilities (b classes).
+        state: of the training, its learning rates set; its step is counted up.
+        batch: on the host.
 
     Raises:
         OutOfMemory: a batch is too large, and may not be computed in smaller parts.
-        NonFinite: too many updates in a row were skipped.
+    """
+    seed_step(state)
+    state.meter.begin(state.step, len(batch))
+    state.ema.set(state.step)
+    update(state, batch.to(state.setup.dist.device))
+    state.step += 1
+
+
+def update(state: TrainState, batch: Batch) -> None:
+    """The device's part of an update: nothing is read by the host, and all that stays is changed in place.
+
+    But for what `why_not_captured` names, such as an optimizer that keeps numbers on the host.
     """
     setup, scaler, optimizer = state.setup, state.scaler, state.setup.optimizer
     skips = setup.fit.on_nonfinite == "skip"
-    buffers = snapshot(setup.vit) if skips or setup.fit.auto_accumulate else {}
-    sums = forward_backward(state, images, targets, buffers)
+    images, targets = state.inputs(batch)
+    before = snapshot(setup.vit.buffers()) if skips or setup.fit.auto_accumulate else {}
+    sums = forward_backward(state, images, targets, before)
     scaler.unscale_(optimizer)
-    state.gradient_norm = clip(setup.vit, setup.fit.clip)
-    checked = None if scaler.is_enabled() else state.gradient_norm  # in fp16 the scaler skips infinite gradients
-    if skips and setup.dist.any_rank(not (sums["loss"].isfinite() and (checked is None or checked.isfinite()))):
-        restore(buffers)
-        count_skip(state)
-    else:
-        state.nonfinite_in_a_row = 0 if skips else state.nonfinite_in_a_row
-        state.meter.add(state.step, sums, len(images), checked)
+    state.gradient_norm.copy_(clip(setup.vit, setup.fit.clip))
+    finite = sums["loss"].isfinite()
+    if not scaler.is_enabled():  # which skips infinite gradients itself
+        finite = finite & state.gradient_norm.isfinite()
+    if skips:
+        finite = setup.dist.all_reduce_sum((~finite).int()) == 0
+        before = snapshot(state.tensors()) | before
+        count_skip(state, ~finite)
+    state.meter.add(sums, len(images), finite)
+    if not skips or in_tensors(type(optimizer)) or finite:
         scaler.step(optimizer)
-        state.ema.update(state.step)
+        state.ema.update()
+    if skips:
+        restore(state.tensors(), before, ~finite)
     scaler.update()
-    state.step += 1
+
+
+def seed_step(state: TrainState) -> None:
+    """Seeds all random draws of a step."""
+    setup = state.setup
+    seed_device(setup.dist.device, reseed(setup.seed, state.step, setup.dist.rank, 1))
 
 
 def forward_backward(
@@ -58,9 +79,7 @@ def forward_backward(
     """
     setup = state.setup
     while True:
-        seed = reseed(setup.seed, state.step, setup.dist.rank, 1)  # all random draws of this step
-        seed_device(setup.dist.device, seed)
-        setup.optimizer.zero_grad()
+        setup.optimizer.zero_grad(set_to_none=not setup.captured)
         if setup.system.compile == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
         try:
@@ -70,9 +89,11 @@ def forward_backward(
                 raise
             parts = next_accumulation(state, len(images))
         state.accumulation_steps = parts  # outside of the handler, which keeps the memory alive
-        restore(buffers)
+        for buffer, value in buffers.items():
+            buffer.copy_(value)
         empty_cache(setup.dist.device)
         log.warning("out of memory: a batch is computed in %d parts of %d", parts, len(images) // parts)
+        seed_step(state)
 
 
 def accumulate(state: TrainState, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -86,32 +107,6 @@ def accumulate(state: TrainState, images: Tensor, targets: Tensor) -> dict[str, 
         named = {"loss": loss.detach().to(exact) * len(x)} | {name: m.to(exact).sum() for name, m in metrics.items()}
         sums = {name: sums[name] + value if sums else value for name, value in named.items()}
     return sums
-
-
-def snapshot(model: nn.Module) -> dict[Tensor, Tensor]:
-    """A copy of each buffer (running means), for `restore`."""
-    return {buffer: buffer.clone() for buffer in model.buffers()}
-
-
-def restore(buffers: dict[Tensor, Tensor]) -> None:
-    """Gives buffers the values of their `snapshot`."""
-    for buffer, before in buffers.items():
-        buffer.copy_(before)
-
-
-def count_skip(state: TrainState) -> None:
-    """Counts a skipped update.
-
-    Raises:
-        NonFinite: there were too many in a row.
-    """
-    state.skipped += 1
-    state.nonfinite_in_a_row += 1
-    if state.nonfinite_in_a_row == 1:
-        log.warning("the loss is NaN or infinite at step %d: such updates are skipped", state.step)
-    if state.nonfinite_in_a_row > SKIPS:
-        lr = learning_rate(state.setup.optimizer)
-        raise NonFinite(state.step, state.setup.steps, lr, f", after {SKIPS} such steps in a row")
 
 
 def next_accumulation(state: TrainState, images: int) -> int:
