@@ -83,11 +83,11 @@ def test_who_asks_for_it_goes_on_with_other_images(run, capsys):
     more()
     before = run.data.read_text()
     assert main(["train", *SMALL, "system.changed_data=true"]) == 0
-    assert "finished already, of other images (since then 20 images more)" in capsys.readouterr().out
+    assert "finished already, and was trained on other images; since then 20 images more; " in capsys.readouterr().out
     interrupt(run)
     assert main(["train", *SMALL, "system.changed_data=true"]) == 0
     said = capsys.readouterr()
-    assert "began on other images; since then 20 images more" in said.out + said.err
+    assert "the run was trained on other images; since then 20 images more" in said.out + said.err
     assert run.result()["status"] == "finished"
     assert run.data.read_text() == before
 
@@ -159,10 +159,10 @@ def test_a_sweep_does_not_reuse_runs_of_other_images(run, capsys):
     more()
     assert main(sweep) == 2
     error = capsys.readouterr().err
-    assert "4 of the runs were trained on other images" in error
+    assert "4 of the runs are of other images or code" in error
     assert "since then 20 images more: system.retrain=true" in error
     assert main([*sweep, "--dry"]) == 0
-    assert capsys.readouterr().out.count("# of other images") == 4
+    assert capsys.readouterr().out.count("# was trained on other images; since then 20 images more") == 4
     assert main([*sweep, "system.changed_data=true"]) == 0
     assert "4 finished already" in capsys.readouterr().out
     assert main([*sweep, "system.retrain=true"]) == 0

@@ -68,6 +68,7 @@ def test_a_run_is_one_line_of_result_configuration_and_code(tmp_path):
         "vitlab": "0.1.0",
         "torch": "2.15.0",
         "data": "0123abcd",
+        "code": "{}",
         "images": 3200,
         "training_flops": 3 * 1000 * 3200,
         "test/accuracy": 0.9,

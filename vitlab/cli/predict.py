@@ -25,6 +25,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes an image; 5")
     parser.add_argument("--json", action="store_true", help="one JSON document on the standard output, for programs")
     parser.add_argument("--save", type=Path, metavar="FILE.png", help="also draw the images and their classes")
+    parser.add_argument("--changed-data", action="store_true", help="although code of your own has changed since")
     parser.add_argument("--device", default="auto", help="auto (default: CUDA where there is one), cpu, cuda or mps")
     options = parser.parse_intermixed_args(words)
     from tqdm import tqdm
@@ -39,7 +40,7 @@ def main(words: list[str]) -> int:
     check(options, paths, lost)
     if passed:
         print(f"vitlab: passed over {printable(passed)}", file=sys.stderr)
-    model = load(options.run, options.device)
+    model = load(options.run, options.device, changed_data=options.changed_data)
     faults = [predict.Prediction(path=Path(word), fault="there is no image") for word in lost]
     answers = predict.predict(model, paths, top=options.top, pictures=MOST if options.save else 0)
     few = len(paths) <= predict.BATCH

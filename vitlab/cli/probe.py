@@ -37,7 +37,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--knn", action="store_true", help="the vote of the nearest training images as well")
     parser.add_argument("--l2", type=float, help="of the least squares; 1024, as in the authors' code")
     parser.add_argument("--root", help="where the dataset's files lie now, if they have moved")
-    parser.add_argument("--changed-data", action="store_true", help="although the images changed since the training")
+    parser.add_argument("--changed-data", action="store_true", help="although images or code have changed since")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, mps or auto")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images; 0")
     parser.add_argument("--json", action="store_true", help="one JSON document on the standard output, for programs")
@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
         raise ConfigError(f"--workers {options.workers}: must be at least 0")
     if options.overrides and options.root:
         raise ConfigError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
-    model, name = load(folder, options.device, classifies=False), ""
+    model, name = load(folder, options.device, classifies=False, changed_data=options.changed_data), ""
     if options.overrides:
         dataset, name = dataset_from_overrides(options.overrides, trains=True)
     else:

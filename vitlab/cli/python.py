@@ -45,7 +45,7 @@ class Training:
         """The model with the weights that validation chose, as `vitlab.load` gives it."""
         from vitlab.evaluation.load import load
 
-        return load(self.folder, allow=self.allow)
+        return load(self.folder, allow=self.allow, changed_data=True)  # `train` has looked
 
     def history(self) -> "pd.DataFrame":
         """The rows of metrics.jsonl: step, epoch, lr, and what was measured."""

@@ -51,7 +51,7 @@ def train(node: Node, choices: dict[str, str], *, reraise: bool = False) -> int:
         choices: option of each group.
         reraise: whether what ends the training is raised, and not turned into an exit status.
     """
-    from vitlab.data.fingerprint import changed_images
+    from vitlab.data.fingerprint import outdated
     from vitlab.system.distributed import detect_lost_rank, join_processes
     from vitlab.tracking.logs import logging_to
     from vitlab.training.loop import fit
@@ -65,25 +65,25 @@ def train(node: Node, choices: dict[str, str], *, reraise: bool = False) -> int:
         folder = find_run(config, choices)
         result = dist.run_on_rank0(folder.result)
         changed = dist.run_on_rank0(
-            lambda: changed_images(folder, parts["dataset"].fingerprint) if folder.has_begun() else ""
+            lambda: outdated(folder, config, parts["dataset"].fingerprint) if folder.has_begun() else ""
         )
         if changed and not (system.retrain or system.changed_data):
             raise DataError(
-                f"{folder.folder} was trained on other images; since then {changed}: system.retrain=true trains it anew"
-                " and keeps the old folder, system.changed_data=true goes on all the same"
+                f"{folder.folder} {changed}: system.retrain=true trains it anew and keeps the old"
+                " folder, system.changed_data=true goes on all the same"
             )
         if result["status"] == "finished" and not system.retrain:
             came = summary(folder, result)
             if dist.is_rank0:
-                other = f", of other images (since then {changed})" if changed else ""
-                print(f"This run is finished already{other}; system.retrain=true trains it anew.\n\n{came}")
+                also = f", and {changed}" if changed else ""
+                print(f"This run is finished already{also}; system.retrain=true trains it anew.\n\n{came}")
             return DONE
         parts["tracking"] = with_names(parts["tracking"], slug, config, choices)
         setup = prepare(**parts, dist=dist)
         dist.run_on_rank0(lambda: claim(folder, system.retrain, stack, changed=bool(changed)))
         stack.enter_context(logging_to(folder.log if dist.is_rank0 else None, speak=dist.is_rank0))
         if changed and not system.retrain:
-            log.warning("the run began on other images; since then %s", changed)
+            log.warning("the run %s", changed)
         began = time.perf_counter()
         try:
             with detect_lost_rank(dist):
@@ -138,7 +138,7 @@ def exit_at_once() -> None:
 
 
 def claim(folder: "Run", retrain: bool, stack: ExitStack, *, changed: bool) -> None:
-    """Takes a run's folder for this process; with `retrain` a finished one, or one of other images, is set aside.
+    """Takes a run's folder for this process; with `retrain` a finished or an outdated one is set aside.
 
     Raises:
         ConfigError: the run has just been finished.

@@ -94,7 +94,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     most = max(len(plan.jobs), asked.search.trials if asked.search else 0)
     parts = local_launcher.slots(int(given["slots"]) if "slots" in given else None, most, device)
     jobs = plan.jobs
-    changed = plan.of_other_images()
+    changed = plan.outdated()
     if options.dry:
         print_plan(plan, len(parts), changed)
         return DONE
@@ -215,7 +215,7 @@ def print_plan(plan: "Plan", slots: int, changed: Mapping[Path, str]) -> None:
     Args:
         plan: of the sweep.
         slots: trainings at once.
-        changed: runs that were trained on other images.
+        changed: runs that are outdated, and why.
     """
     from vitlab.storage import runs_table
     from vitlab.storage.metrics import si
@@ -245,7 +245,7 @@ def print_plan(plan: "Plan", slots: int, changed: Mapping[Path, str]) -> None:
         )
         for job in plan.jobs_of(cell):
             status = job.run.result()["status"] if job.run.folder.is_dir() else ""
-            status = "of other images" if job.run.folder in changed else status
+            status = changed.get(job.run.folder, status)
             print(job.command + (f"   # {status}" if status else ""))
             if status != "finished":
                 total, unknown, flops = total + (guess.seconds or 0), unknown + (guess.seconds is None), flops + cost

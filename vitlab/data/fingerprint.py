@@ -1,4 +1,4 @@
-"""Fingerprint of a dataset's images: tells whether they are those that a run was trained on, and what has changed."""
+"""Fingerprint of a run's images and of the user's own code: tells whether they have changed since, and how."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import numpy as np
 
 from vitlab.config.check import matches
 from vitlab.config.errors import DataError, Node, StorageError
+from vitlab.config.source import sources
 from vitlab.data.examples import Examples
 from vitlab.storage.files import read_json
 from vitlab.storage.run import MOST_DATA, Run
@@ -33,6 +34,31 @@ def fingerprint(classes: Sequence[str], splits: Mapping[str, Examples]) -> Node:
     return {"hash": hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16], **found}
 
 
+def outdated(run: Run, config: Node, fingerprint_now: Callable[[], Node]) -> str:
+    """Why a run is not what its configuration would train today: on other images, or with other code of the user's own.
+
+    Args, returns, raises: as `changed_images`, in words that follow the run's name.
+    """
+    images = changed_images(run, fingerprint_now)
+    parts = (f"was trained on other images; since then {images}" if images else "", changed_code(run, config))
+    return ", and ".join(filter(None, parts))
+
+
+def changed_code(run: Run, node: Node) -> str:
+    """Which files of the user's own classes, of those that a node names, have changed since a run was trained.
+
+    Empty where none has, and where it is not known: runs of vitlab's own classes, or of earlier versions.
+
+    Raises:
+        StorageError: data.json is damaged.
+    """
+    if not (now := sources(node)) or not os.path.lexists(run.data) or (before := read(run).get("code")) is None:
+        return ""
+    files = [file for file in now if before.get(file) != now[file]]
+    verb = "has" if len(files) == 1 else "have"
+    return f"was trained with other code: {' and '.join(files)} {verb} changed since" if files else ""
+
+
 def changed_images(run: Run, fingerprint_now: Callable[[], Node]) -> str:
     """What has changed about the images since a run was trained on them, in words.
 
@@ -48,7 +74,7 @@ def changed_images(run: Run, fingerprint_now: Callable[[], Node]) -> str:
     """
     if not os.path.lexists(run.data):
         return ""
-    before = read(run)
+    before = {key: value for key, value in read(run).items() if key != "code"}
     try:
         now = fingerprint_now()
     except DataError:
@@ -65,7 +91,7 @@ def read(run: Run) -> Node:
         StorageError: it is damaged.
     """
     found = read_json(run.data, MOST_DATA)
-    whole, _ = matches(found.get("classes"), list[str])
+    whole = matches(found.get("classes"), list[str])[0] and isinstance(found.get("code", {}), dict)
     parts = found.get("splits")
     parts = list(parts.values()) if isinstance(parts, dict) else [None]
     for part in parts:

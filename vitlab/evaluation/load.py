@@ -14,6 +14,7 @@ from vitlab.config.build import build
 from vitlab.config.check import LARGEST, MODELS, check, describes, locate
 from vitlab.config.errors import ConfigError, Node, VitlabError
 from vitlab.config.own import Own, using
+from vitlab.data.fingerprint import changed_code
 from vitlab.data.preprocess import Preprocess
 from vitlab.evaluation.untrusted import describe_error, read_config
 from vitlab.model.vit import ViT
@@ -45,7 +46,12 @@ class Trained(nn.Module):
 
 
 def load(
-    run: str | Path, device: str | torch.device = "cpu", *, classifies: bool = True, allow: Sequence[str] = ()
+    run: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    classifies: bool = True,
+    allow: Sequence[str] = (),
+    changed_data: bool = False,
 ) -> Trained:
     """The trained model of a run, with the weights that validation chose.
 
@@ -54,6 +60,7 @@ def load(
         device: where the model goes: cpu, cuda, cuda:1, mps or auto.
         allow: packages of your own whose classes the run names; they are imported, which runs their code.
         classifies: whether it must have learned the classes, and not only to represent images.
+        changed_data: whether the files of those packages may have changed since the training.
 
     Raises:
         ConfigError: no run, no weights yet, no such device, or a file that cannot be read safely.
@@ -71,6 +78,7 @@ def load(
     try:
         with using(Own(packages=tuple(allow))):
             make = factory(config["model"])
+            check_code(folder, config["model"], changed_data=changed_data)
         footprint.check_memory(make, **shape, device=device)
         model = make(**shape)
     except VitlabError:
@@ -104,6 +112,19 @@ def load(
         range=facts["range"] and (float(facts["range"][0]), float(facts["range"][1])),
     )
     return Trained(model, classes, preprocess)
+
+
+def check_code(run: Run, node: Node, *, changed_data: bool) -> None:
+    """Refuses a run whose node names classes of the user's own that have changed since, unless that is asked for.
+
+    Raises:
+        ConfigError: their files are others.
+    """
+    if not changed_data and (changed := changed_code(run, node)):
+        raise ConfigError(
+            f"{run.folder} {changed}: get back the code that it was trained with, or go on all the same, --changed-data"
+            " (in Python changed_data=True)"
+        )
 
 
 def facts_of(saved: Any, file: Path) -> Node:

@@ -29,7 +29,7 @@ from vitlab.data.loader import EvalSampler, loader, to_device
 from vitlab.data.preprocess import Normalize, Preprocess, to_pixels, upright
 from vitlab.evaluation import evaluate as evaluation_of
 from vitlab.evaluation.classification import ClassificationReport, PredictionRecorder
-from vitlab.evaluation.load import Trained, load
+from vitlab.evaluation.load import Trained, check_code, load
 from vitlab.evaluation.untrusted import describe_error, read_config, recorded
 from vitlab.model.objective import TrainingModel
 from vitlab.storage.run import Run
@@ -75,10 +75,10 @@ def evaluate(
         run: the run's folder.
         root: folder of the dataset's files; None is the recorded one.
         device: cpu, cuda or auto.
-        changed_data: evaluates although the images have changed since the run was trained.
+        changed_data: evaluates although the images or the code have changed since the run was trained.
     """
     dataset = training_dataset(run, root=root, changed_data=changed_data)
-    measured = measure(run, load(run, device), dataset, ("validation", "test"))
+    measured = measure(run, load(run, device, changed_data=changed_data), dataset, ("validation", "test"))
     short = {"validation": "val", "test": "test"}
     scores = {f"{short[split]}/{key}": value for split, part in measured.items() for key, value in part.scores.items()}
     return scores, recorded(Run(Path(run)))
@@ -94,6 +94,7 @@ def training_dataset(run: str | Path, *, root: str | None = None, changed_data: 
 
     Raises:
         ConfigError: it is none of vitlab's, or lies at an address.
+        ConfigError: its class is one of the user's own that has changed since.
         DataError: other images.
     """
     folder = Run(Path(run))
@@ -109,6 +110,7 @@ def training_dataset(run: str | Path, *, root: str | None = None, changed_data: 
     if "cache" in node:  # an untrusted configuration may not say where shard indices are written
         node["cache"] = yaml.safe_load((CONF / "dataset" / "webdataset.yaml").read_text(encoding="utf-8"))["cache"]
     dataset = dataset_of(node, str(folder.config))
+    check_code(folder, node, changed_data=changed_data)
     if not changed_data and (changed := changed_images(folder, dataset.fingerprint)):
         raise DataError(
             f"{folder.folder} was trained on other images; since then {changed}: some that it is tested on may have"

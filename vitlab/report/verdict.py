@@ -1,5 +1,6 @@
 """The verdict of a comparison in words, and the notes on what weakens it."""
 
+import json
 import math
 from collections.abc import Sequence
 
@@ -76,6 +77,8 @@ def notes(
             lines.append(words.format(n=len(values), values=listed(short)))
     if mixed := different_images(used):
         lines.append(f"Runs of the same dataset were trained on different images ({listed(mixed)} in data.json).")
+    if mixed := different_code(used):
+        lines.append(f"The runs are of several versions of {listed(mixed)}: train those of earlier versions again.")
     if dirty := sum(value is True for value in used.get("dirty", ())):
         lines.append(f"{dirty} of {len(used)} runs were of code with changes that were not committed.")
     if few := [row.name for row in rows if row.score is not None and row.score.n < 3]:
@@ -111,6 +114,14 @@ def notes(
     if unreadable:
         lines.append(f"{len(unreadable)} cannot be read, and belong to no arm: {listed(unreadable)}.")
     return lines
+
+
+def different_code(used: pd.DataFrame) -> list[str]:
+    """The files of the user's own of which the runs are of several versions."""
+    known = (json.loads(text) for text in used.get("code", ()) if not absent(text))
+    found = {(file, str(digest)) for code in known for file, digest in code.items()}
+    files = [file for file, _ in sorted(found)]
+    return sorted({file for file in files if files.count(file) > 1})
 
 
 def different_images(used: pd.DataFrame) -> list[str]:

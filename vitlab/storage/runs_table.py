@@ -22,7 +22,8 @@ MOST_CONFIG = 100_000  # bytes of config.yaml
 MOST_VALUES = 2_000  # of one configuration
 MOST_METRICS = 2**30  # bytes of metrics.jsonl
 SET_ASIDE = re.compile(r"\.\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d$")  # as run.set_aside names folders
-FIRST = ("run", "name", "cell", "seed", "status", "error", "written", "commit", "dirty", "vitlab", "torch", "data")
+FIRST = ("run", "name", "cell", "seed", "status", "error", "written", "commit", "dirty", "vitlab", "torch")
+FIRST += ("data", "code")
 COUNTED = ("images", "training_flops")
 # Deep nesting, which overflows the stack of libyaml, and anchors, which expand to large values.
 NESTS, ANCHOR = re.compile(r"[\[{]|[-?:][ \t]+(?=[-?:]\s)"), re.compile(r"(?:^|[\s\[{,])&\S")
@@ -37,7 +38,8 @@ def runs(folder: str | Path = "runs") -> pd.DataFrame:
 
     Columns: `run` (its folder), `name`, `cell` (equal for runs that differ by chance alone), `seed`, `status`
     (finished, failed, interrupted, running, pruned, damaged), `error`, `written` (when, in UTC), the code it ran with
-    (`commit`, `dirty`, `vitlab`, `torch`), the fingerprint of its images (`data`), `images` seen, `training_flops` (of
+    (`commit`, `dirty`, `vitlab`, `torch`), the fingerprint of its images (`data`) and the digests of the
+    user's own files (`code`, JSON), `images` seen, `training_flops` (of
     all forward and backward passes; where a run has not counted them, three times those of the forward ones), what
     result.json says (`test/accuracy`, `seconds`, ...), and the configuration
     (`model.width`; for an object its class, `model.position` = `Learned1d`; lists as JSON; None for null, NaN for a
@@ -114,6 +116,7 @@ def read(run: Run) -> tuple[Line, Line]:
     git, packages = (known[key] if isinstance(known.get(key), dict) else {} for key in ("git", "packages"))
     facts = {"commit": git.get("commit"), "dirty": git.get("dirty")}
     facts |= {name: packages.get(name) for name in ("vitlab", "torch")} | {"data": data.get("hash")}
+    facts["code"] = json.dumps(data["code"] if isinstance(data.get("code"), dict) else {})
     line = config | result | {key: value for key, value in facts.items() if isinstance(value, str | bool)}
     seed = config.get("seed", result.get("seed"))
     line |= {"run": str(run.folder), "name": run.folder.name, "written": written(run)}

@@ -19,7 +19,7 @@ from vitlab.config.errors import ConfigError, DatasetMissing, Node, SweepError, 
 from vitlab.config.identity import cell_identity, names
 from vitlab.config.overrides import key_of, merged
 from vitlab.data.dataset import read_once
-from vitlab.data.fingerprint import changed_images
+from vitlab.data.fingerprint import outdated
 from vitlab.model import count
 from vitlab.model.meta import on_meta_device, zeroed
 from vitlab.model.vit import ViT
@@ -134,12 +134,12 @@ class Plan:
         folds = self.question.folds or range(cell.folds) if cell.folds else (0,)
         return [cell.job(seed, fold) for seed in self.question.seeds for fold in folds]
 
-    def of_other_images(self) -> dict[Path, str]:
-        """The folders of runs that were trained on other images than there are now, and what has changed."""
+    def outdated(self) -> dict[Path, str]:
+        """The folders of runs that were trained on other images, or with other code, than there is now, and why."""
         found: dict[Path, str] = {}
         for cell in (*self.pretrain, *self.cells):
             with suppress(DatasetMissing):
-                found |= of_other_images((job.run for job in self.jobs_of(cell)), cell)
+                found |= outdated_runs((job.run for job in self.jobs_of(cell)), cell)
         return found
 
     @property
@@ -172,18 +172,18 @@ class Plan:
         }
 
 
-def of_other_images(runs: Iterable[Run], cell: Checked) -> dict[Path, str]:
-    """The folders of those runs that were trained on other images than a cell has now, and what has changed."""
+def outdated_runs(runs: Iterable[Run], cell: Checked) -> dict[Path, str]:
+    """The folders of those runs that were trained on other images, or with other code, than a cell has now, and why."""
 
     def now() -> Node:
         return build(cell.config["dataset"]).fingerprint()
 
     with read_once():
-        return {run.folder: words for run in runs if run.has_begun() and (words := changed_images(run, now))}
+        return {run.folder: words for run in runs if run.has_begun() and (words := outdated(run, cell.config, now))}
 
 
 def set_changed_aside(changed: Mapping[Path, str], config: Node) -> None:
-    """Sets aside the runs that were trained on other images, where `system.retrain` asks for it.
+    """Sets aside the runs that are outdated, where `system.retrain` asks for it.
 
     Raises:
         SweepError: neither `system.retrain` nor `system.changed_data` is given.
@@ -194,13 +194,13 @@ def set_changed_aside(changed: Mapping[Path, str], config: Node) -> None:
     if not config["system"]["retrain"]:
         run, words = next(iter(changed.items()))
         raise SweepError(
-            f"{len(changed)} of the runs were trained on other images, such as {run}; since then {words}:"
+            f"{len(changed)} of the runs are of other images or code, such as {run}, which {words}:"
             " system.retrain=true trains them anew and keeps the old folders, system.changed_data=true takes them as"
             " they are"
         )
     for run in map(Run, changed):
         with Lock(run.lock):
-            print(f"{run.folder} was trained on other images: it is kept as {set_aside(run)}")
+            print(f"{run.folder} {changed[run.folder]}: it is kept as {set_aside(run)}")
 
 
 def cell_record(cell: Checked) -> dict[str, Any]:

@@ -267,7 +267,7 @@ class Trials:
                 self.refuse(name, trial, error)
                 continue
             job = checked.job(self.seed)
-            planning.set_changed_aside(planning.of_other_images([job.run], checked), checked.config)
+            planning.set_changed_aside(planning.outdated_runs([job.run], checked), checked.config)
             trial.set_user_attr("cell", checked.identity)
             trial.set_user_attr("run", job.run.folder.name)
             if checked.identity in self.working:

@@ -19,7 +19,7 @@ import numpy as np
 from vitlab.config.errors import SweepError
 from vitlab.storage.metrics import SELECTED_BY, metric
 from vitlab.storage.run import Run
-from vitlab.sweep.plan import Plan, of_other_images
+from vitlab.sweep.plan import Plan, outdated_runs
 from vitlab.sweep.question import Dimension, Search
 
 if TYPE_CHECKING:
@@ -165,10 +165,10 @@ def load(plan: Plan) -> "optuna.Study":
         ) from error
     baseline = next(cell for cell in plan.cells if cell.baseline)
     names = {trial.user_attrs["run"] for trial in study.get_trials(deepcopy=False) if "run" in trial.user_attrs}
-    changed = of_other_images([Run(plan.runs / name) for name in sorted(names)], baseline)
+    changed = outdated_runs([Run(plan.runs / name) for name in sorted(names)], baseline)
     if changed and not baseline.config["system"]["changed_data"]:
         raise SweepError(
-            f"{path} holds trials of other images; since then {next(iter(changed.values()))}: move it away and give"
+            f"{path} holds a trial that {next(iter(changed.values()))}: move it away and give"
             " system.retrain=true to search anew, or system.changed_data=true to go on all the same"
         )
     mine = json.dumps(

@@ -34,8 +34,8 @@ class System:
         cache: folder in which the images of files are kept decoded, for this training and all others that ask for it;
             None decodes them again in every epoch.
         runs: folder of all runs.
-        retrain: trains a finished run anew, or one of other images; the old folder is kept under another name.
-        changed_data: takes a run as it is, or continues it, although the images have changed since it began.
+        retrain: trains a finished run anew, or one of other images or code; the old folder is kept under another name.
+        changed_data: takes a run as it is, or continues it, although images or code of one's own have changed.
 
     Raises:
         ConfigError: a value is out of range, or the device does not exist.

@@ -8,6 +8,7 @@ import yaml
 
 from vitlab.config.errors import NonFinite
 from vitlab.config.identity import cell_identity
+from vitlab.config.source import sources
 from vitlab.data.levels import count_levels, describe_flat
 from vitlab.evaluation.evaluate import evaluate
 from vitlab.storage import checkpoint
@@ -48,7 +49,8 @@ def open_run(state: TrainState, checkpoints: Checkpoints, run: Run, config: dict
         write_whole(run.config, lambda part: part.write_text(text, encoding="utf-8"))
         write_json(run.environment, environment(describe(setup.dist.device)))
         if not resumed:
-            write_json(run.data, setup.dataset.fingerprint())
+            code = sources(config)
+            write_json(run.data, setup.dataset.fingerprint() | ({"code": code} if code else {}))
         run.rewind(state.step)
         run.write_result({"status": "interrupted", "seed": setup.seed, "cell": cell_identity(config)})  # until it ends
     checkpoints.best = state.best_checkpoint()  # best.pt may be of a step after the checkpoint's
