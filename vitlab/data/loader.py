@@ -136,11 +136,11 @@ class TrainSampler(Sampler):
             epochs, offsets = np.divmod(positions, self.examples)
             draws, copies = np.divmod(offsets, self.repeats)
             images = np.empty_like(positions)
-            orders = {
-                epoch: orders[epoch] if epoch in orders else self.order(epoch) for epoch in np.unique(epochs).tolist()
-            }
+            touched = range(step * self.batch // self.examples, ((step + 1) * self.batch - 1) // self.examples + 1)
+            orders = {epoch: orders[epoch] if epoch in orders else self.order(epoch) for epoch in touched}
             for epoch, order in orders.items():
-                images[epochs == epoch] = order[draws[epochs == epoch]]
+                where = epochs == epoch
+                images[where] = order[draws[where]]
             yield epochs * self.repeats + copies if self.labels is None else positions, images
 
     def order(self, epoch: int) -> Int[np.ndarray, " n"]:

@@ -41,9 +41,8 @@ class Mixing:
             if cutmix:
                 (top, bottom, left, right), weight = self.timm.cutmix_bbox_and_lam(size, weight)
                 box = {"mix_box": torch.tensor([[top, left, bottom - top, right - left]])}
-        weights = {"mix_weight": torch.tensor(weight, dtype=torch.float32)}
-        weights["mix_rest"] = torch.tensor(1.0 - weight, dtype=torch.float32)
-        return "cutmix" if cutmix else "mixup", weights | box
+        weights = torch.tensor([weight, 1.0 - weight], dtype=torch.float32)
+        return "cutmix" if cutmix else "mixup", {"mix_weights": weights} | box
 
     def apply(
         self, images: Float[Tensor, "b c y x"], labels: Int[Tensor, " b"], batch: Batch
@@ -56,7 +55,7 @@ class Mixing:
         targets = images.new_zeros(len(labels), self.mixup.num_classes).scatter_(1, labels[:, None], 1.0)
         if batch.kind == "plain":
             return images, targets
-        weight, rest = given["mix_weight"], given["mix_rest"]
+        weight, rest = given["mix_weights"].unbind()
         others = partners(images)
         if batch.kind == "mixup":
             images.mul_(weight).add_(others.mul_(rest))
