@@ -16,6 +16,7 @@ from vitlab.training import step as step_of_training
 from vitlab.training.batches import train_batches
 from vitlab.training.checks import why_not_captured
 from vitlab.training.recipe import Recipe
+from vitlab.training.recovery import check_finite
 from vitlab.training.setup import prepare
 from vitlab.training.skip import count_skip, report_skips
 from vitlab.training.state import TrainState
@@ -188,7 +189,25 @@ def test_skips_above_the_limit_are_told_wherever_they_are_read():
         count_skip(state, torch.tensor(5 <= state.step - 1 < 106 or state.step == 3))
     assert state.skips[0] == 102
     with pytest.raises(NonFinite, match="at step 105 of 8, after 100 such steps in a row"):
-        report_skips(state, 2)
+        report_skips(state, 2, *state.fetch())
+
+
+@pytest.mark.parametrize("words", [[], ["fit.on_nonfinite=skip"], ["model/objective=masked_patch"]], ids=str)
+def test_a_row_and_a_checkpoint_read_the_device_once(words, monkeypatch):
+    state, batches = begin(*words, captured=False)
+    advance(state, batches, 2)
+    reads, sums, norm = [], state.meter.totals.tolist(), float(state.gradient_norm)
+    for name in ("tolist", "item", "numpy", "__int__", "__float__", "__bool__", "__index__"):
+        real = getattr(torch.Tensor, name)
+        count = lambda tensor, *rest, name=name, real=real: reads.append(name) or real(tensor, *rest)  # noqa: E731
+        monkeypatch.setattr(torch.Tensor, name, count)
+    assert check_finite(state, None) == {}
+    assert state.meter.state_dict() == {"sums": dict(zip(state.meter.names, sums, strict=True)), "images": 32}
+    row = state.row()
+    assert reads == ["tolist"]
+    assert (row["train/loss"], row["train/accuracy"]) == (sums[0] / 32, sums[1] / 32)
+    assert row["train/gradient_norm"] == norm
+    assert state.row().keys() & {"train/loss", "train/accuracy"} == set()  # nothing was added since
 
 
 def test_sgd_starts_from_no_momentum_where_fp16_skips_the_first_update():

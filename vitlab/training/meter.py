@@ -14,10 +14,20 @@ FIRST_NAMES = ("loss", "accuracy")  # the metrics of checkpoints of 0.1.0, which
 
 
 class Meter:
-    """Sums of the training metrics since the last reading, on the device; reading them is the only wait for it.
+    """Sums of the training metrics since the last reading, on the device; `fetch` is the only wait for it.
 
     Which metrics there are is for `add` to say: `loss`, and those that the objective names.
+
+    Attributes:
+        sums: of each metric over all processes since the last reading, as of the last `fetch`.
+        counted: the images in them.
+        first_nonfinite: the first step whose loss or gradient was NaN or infinite in any process; None if there was
+            none.
     """
+
+    sums: dict[str, float]
+    counted: int
+    first_nonfinite: int | None
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -30,6 +40,7 @@ class Meter:
         self.timed = self.timed_in_all = 0  # images of this process: since the last reading or pause, and start
         self.seconds = 0.0
         self.last = time.perf_counter()
+        self.clear()
 
     def begin(self, step: int, images: int) -> None:
         """Takes the number of the next step, and how many images this process computes in it."""
@@ -50,37 +61,34 @@ class Meter:
         self.images += images
         torch.minimum(self.bad, self.step.masked_fill(finite, NEVER), out=self.bad)
 
-    def first_nonfinite(self, dist: Distributed) -> int | None:
-        """The first step whose loss or gradient was NaN or infinite in any process; None if there was none."""
-        first = -dist.all_reduce_max(-int(self.bad))[0]
-        return None if first == NEVER else first
+    def fetch(self, dist: Distributed, *more: Tensor) -> list[float]:
+        """Reads what was added, and the numbers in `more`, which it returns: all in one copy from the device."""
+        read = (dist.all_reduce_sum(self.totals.clone()), self.images, self.bad, *more)
+        values = torch.cat([tensor.reshape(-1) for tensor in read]).tolist()  # of the type of the sums
+        sums, (images, bad, *found) = values[: len(self.names)], values[len(self.names) :]
+        self.counted = self.images_before + int(images) * dist.size
+        self.sums = dict(zip(self.names, sums, strict=True)) if self.counted else {}
+        first = -dist.all_reduce_max(-int(bad))[0]
+        self.first_nonfinite = None if first == NEVER else first
+        return found
 
     def read(self, dist: Distributed) -> dict[str, float]:
         """Means since the last reading over all processes, as `train/NAME`, and `images_per_second`."""
-        images, elapsed = self.all_images(dist), time.perf_counter() - self.last
-        timed = self.timed * dist.size
+        elapsed, timed = time.perf_counter() - self.last, self.timed * dist.size
         self.seconds += elapsed
         self.timed_in_all += timed
-        means = {f"train/{name}": total / images for name, total in self.sums(dist).items()} if images else {}
+        means = {f"train/{name}": total / self.counted for name, total in self.sums.items()}
         self.clear()
         self.last = time.perf_counter()
         return {**means, "images_per_second": timed / elapsed}
-
-    def sums(self, dist: Distributed) -> dict[str, float]:
-        """The sum of each metric over all processes."""
-        totals = dist.all_reduce_sum(self.totals.clone())
-        return dict(zip(self.names, totals.tolist(), strict=True))
-
-    def all_images(self, dist: Distributed) -> int:
-        """The images in the sums, of all processes."""
-        return self.images_before + int(self.images) * dist.size
 
     def clear(self) -> None:
         """Forgets what was added."""
         self.totals.zero_()
         self.images.zero_()
         self.bad.fill_(NEVER)
-        self.images_before = self.timed = 0
+        self.images_before = self.timed = self.counted = 0
+        self.sums, self.first_nonfinite = {}, None
 
     def pause(self) -> None:
         """Leaves the time since the last reading out of the images per second: it was not spent on training."""
@@ -91,17 +99,17 @@ class Meter:
         """Training images a second, evaluation and saving left out."""
         return self.timed_in_all / self.seconds if self.seconds else 0.0
 
-    def state_dict(self, dist: Distributed) -> dict[str, Any]:
-        """What was added since the last reading, in all processes."""
-        images = self.all_images(dist)
-        return {"sums": self.sums(dist) if images else {}, "images": images}
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since the last reading, in all processes, as of the last `fetch`."""
+        return {"sums": self.sums, "images": self.counted}
 
     def load_state_dict(self, state: dict[str, Any], dist: Distributed) -> None:
         self.clear()
         sums = state.get("sums")
         if sums is None:
             sums = dict(zip(FIRST_NAMES, state["totals"].tolist(), strict=True))
-        self.images_before = state["images"]
+        self.sums, self.images_before = sums, state["images"]
+        self.counted = self.images_before
         if self.images_before:
             self.names = tuple(sums)
             values = [value if dist.is_rank0 else 0.0 for value in sums.values()]

@@ -87,9 +87,10 @@ def check_finite(state: TrainState, checkpoints: Checkpoints) -> dict[str, Any]:
     Raises:
         NonFinite: see `roll_back` and `report_skips`.
     """
-    bad = state.meter.first_nonfinite(state.setup.dist)
+    skips = state.fetch()
+    bad = state.meter.first_nonfinite
     if state.setup.fit.on_nonfinite == "skip":
-        report_skips(state, bad)
+        report_skips(state, bad, *skips)
         return {}
     return {} if bad is None else {"train/rolled_back_to": roll_back(state, checkpoints, bad)}
 

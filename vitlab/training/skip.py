@@ -46,12 +46,14 @@ def count_skip(state: TrainState, bad: Tensor) -> None:
     in_a_row.copy_((in_a_row + 1) * (bad | (in_a_row > SKIPS)))
 
 
-def report_skips(state: TrainState, first: int | None) -> None:
-    """Reads how many updates were left out, and says where that began.
+def report_skips(state: TrainState, first: int | None, skipped: int, in_a_row: int) -> None:
+    """Takes over how many updates were left out, and says where that began.
 
     Args:
         state: of the training.
         first: the first such update since the last reading; None if there was none.
+        skipped: such updates, of the whole training.
+        in_a_row: the last ones, without another in between.
 
     Raises:
         NonFinite: there were too many in a row.
@@ -59,7 +61,7 @@ def report_skips(state: TrainState, first: int | None) -> None:
     if first is not None and state.nonfinite_in_a_row == 0:
         log.warning("the loss is NaN or infinite at step %d: such updates are skipped", first)
     state.meter.bad.fill_(NEVER)
-    state.skipped, state.nonfinite_in_a_row = state.skips.tolist()
+    state.skipped, state.nonfinite_in_a_row = skipped, in_a_row
     if state.nonfinite_in_a_row > SKIPS:
         last, lr = state.step - state.nonfinite_in_a_row + SKIPS, learning_rate(state.setup.optimizer)
         raise NonFinite(last, state.setup.steps, lr, f", after {SKIPS} such steps in a row")

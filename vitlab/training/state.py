@@ -51,7 +51,7 @@ class TrainState:
         rollbacks: times that the weights of an earlier checkpoint were taken.
         nonfinite_in_a_row: skips or rollbacks since the last good step or evaluation, at the last reading.
         finite_since_eval: whether nothing was rolled back since the last evaluation.
-        gradient_norm: of the last update, before clipping.
+        gradient_norm: of the last update, before clipping; `last_norm` is its number at the last `fetch`.
 
     Args:
         setup: what is trained.
@@ -73,7 +73,7 @@ class TrainState:
         self.weights: dict[str, Tensor] = {}
         self.copies = HostCopies(setup.dist.device)
         self.skips = torch.zeros(2, dtype=torch.int64, device=setup.dist.device)  # see `skip`
-        self.gradient_norm = torch.zeros((), device=setup.dist.device)
+        self.gradient_norm, self.last_norm = torch.zeros((), device=setup.dist.device), 0.0
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
     @property
@@ -108,9 +108,18 @@ class TrainState:
         """Whether the evaluation at this step was the best so far."""
         return self.best is not None and self.best["step"] == self.step
 
+    def fetch(self) -> tuple[int, int]:
+        """Reads from the device, in one copy, what a row, a checkpoint and the decisions of this step need.
+
+        Returns:
+            Updates left out, and how many in a row.
+        """
+        self.last_norm, skipped, in_a_row = self.meter.fetch(self.setup.dist, self.gradient_norm, self.skips)
+        return int(skipped), int(in_a_row)
+
     def row(self) -> dict[str, Any]:
-        """The row of metrics.jsonl for the steps since the last one."""
-        setup, gradient_norm = self.setup, float(self.gradient_norm)
+        """The row of metrics.jsonl for the steps since the last one, as of `fetch`."""
+        setup = self.setup
         row = {
             "step": self.step,
             "epoch": self.step / setup.steps_per_epoch,
@@ -120,7 +129,7 @@ class TrainState:
             "lr": learning_rate(setup.optimizer),
             **self.meter.read(setup.dist),
         }
-        row |= {"train/gradient_norm": gradient_norm} if math.isfinite(gradient_norm) else {}
+        row |= {"train/gradient_norm": self.last_norm} if math.isfinite(self.last_norm) else {}
         row |= {"train/skipped": self.skipped} if setup.fit.on_nonfinite == "skip" else {}
         return row
 
@@ -166,7 +175,7 @@ class TrainState:
             "optimizer": copy(optimizer.state_dict(), keep),
             "ema": copy(self.ema.state_dict(), keep),
             "scaler": self.scaler.state_dict(),
-            "meter": self.meter.state_dict(self.setup.dist),
+            "meter": self.meter.state_dict(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
