@@ -28,6 +28,14 @@ def accelerator():
     return torch.accelerator.current_accelerator(check_available=True)
 
 
+@pytest.fixture
+def recorder(monkeypatch):
+    """Functions are captured on a CPU too, by recording their operations."""
+    from tests.recording import Recorder
+
+    return Recorder().install(monkeypatch)
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
     for item in items:

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.config.test_check import check, compose
+from tests.recording import NoReads
 from tests.training.test_loop import ALONE, SMALL
 from vitlab.config.build import assemble
 from vitlab.config.errors import NonFinite
@@ -22,9 +22,7 @@ from vitlab.training.skip import count_skip, report_skips
 from vitlab.training.state import TrainState
 from vitlab.training.step import train_step, update
 
-aten = torch.ops.aten
-READS = {aten._local_scalar_dense, aten.nonzero, aten.nonzero_static, aten.is_nonzero, aten.masked_select}
-READS |= {aten.unique_dim, aten._unique, aten._unique2, aten.equal, aten.bincount, aten.repeat_interleave}
+pytestmark = pytest.mark.usefixtures("recorder")
 DRAWS = ["model.dropout=0.1", "model.drop_path=0.2"]
 FULL = [*DRAWS, "fit.ema_decay=0.9", "fit.clip=0.5", "fit.accumulate=2", "fit.on_nonfinite=skip", "fit.layer_decay=0.8"]
 STEM = "model/stem=convolution"  # with batch normalisation
@@ -34,23 +32,10 @@ ADAPTIVE = ["optimizer.eps=1e-3"]  # the bias of keys has a gradient of 0, and i
 STEADY = {"adam": ADAPTIVE, "adamw": ADAPTIVE, "muon": ADAPTIVE, "sgd": [], "lion": []}
 
 
-class NothingRead(TorchDispatchMode):
-    """Fails where the host would wait for a number from the device, or the shape of a result depends on one."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        packet = function.overloadpacket
-        masks = packet in (aten.index, aten.index_put, aten.index_put_) and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
-        reads = masks or packet in READS
-        assert not reads, f"{function} is read on the host"
-        return function(*args, **(kwargs or {}))
-
-
 def begin(*words, captured=True):
     """The state of a small training, and its batches."""
-    node = check(compose([*SMALL, *words])[0])
-    setup = prepare(**assemble(node), dist=ALONE, captured=captured)
+    node = check(compose([*SMALL, f"system.capture={str(captured).lower()}", *words])[0])
+    setup = prepare(**assemble(node), dist=ALONE)
     return TrainState(setup, "test"), train_batches(setup, 0)
 
 
@@ -65,9 +50,8 @@ def addresses(state):
     scaler = [state.scaler._scale, state.scaler._growth_tracker] if state.scaler.is_enabled() else []
     own = [state.meter.bad, state.meter.step, state.skips, state.gradient_norm, state.setup.schedule.rates, *scaler]
     rates = [group["lr"] for group in state.setup.optimizer.param_groups]
-    gradients = [p.grad for p in state.vit.parameters() if p.grad is not None]
     weight = [state.ema.weight] if state.ema.average else []
-    return [each.data_ptr() for each in [*state.tensors(), *own, *rates, *gradients, *weight]]
+    return [each.data_ptr() for each in [*state.tensors(), *own, *rates, *weight]]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +77,7 @@ def test_an_update_reads_nothing_on_the_host_and_changes_all_in_place(words):
     before, weights = addresses(state), [p.detach().clone() for p in state.vit.parameters()]
     state.setup.schedule.set(state.step)
     batch = next(batches)
-    with NothingRead():
+    with NoReads():
         update(state, batch)
     assert addresses(state) == before
     assert any(not torch.equal(p, was) for p, was in zip(state.vit.parameters(), weights, strict=True))
@@ -112,7 +96,7 @@ def test_an_update_reads_nothing_on_the_host_and_changes_all_in_place(words):
 )
 def test_what_the_host_reads_is_found(reads):
     x = torch.ones(3)
-    with pytest.raises(AssertionError, match="is read on the host"), NothingRead():
+    with pytest.raises(AssertionError, match="is read on the host"), NoReads():
         reads(x)
 
 

@@ -14,6 +14,7 @@ from vitlab.storage.run import environment
 from vitlab.storage.runs_table import flatten
 from vitlab.sweep.plan import Plan
 from vitlab.system.distributed import join_processes
+from vitlab.system.graphs import WARMUP
 from vitlab.system.hardware import describe
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of which each cell takes the fastest
@@ -70,7 +71,8 @@ def choose_batch(runner: StepRunner, watch: Stopwatch) -> None:
     best, speed = BATCHES[0], 0.0
     for batch in BATCHES:
         runner.set_batch(batch)
-        ms = result_if_fits(lambda: min([watch.time(runner.infer) for _ in range(3)][1:]))
+        first = 1 + runner.work.captured * WARMUP  # that counts
+        ms = result_if_fits(lambda first=first: min([watch.time(runner.infer) for _ in range(first + 2)][first:]))
         if ms is None:
             break
         if batch / ms > MIN_GAIN * speed:

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vitlab.bench.libraries import LIBRARIES
-from vitlab.bench.steps import StepRunner, Workload, infer, largest_batch, peak_bytes, result_if_fits
-from vitlab.bench.timing import Stopwatch, Timed, machine_peak
+from vitlab.bench.steps import StepRunner, Workload, infer, largest_batch, peak_bytes, result_if_fits, ways
+from vitlab.bench.timing import Stopwatch, Timed, Traffic, launch_ms, machine_bandwidth, machine_peak
 from vitlab.data.batch import Batch
 from vitlab.model import count
 from vitlab.model.meta import on_meta_device
+from vitlab.system.graphs import WARMUP
 from vitlab.training.batches import train_batches
 from vitlab.training.recipe import TrainingSetup
 from vitlab.training.state import TrainState
@@ -43,7 +44,7 @@ Costs = dict[str, dict[str, Any]]  # of each library: COSTS, and ms_of_rounds
 
 
 def measure_stages(setup: TrainingSetup, *, rounds: int, warmup: int) -> dict[str, Any]:
-    """Times `train_step` with its data by stages, and inference.
+    """Times `train_step` with its data by stages, and inference; nothing is captured as a CUDA graph.
 
     The stage `optimizer` is all of a step that is neither data, forward nor backward: clipping, the optimizer, running
     means, averaged weights.
@@ -51,7 +52,7 @@ def measure_stages(setup: TrainingSetup, *, rounds: int, warmup: int) -> dict[st
     device, watch, last = setup.dist.device, Stopwatch(setup.dist.device), setup.steps - 1
     setup.loss.register_forward_hook(lambda *_: watch.start("backward"))
     setup = replace(setup, net=Timed(setup.net, watch, "forward"), steps=max(setup.steps, rounds + warmup))
-    state: Any = TrainState(setup, "bench")
+    state: Any = TrainState(replace(setup, not_captured="a graph has no stages"), "bench")
     unscale, inputs = state.scaler.unscale_, state.inputs
 
     def unscale_and_mark(optimizer: Optimizer) -> None:
@@ -134,6 +135,8 @@ def installed(works: list[Workload]) -> tuple[list[Workload], dict[str, int], di
 def measure_steps(works: list[Workload], *, rounds: int, warmup: int) -> Costs:
     """Times a training step and inference of each library's model, and measures their memory.
 
+    Of eager ones the operations of a training step are counted, and the bytes that these read and write.
+
     Raises:
         torch.OutOfMemoryError: one of them does not fit.
     """
@@ -141,6 +144,13 @@ def measure_steps(works: list[Workload], *, rounds: int, warmup: int) -> Costs:
     if None in memory.values():
         raise torch.OutOfMemoryError("out of memory")
     watch, runners = Stopwatch(works[0].device), {work.library: StepRunner(work) for work in works}
+    traffic = {
+        name: Traffic() for name, runner in runners.items() if not (runner.work.captured or runner.work.system.compile)
+    }
+    for name, counted in traffic.items():
+        with counted:
+            runners[name].train()
+    warmup = max(warmup, works[0].captured * (WARMUP + 1))
     times: dict[str, dict[str, list[float]]] = {name: {"training": [], "inference": []} for name in runners}
     order = list(runners)
     for number in range(warmup + rounds):
@@ -159,8 +169,48 @@ def measure_steps(works: list[Workload], *, rounds: int, warmup: int) -> Costs:
             "memory_bytes": memory[name],
             "ms_of_rounds": ms,
         }
+        | ({"operations": traffic[name].operations, "bytes": traffic[name].bytes} if name in traffic else {})
         for name, ms in times.items()
     }
+
+
+def measure_ways(
+    works: list[Workload],
+    captures: bool,
+    known: dict[str, Any],
+    report: Callable[[str, Costs, Costs], None],
+    **rounds: int,
+) -> dict[str, Costs]:
+    """The costs of each library in each way (eager, captured, compiled, both), and what limits a training step.
+
+    That is the longest of four times, each as if there were no other: the matrix products at the machine's peak; all
+    operations' inputs and outputs at the speed of a copy (an upper bound: what caches hold or a compiler fuses is not
+    read again); launching every operation from Python, which a graph does not; and making the next batch ready.
+
+    Args:
+        works: of each library.
+        captures: whether steps can be captured as CUDA graphs.
+        known: from `measure_stages`, and the `flops_per_image`.
+        report: is called with each way, its costs, and their ratios to vitlab's.
+        rounds: as for `measure_steps`.
+    """
+    device, peak, found = works[0].device, known["peak"]["flops_per_second"], {}
+    bandwidth, launch = machine_bandwidth(device), launch_ms(device)
+    for way in ways(works[0], captures):
+        found[way] = costs = measure_steps([ways(work, captures)[way] for work in works], **rounds)
+        for name, cost in costs.items():
+            eager, flops = found["eager"][name], 3 * known["flops_per_image"] * works[0].batch
+            limits = {
+                "matrix products": flops / peak * 1e3,
+                "memory": eager["bytes"] / bandwidth * 1e3,
+                "launches": 0.0 if way in ("captured", "both") else eager["operations"] * launch,
+                "data": known["training"]["stages_ms"]["data"],
+            }
+            cost["images_per_second"] = works[0].batch / cost["training_ms"] * 1e3
+            cost["share_of_peak"] = limits["matrix products"] / cost["training_ms"]
+            cost |= {"limits_ms": limits, "limit": max(limits, key=lambda kind: limits[kind])}
+        report(way, costs, ratios(costs))
+    return found
 
 
 def by_cost(libraries: Iterable[str], value: Callable[[str, str], Any]) -> Costs:

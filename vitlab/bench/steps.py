@@ -18,7 +18,9 @@ from torch.optim import Optimizer
 from vitlab.bench.libraries import LIBRARIES, Sizes
 from vitlab.config.build import build
 from vitlab.config.errors import Node
+from vitlab.data.batch import Batch
 from vitlab.system.distributed import single_process
+from vitlab.system.graphs import WARMUP, Captured
 from vitlab.system.hardware import empty_cache, held_memory, module_of, peak_memory
 from vitlab.system.memory import out_of_memory
 from vitlab.system.options import System
@@ -29,6 +31,7 @@ from vitlab.training.optimizer import build_optimizer
 
 T = TypeVar("T")
 MAX_BATCH = 2**20  # images
+WAYS = {"eager": (False, False), "captured": (False, True), "compiled": (True, False), "both": (True, True)}
 METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 FRESH = get_context(METHOD)  # its processes have imported everything, and computed nothing
 
@@ -48,6 +51,7 @@ class Workload:
         image_size: height and width in pixels.
         precision: fp32, bf16 or fp16.
         library: whose ViT it is.
+        captured: whether each step is one CUDA graph.
         threads: of torch on a CPU.
     """
 
@@ -62,6 +66,7 @@ class Workload:
     optimizer: Callable[..., Optimizer]
     system: System
     library: str = "vitlab"
+    captured: bool = False
     threads: int = field(default_factory=torch.get_num_threads)
 
     @property
@@ -110,6 +115,7 @@ def workload(config: Node, shape: Mapping[str, Any], batch: int, device: torch.d
         loss=loss.to(device),
         optimizer=build(config["optimizer"]),
         system=build(config["system"]),
+        captured=config["system"]["capture"] is True,
     )
 
 
@@ -118,33 +124,59 @@ class StepRunner:
 
     def __init__(self, work: Workload):
         self.work, self.model = work, work.model().train()
-        self.optimizer = build_optimizer(work.optimizer, self.model)
+        self.optimizer = build_optimizer(work.optimizer, self.model, capturable=work.captured)
         self.scaler = torch.amp.GradScaler(work.device.type, enabled=work.precision == "fp16")
+        self.steps = [Captured(each, work.device) if work.captured else each for each in (self.training, self.forward)]
         self.set_batch(work.batch)
 
     def set_batch(self, batch: int) -> None:
         """Draws another batch."""
         work = self.work
         self.images = torch.randn(batch, work.channels, *work.image_size, device=work.device)
-        self.labels = torch.randint(0, work.classes, (batch,), device=work.device)
+        labels = torch.randint(0, work.classes, (batch,), device=work.device)
+        self.batch = Batch("plain", {"images": self.images, "labels": labels})
 
     def train(self) -> None:
+        """A training step."""
+        self.steps[0](self.batch)
+
+    @torch.inference_mode()
+    def infer(self) -> None:
+        """Inference of the batch."""
+        self.steps[1](self.batch)
+
+    def training(self, batch: Batch) -> None:
         self.optimizer.zero_grad()
-        with autocast(self.images.device, self.work.precision):
-            out = self.model(self.images)
-            loss = self.work.loss(out if isinstance(out, Tensor) else out.logits, self.labels)
+        with autocast(self.work.device, self.work.precision):
+            out = self.model(batch.tensors["images"])
+            loss = self.work.loss(out if isinstance(out, Tensor) else out.logits, batch.tensors["labels"])
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def infer(self) -> None:
-        infer(self.model, self.images, self.work.precision)
+    def forward(self, batch: Batch) -> None:
+        infer(self.model, batch.tensors["images"], self.work.precision)
 
 
 @torch.inference_mode()
 def infer(model: nn.Module, images: Tensor, precision: str) -> None:
     with autocast(images.device, precision):
         model(images)
+
+
+def ways(work: Workload, captures: bool) -> dict[str, Workload]:
+    """The workload by each of `WAYS` that there is here.
+
+    Args:
+        work: as it is configured; compiled where steps can be captured, or system.compile is on.
+        captures: whether steps can be captured as CUDA graphs.
+    """
+    compiles = captures or bool(work.system.compile)
+    return {
+        name: replace(work, captured=captured, system=replace(work.system, compile=compiled))
+        for name, (compiled, captured) in WAYS.items()
+        if (compiles or not compiled) and (captures or not captured)
+    }
 
 
 def result_if_fits(function: Callable[[], T]) -> T | None:
@@ -184,7 +216,7 @@ def measure_peak(work: Workload) -> int:
         torch.set_num_threads(work.threads)
         before = psutil.Process().memory_info().rss
     runner = StepRunner(work)
-    for _ in range(2):
+    for _ in range(2 + work.captured * WARMUP):
         runner.train()
     return max(0, peak_memory(work.device) - before)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vitlab.system.precision import DTYPES
 
@@ -72,3 +74,38 @@ def machine_peak(device: torch.device, precision: str) -> tuple[float, int]:
         peak = max(peak, (2 * side**3 / ms * 1e3, side))
         side *= 2
     return peak
+
+
+def machine_bandwidth(device: torch.device) -> float:
+    """Bytes a second that a copy of 256 MiB reads and writes."""
+    watch, source = Stopwatch(device), torch.ones(2**26, device=device)
+    copy = source.clone()
+    ms = min(watch.time(lambda: copy.copy_(source)) for _ in range(5))
+    return 2 * source.nbytes / ms * 1e3
+
+
+def launch_ms(device: torch.device, count: int = 1000) -> float:
+    """Milliseconds that Python takes to launch an operation: the mean of `count` additions of one number."""
+    watch, one = Stopwatch(device), torch.ones(1, device=device)
+
+    def launch() -> None:
+        for _ in range(count):
+            one.add_(1)
+
+    return min(watch.time(launch) for _ in range(3)) / count
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the operations that are launched while it is entered, and the bytes of their inputs and outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.operations += 1
+            tensors = {id(each): each for each in tree_leaves((args, kwargs, result)) if isinstance(each, Tensor)}
+            self.bytes += sum(each.nbytes for each in tensors.values())
+        return result

@@ -66,16 +66,19 @@ def bench(options: argparse.Namespace) -> None:
 
     from vitlab.bench import measure
     from vitlab.bench.libraries import LIBRARIES, check_comparable
-    from vitlab.bench.steps import peak_bytes, preload, workload
+    from vitlab.bench.steps import peak_bytes, preload, ways, workload
     from vitlab.config.build import assemble, build
     from vitlab.config.check import check
     from vitlab.config.compose import compose
     from vitlab.model import count
     from vitlab.plotting import save
     from vitlab.storage.files import make_folder, write_json
+    from vitlab.system import graphs
     from vitlab.system.contention import Delay
     from vitlab.system.distributed import join_processes
     from vitlab.system.hardware import describe
+    from vitlab.training.checks import why_not_captured
+    from vitlab.training.recipe import Recipe
     from vitlab.training.setup import prepare
 
     composed, choices = compose(options.overrides)
@@ -111,7 +114,8 @@ def bench(options: argparse.Namespace) -> None:
         }
         fresh = ", in a fresh process" if dist.device.type == "cpu" else ""
         print(summary(result, f"{work.batch} images{fresh}"))
-        works = [work]
+        reason = why_not_captured(Recipe(**parts), dist, setup.precision)
+        works, captures = [work], dist.device.type in graphs.DEVICES and not reason
         if options.peers:
             plain = replace(work, make=build(without_dropout(config["model"])))
             works = [replace(plain, library=name) for name in ("vitlab", *LIBRARIES)]
@@ -119,11 +123,11 @@ def bench(options: argparse.Namespace) -> None:
             print(f"\npeers       training steps of {work.batch} random images, without dropout, in turn")
             same = ", ".join(name for name in parameters if name not in notes)
             print(f"parameters  {parameters['vitlab']:,} in {same}")
-            print("".join(f"{name:<12}{note}\n" for name, note in notes.items()))
-            print(table_header("", "ratio"))
-            costs = measure.measure_steps(works, **rounds)
-            result["peers"] = {"parameters": parameters, "notes": notes, "libraries": costs}
-            print_costs("", costs, measure.ratios(costs))
+            print("".join(f"{name:<12}{note}\n" for name, note in notes.items()), end="")
+            result["peers"] = {"parameters": parameters, "notes": notes}
+        if options.peers or len(ways(work, captures)) > 1:
+            print(f"\n{table_header('way', 'ratio')}{'images/s':>11}{'peak':>7}  limit")
+            result["ways"] = measure.measure_ways(works, captures, result, print_costs, **rounds)
         if options.sweep:
             print(f"\n{table_header(options.sweep, 'growth')}")
             libraries = [each.library for each in works]
@@ -175,7 +179,7 @@ def summary(result: dict[str, Any], memory_of: str) -> str:
 
 def table_header(first: str, second: str) -> str:
     """The header of `print_costs`; `second` is the meaning of the number beside each cost."""
-    return f"{first:<8}{'':<14}" + "".join(f"{name:>14}{second:>9}" for name in COSTS.values())
+    return f"{first:<10}{'':<12}" + "".join(f"{name:>13}{second:>7}" for name in COSTS.values())
 
 
 def print_costs(size: object, costs: "Costs", beside: "Costs") -> None:
@@ -185,8 +189,10 @@ def print_costs(size: object, costs: "Costs", beside: "Costs") -> None:
         for key in COSTS:
             number = beside.get(name, {}).get(key)
             cell = format_memory(cost[key]) if key == "memory_bytes" else f"{cost[key]:,.2f}"
-            cells.append(f"{cell:>14}{'' if number is None else f'{number:.2f}':>9}")
-        print(f"{size:<8}{name:<14}{''.join(cells)}", flush=True)
+            cells.append(f"{cell:>13}{'' if number is None else f'{number:.2f}':>7}")
+        if "limit" in cost:
+            cells.append(f"{cost['images_per_second']:>11,.0f}{cost['share_of_peak']:>7.1%}  {cost['limit']}")
+        print(f"{size:<10}{name:<12}{''.join(cells)}", flush=True)
 
 
 def format_memory(size: int | None) -> str:

@@ -34,7 +34,7 @@ KEYS = {"patch.size": "model.patch"}  # key as first released -> now
 PIXELS = {"background": None, "range": None}
 ADDED: dict[str, dict[str, Any]] = {
     "dataset": {"folds": None, "fold": 0},
-    "system": {"changed_data": False},
+    "system": {"changed_data": False, "capture": False},
     "vitlab.data.datasets.huggingface.HuggingFace": PIXELS,
     "vitlab.data.datasets.image_folder.ImageFolder": PIXELS | dict.fromkeys(("train", "validation", "test"), "auto"),
     "vitlab.data.datasets.webdataset.WebDataset": PIXELS,

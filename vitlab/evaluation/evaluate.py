@@ -8,21 +8,29 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.config.errors import OutOfMemory
+from vitlab.data.batch import Batch
 from vitlab.data.loader import PADDING
 from vitlab.data.seeding import seeded
 from vitlab.evaluation.class_metrics import class_counts, class_scores, roc_auc
 from vitlab.model.objective import Classify
 from vitlab.system.distributed import Distributed
+from vitlab.system.graphs import Captured
 from vitlab.system.hardware import seed_device, sum_dtype
 from vitlab.system.memory import out_of_memory
 from vitlab.system.precision import autocast
 
+IMAGES, COUNTS = "images", "class counts"  # sums beside those of the scores
 MOST = 2**27  # probabilities that are kept for the ROC-AUC, 512 MiB; with more it is None
 
 
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dist: Distributed, precision: str, objective: Classify
 ) -> dict[str, Any]:
+    """The scores of a model on one split, once: see `Evaluator`."""
+    return Evaluator(model, dist, precision, objective)(batches)
+
+
+class Evaluator:
     """The mean over all images of the scores of `objective.scores` (`loss`, `accuracy`), and what classes add to them.
 
     Where classes are predicted, that is `balanced_accuracy`, `macro_f1`, `roc_auc` (macro, one class against the rest;
@@ -31,52 +39,83 @@ def evaluate(
 
     Args:
         model: gives the outputs that the objective takes.
-        batches: normalized images and labels, on the device; each process has its part of `EvalSampler`.
         dist: the processes that evaluate together.
         precision: fp32, bf16 or fp16.
         objective: what the model was trained for.
-
-    Raises:
-        OutOfMemory: a batch is too large.
+        captured: whether a batch is computed as a CUDA graph, which later evaluations use as well.
     """
-    totals: dict[str, Tensor] = {}
-    exact = sum_dtype(dist.device)
-    images_seen = torch.zeros((), dtype=exact, device=dist.device)
-    counts: Tensor | None = None  # of classes
-    kept: list[tuple[Tensor, Tensor]] = []
-    size = probabilities = 0
-    model.eval()
-    # The objective's random draws are the same each time. FSDP's gathered weights cannot be used after inference_mode.
-    with torch.no_grad(), torch.inference_mode(dist.size == 1), seeded(0):
-        seed_device(dist.device, 0)
-        try:
-            for images, labels in batches:
-                size = len(images)
-                with autocast(dist.device, precision):
-                    outputs = model(images)
-                for name, values in objective.scores(outputs, labels).items():
-                    totals[name] = totals.get(name, 0) + values.to(exact).sum()
-                images_seen += (labels != PADDING).sum()
-                if objective.classifies:
-                    of_batch = class_counts(outputs, labels)
-                    counts = of_batch if counts is None else counts + of_batch
-                    probabilities += outputs.numel()
-                    kept.append((outputs.float().softmax(dim=-1), labels))
-                    if probabilities * dist.size > MOST:
-                        kept.clear()
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            raise OutOfMemory(
-                f"out of memory in evaluation with {size} images at once: use a smaller fit.evaluation_batch_size"
-            ) from error
-    model.train()
-    *sums, images = dist.all_reduce_sum(torch.stack((*totals.values(), images_seen))).tolist()
-    scores: dict[str, Any] = {name: total / images for name, total in zip(totals, sums, strict=True)}
-    if counts is None:
-        return scores
-    aucs = areas(kept, dist) if kept else None
-    return scores | class_scores(dist.all_reduce_sum(counts).cpu().numpy(), aucs)
+
+    def __init__(
+        self, model: nn.Module, dist: Distributed, precision: str, objective: Classify, *, captured: bool = False
+    ):
+        self.model, self.dist, self.precision, self.objective = model, dist, precision, objective
+        self.captured = captured
+        self.sums: dict[str, Tensor] = {}  # over the images so far, on the device
+        self.add_batch = Captured(self.batch, dist.device) if captured else self.batch
+
+    def __call__(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """The scores on a split.
+
+        Args:
+            batches: normalized images and labels, on the device; each process has its part of `EvalSampler`.
+
+        Raises:
+            OutOfMemory: a batch is too large.
+        """
+        dist, classifies = self.dist, self.objective.classifies
+        kept: list[tuple[Tensor, Tensor]] = []
+        size = probabilities = 0
+        self.model.eval()
+        # The objective's random draws are the same each time. FSDP's gathered weights cannot be used after
+        # inference_mode.
+        with torch.no_grad(), torch.inference_mode(dist.size == 1), seeded(0):
+            seed_device(dist.device, 0)
+            for total in self.sums.values():
+                total.zero_()
+            try:
+                for images, labels in batches:
+                    size = len(images)
+                    predicted = self.add_batch(Batch("plain", {"images": images, "labels": labels}))
+                    if classifies:
+                        probabilities += predicted.numel()
+                        kept.append((predicted.clone() if self.captured else predicted, labels))
+                        if probabilities * dist.size > MOST:
+                            kept.clear()
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                raise OutOfMemory(
+                    f"out of memory in evaluation with {size} images at once: use a smaller fit.evaluation_batch_size"
+                ) from error
+        self.model.train()
+        sums = {name: total for name, total in self.sums.items() if name != COUNTS}
+        totals = dict(zip(sums, dist.all_reduce_sum(torch.stack(tuple(sums.values()))).tolist(), strict=True))
+        images = totals.pop(IMAGES)
+        scores: dict[str, Any] = {name: total / images for name, total in totals.items()}
+        if not classifies:
+            return scores
+        aucs = areas(kept, dist) if kept else None
+        return scores | class_scores(dist.all_reduce_sum(self.sums[COUNTS].clone()).cpu().numpy(), aucs)
+
+    def batch(self, batch: Batch) -> Tensor:
+        """Adds a batch to the sums, in place and without a wait for the device; gives what is predicted.
+
+        Where classes are predicted, that is the probability of each.
+        """
+        labels = batch.tensors["labels"]
+        with autocast(self.dist.device, self.precision):
+            outputs = self.model(batch.tensors["images"])
+        exact = sum_dtype(self.dist.device)
+        added = {name: values.to(exact).sum() for name, values in self.objective.scores(outputs, labels).items()}
+        added[IMAGES] = (labels != PADDING).sum().to(exact)
+        if self.objective.classifies:
+            added[COUNTS] = class_counts(outputs, labels)
+        for name, value in added.items():
+            if name in self.sums:
+                self.sums[name] += value
+            else:
+                self.sums[name] = value
+        return outputs.float().softmax(dim=-1) if self.objective.classifies else labels
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vitlab.config.errors import ConfigError
+from vitlab.system import graphs
 from vitlab.system.hardware import COMPILED_FOR, device_count, device_named
 
 
@@ -21,6 +22,8 @@ class System:
         threads: of torch on a CPU; None is torch's default.
         compile: whether the model is compiled (torch.compile), once for all models of a shape that the process trains;
             `graphs` also records its kernels as CUDA graphs, for small models on a GPU that waits for Python.
+        capture: whether a whole training step, and a batch of an evaluation, is captured as a CUDA graph and launched
+            at once, for models so small that a GPU waits for Python; auto is not, until it was tested on a GPU.
         parallel: how the processes that torchrun started train together. ddp: each has the whole model and a part of
             the batch; fsdp: each has a part of every weight as well (FSDP2); auto is ddp; none refuses several.
         activation_checkpointing: whether the backward pass computes each block's activations again instead of keeping
@@ -45,6 +48,7 @@ class System:
     workers: int | Literal["auto"]
     threads: int | None
     compile: bool | Literal["graphs"]
+    capture: bool | Literal["auto"]
     parallel: Literal["auto", "none", "ddp", "fsdp"]
     activation_checkpointing: bool
     save_minutes: float | None
@@ -92,6 +96,8 @@ class System:
             )
         if self.compile == "graphs" and device.type != "cuda":
             raise ConfigError("system.compile=graphs: CUDA graphs need a GPU: use system.compile=true")
+        if self.capture is True and device.type not in graphs.DEVICES:
+            raise ConfigError("system.capture=true: CUDA graphs need a GPU: use system.capture=auto")
         if device.type != "cpu" and device.index is None and processes_here > device_count(device):
             raise ConfigError(
                 f"torchrun started {processes_here} processes here, and torch sees {device_count(device)}"

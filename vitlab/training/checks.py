@@ -9,6 +9,7 @@ from torch.optim import SGD, Adam, AdamW
 from vitlab.config.errors import ConfigError
 from vitlab.evaluation import probe
 from vitlab.model.meta import Unfilled, on_meta_device
+from vitlab.system import graphs
 from vitlab.system.distributed import Distributed
 from vitlab.system.footprint import check_memory
 from vitlab.system.precision import resolve
@@ -107,10 +108,24 @@ def why_not_captured(recipe: Recipe, dist: Distributed, precision: str) -> str:
         "system.compile=graphs captures the model by itself": recipe.system.compile == "graphs",
         f"{optimizer.__name__} may keep numbers on the CPU": not in_tensors(optimizer),
         f"with fit.precision=fp16 {optimizer.__name__} waits for the GPU": precision == "fp16" and not scales,
-        "fit.auto_accumulate=true computes a batch again in smaller parts": recipe.fit.auto_accumulate,
         "system.activation_checkpointing=true sets random generators back": recipe.system.activation_checkpointing,
+        "tracking.histograms=true reads the gradients after the step": recipe.tracking.histograms,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def choose_capture(recipe: Recipe, dist: Distributed, precision: str) -> str:
+    """Why the training step is not captured, be it that it was not asked for; empty if it is.
+
+    Raises:
+        ConfigError: system.capture=true, and it cannot be.
+    """
+    asked, reason = recipe.system.capture, why_not_captured(recipe, dist, precision)
+    if asked is True and reason:
+        raise ConfigError(f"system.capture=true: {reason}: leave one out")
+    if asked == "auto" and dist.device.type not in graphs.AUTOMATIC:
+        return "that was not tested on a GPU yet (system.capture=true tries it)"
+    return "system.capture=false" if asked is False else reason
 
 
 def check_classes(recipe: Recipe, images: Int[np.ndarray, " classes"]) -> None:

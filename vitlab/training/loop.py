@@ -1,12 +1,12 @@
 """The training loop: `fit` trains what `setup.prepare` made ready."""
 
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from vitlab.config.errors import Interrupted
 from vitlab.config.identity import identity
-from vitlab.evaluation.evaluate import evaluate
 from vitlab.storage.checkpoint import Checkpoints
 from vitlab.storage.run import Run
 from vitlab.system.contention import WaitPolicy
@@ -50,7 +50,7 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
     profiler = Profiler(system.profile_steps if dist.is_rank0 else 0, run.folder / "trace.json")
 
     waiting = WaitPolicy(dist.device.type == "cpu")
-    with tracker, profiler, checkpoints, waiting, Signals() as signals:
+    with tracker, profiler, checkpoints, waiting, closing(state), Signals() as signals:
         if setup.fit.on_nonfinite == "rollback" and not resumed:
             save(state, checkpoints, tracker)
         for batch in batches:
@@ -79,7 +79,7 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
                 raise Interrupted(state.step, setup.steps, due.stop, checkpoints.step)
         checkpoints.finish()
         state.load_model(state.weights)
-        test = evaluate(setup.model, eval_batches(setup, "test"), dist, setup.precision, setup.vit.objective)
+        test = state.evaluate(eval_batches(setup, "test"))
     return finish(state, run, config, tracker, test)
 
 

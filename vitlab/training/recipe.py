@@ -178,9 +178,14 @@ class TrainingSetup:
     steps: int
     steps_per_epoch: float
     precision: str
-    captured: bool  # whether the numbers that change with every step lie in tensors
+    not_captured: str  # why steps are not captured as CUDA graphs; empty if they are
     initial_weights: str  # where the weights come from, in words; empty if they are random
     files: str  # what is to be said of the dataset's files: what was passed over, and copies in two splits
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are captured as CUDA graphs, and the numbers that change with every step lie in tensors."""
+        return not self.not_captured
 
     def model_facts(self) -> dict[str, Any]:
         """What a trained model needs to be used: sizes, classes, and what its images go through."""

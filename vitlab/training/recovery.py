@@ -10,7 +10,6 @@ from vitlab.config.errors import NonFinite
 from vitlab.config.identity import cell_identity
 from vitlab.config.source import sources
 from vitlab.data.levels import count_levels, describe_flat
-from vitlab.evaluation.evaluate import evaluate
 from vitlab.storage import checkpoint
 from vitlab.storage.checkpoint import Checkpoints
 from vitlab.storage.files import write_json, write_whole
@@ -21,7 +20,7 @@ from vitlab.system.hardware import describe
 from vitlab.training.batches import describe_input, eval_batches, eval_workers
 from vitlab.training.optimizer import learning_rate
 from vitlab.training.recipe import TrainingSetup
-from vitlab.training.setup import describe_lr
+from vitlab.training.setup import describe_capture, describe_lr
 from vitlab.training.skip import report_skips
 from vitlab.training.state import TrainState
 
@@ -41,6 +40,8 @@ def open_run(state: TrainState, checkpoints: Checkpoints, run: Run, config: dict
     elif setup.initial_weights:
         log.info("%s", setup.initial_weights)
     log.info("%s; %s", describe_lr(setup), describe_input(setup))
+    if said := describe_capture(setup):
+        log.info("%s", said)
     if setup.files:
         log.warning("%s", setup.files)
     if setup.dist.is_rank0:
@@ -107,8 +108,7 @@ def validate(state: TrainState, checkpoints: Checkpoints) -> dict[str, Any]:
     while True:
         share_buffers(setup.vit, setup.dist)
         with state.eval_weights():
-            batches = eval_batches(setup, "validation")
-            scores = evaluate(setup.model, batches, setup.dist, setup.precision, setup.vit.objective)
+            scores = state.evaluate(eval_batches(setup, "validation"))
             if math.isfinite(scores["loss"]) or row:
                 state.record(scores)
                 break

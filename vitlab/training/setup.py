@@ -14,22 +14,21 @@ from vitlab.data.seeding import seed_of
 from vitlab.evaluation import probe
 from vitlab.model import count
 from vitlab.model.objective import TrainingModel
+from vitlab.system import graphs
 from vitlab.system.distributed import Distributed
 from vitlab.system.parallelize import parallelize
 from vitlab.system.precision import resolve
 from vitlab.training.batches import cores, hold_decoded, move_to_gpu
-from vitlab.training.checks import examine
+from vitlab.training.checks import choose_capture, examine
 from vitlab.training.optimizer import build_optimizer
 from vitlab.training.recipe import Recipe, TrainingSetup
 
 
-def prepare(*, dist: Distributed, captured: bool = False, **parts: Any) -> TrainingSetup:
+def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
     """Reads the images, builds the model, and refuses what cannot be trained, before anything is written.
 
     Args:
         dist: the processes that train together.
-        captured: whether the numbers that change with every step (learning rates, weight of the average) lie in
-            tensors, so that the step can be captured in a CUDA graph.
         parts: of a `Recipe`.
 
     Raises:
@@ -50,6 +49,7 @@ def prepare(*, dist: Distributed, captured: bool = False, **parts: Any) -> Train
     said = [dataset.passed_over, find_copies(splits) if dist.is_rank0 else ""]
     source = recipe.init.read()
     images = np.bincount(splits["train"].labels, minlength=len(dataset.classes))
+    not_captured = choose_capture(recipe, dist, precision)
     steps, steps_per_epoch = examine(recipe, dist, source=source, images=images)
     if fit.shots:  # in the order of the draws; they are read as for an evaluation
         drawn = probe.draw(splits["train"].labels, len(dataset.classes), max(fit.shots), probe.DRAWS)
@@ -76,7 +76,7 @@ def prepare(*, dist: Distributed, captured: bool = False, **parts: Any) -> Train
     flops, backward = count.passes(model, (dataset.channels, *dataset.shape))
     net = parallelize(model, dist, system)
     updates = build_optimizer(
-        recipe.optimizer, vit, layer_decay=fit.layer_decay, scale=fit.lr_factor(), capturable=captured
+        recipe.optimizer, vit, layer_decay=fit.layer_decay, scale=fit.lr_factor(), capturable=not not_captured
     )
     return TrainingSetup(
         seed=seed,
@@ -96,14 +96,23 @@ def prepare(*, dist: Distributed, captured: bool = False, **parts: Any) -> Train
         backward_flops=backward,
         loss=recipe.loss.to(dist.device),
         optimizer=updates,
-        schedule=recipe.schedule.start(updates, steps, steps_per_epoch, dist.device if captured else None),
+        schedule=recipe.schedule.start(updates, steps, steps_per_epoch, None if not_captured else dist.device),
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         precision=precision,
-        captured=captured,
+        not_captured=not_captured,
         initial_weights=initial_weights,
         files="; ".join(filter(None, said)),
     )
+
+
+def describe_capture(setup: TrainingSetup) -> str:
+    """Whether steps are captured as CUDA graphs, in words; empty on a device that has none."""
+    if setup.dist.device.type not in graphs.DEVICES:
+        return ""
+    if setup.captured:
+        return "each step is captured as a CUDA graph"
+    return f"steps are not captured as CUDA graphs: {setup.not_captured}"
 
 
 def describe_lr(setup: TrainingSetup) -> str:

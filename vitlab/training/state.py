@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from vitlab.config.errors import CheckpointError
+from vitlab.evaluation.evaluate import Evaluator
 from vitlab.storage.metrics import rank
 from vitlab.system.distributed import shard_like
+from vitlab.system.graphs import Captured
 from vitlab.system.host_copies import HostCopies
 from vitlab.training.batches import train_inputs
 from vitlab.training.ema import Ema
@@ -64,6 +66,10 @@ class TrainState:
         self.wrote = {"vitlab": version("vitlab"), "torch": str(torch.__version__), "run": run_id}
         self.vit, self.inputs = setup.vit, train_inputs(setup)
         self.ema = Ema(setup.vit, setup.fit.ema_decay, setup.captured)
+        self.graphs: Captured | None = None  # of the update
+        self.evaluate = Evaluator(
+            setup.model, setup.dist, setup.precision, setup.vit.objective, captured=setup.captured
+        )
         self.scaler = torch.amp.GradScaler(setup.dist.device.type, enabled=setup.precision == "fp16")
         self.meter = Meter(setup.dist.device)
         self.step = self.evals_since_best = self.skipped = self.rollbacks = self.nonfinite_in_a_row = 0
@@ -139,6 +145,12 @@ class TrainState:
         with evaluating(self.setup.optimizer), self.ema.in_place():
             yield
 
+    def close(self) -> None:
+        """Drops the CUDA graphs: at the end, and where what they were captured with changes."""
+        for each in (self.graphs, self.evaluate.add_batch):
+            if isinstance(each, Captured):
+                each.release()
+
     def record(self, scores: dict[str, Any]) -> None:
         """Takes the scores of an evaluation, and keeps the weights if they are the best; within `eval_weights`."""
         by = self.setup.fit.best
@@ -200,6 +212,7 @@ class TrainState:
                 " folder away, or give the images that it was trained on"
             )
         optimizer = self.setup.optimizer
+        self.close()  # the optimizer's state goes to other addresses
         try:
             self.load_model(saved["model"])
             parameters = [p for group in optimizer.param_groups for p in group["params"]]

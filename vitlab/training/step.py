@@ -1,6 +1,7 @@
 """One training step: forward, backward, clip, optimizer, average."""
 
 import logging
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from vitlab.config.errors import OutOfMemory
 from vitlab.data.batch import Batch
 from vitlab.data.seeding import reseed
+from vitlab.system.graphs import Captured, capturing
 from vitlab.system.hardware import empty_cache, seed_device
 from vitlab.system.memory import out_of_memory
 from vitlab.system.parallelize import gradient_sync
@@ -32,8 +34,25 @@ def train_step(state: TrainState, batch: Batch) -> None:
     seed_step(state)
     state.meter.begin(state.step, len(batch))
     state.ema.set(state.step)
-    update(state, batch.to(state.setup.dist.device))
+    if state.setup.captured:
+        capture_update(state, batch)
+    else:
+        update(state, batch.to(state.setup.dist.device))
     state.step += 1
+
+
+def capture_update(state: TrainState, batch: Batch) -> None:
+    """The update as a CUDA graph, which is captured where there is none yet."""
+    state.graphs = state.graphs or Captured(partial(update, state), state.setup.dist.device)
+    while True:
+        try:
+            state.graphs(batch)
+            return
+        except RuntimeError as error:  # of the capture: `forward_backward` answers what comes before
+            if not out_of_memory(error):
+                raise
+            parts = next_accumulation(state, len(batch))
+        compute_in_parts(state, parts, len(batch))
 
 
 def update(state: TrainState, batch: Batch) -> None:
@@ -79,21 +98,18 @@ def forward_backward(
     """
     setup = state.setup
     while True:
-        setup.optimizer.zero_grad(set_to_none=not setup.captured)
+        setup.optimizer.zero_grad()
         if setup.system.compile == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
         try:
             return accumulate(state, images, targets)
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not out_of_memory(error) or capturing():
                 raise
             parts = next_accumulation(state, len(images))
-        state.accumulation_steps = parts  # outside of the handler, which keeps the memory alive
         for buffer, value in buffers.items():
             buffer.copy_(value)
-        empty_cache(setup.dist.device)
-        log.warning("out of memory: a batch is computed in %d parts of %d", parts, len(images) // parts)
-        seed_step(state)
+        compute_in_parts(state, parts, len(images))
 
 
 def accumulate(state: TrainState, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -107,6 +123,15 @@ def accumulate(state: TrainState, images: Tensor, targets: Tensor) -> dict[str, 
         named = {"loss": loss.detach().to(exact) * len(x)} | {name: m.to(exact).sum() for name, m in metrics.items()}
         sums = {name: sums[name] + value if sums else value for name, value in named.items()}
     return sums
+
+
+def compute_in_parts(state: TrainState, parts: int, images: int) -> None:
+    """Computes this and later batches in more parts; called outside of the handler, which keeps the memory alive."""
+    state.accumulation_steps = parts
+    state.close()
+    empty_cache(state.setup.dist.device)
+    log.warning("out of memory: a batch is computed in %d parts of %d", parts, images // parts)
+    seed_step(state)
 
 
 def next_accumulation(state: TrainState, images: int) -> int:
