@@ -1,10 +1,13 @@
 """Tracking: what Weights & Biases is told, read back from its own files, and that it never hurts."""
 
 import json
+import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.training.test_loop import fit
@@ -14,8 +17,10 @@ from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.config.identity import slug
+from vitlab.system.host_copies import HostCopies
 from vitlab.tracking import options, wandb_mirror
 from vitlab.tracking.logs import log
+from vitlab.tracking.tracker import Tracker
 from vitlab.tracking.wandb_mirror import Mirror
 
 
@@ -92,6 +97,23 @@ def test_the_mirror_has_every_row_and_several_runs_stay_several(tmp_path):
         assert not best["val/accuracy"].min
         assert best["val/loss"].min
     assert len(names) == 2
+
+
+@pytest.mark.parametrize(
+    ("gradient", "counted"), [([1.0, 2.0, 3.0], 3), ([1.0, math.nan, math.inf], 1), ([math.nan] * 3, 0)]
+)
+def test_histograms_are_of_the_moment_and_of_finite_numbers(gradient, counted):
+    layer = torch.nn.Linear(3, 1, bias=False)
+    layer.weight.grad, weights = torch.tensor([gradient]), layer.weight.detach().clone()
+    tracker = SimpleNamespace(mirror=SimpleNamespace(tracking=SimpleNamespace(histograms=True)))
+    Tracker.watch(tracker, layer, HostCopies(torch.device("cpu")))
+    torch.nn.init.zeros_(layer.weight)  # the next step, before the mirror's thread draws
+    layer.weight.grad.zero_()
+    drawn = {name: value() for name, value in tracker.watched.items()}
+    assert drawn["gradients/weight"][0].sum() == counted
+    counts, edges = drawn["weights/weight"]
+    assert counts.sum() == 3
+    assert (edges[0], edges[-1]) == (weights.min(), weights.max())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from vitlab.storage.jsonl import Journal
 from vitlab.storage.metrics import METRICS, SELECTED_BY
 from vitlab.storage.run import Run
+from vitlab.system.host_copies import HostCopies
 from vitlab.tracking.logs import NotebookLine, in_notebook
 from vitlab.tracking.options import Tracking, ValidationMedia
 from vitlab.tracking.wandb_mirror import LEAVING, Mirror
@@ -28,9 +29,11 @@ SHOWN = {  # metrics of the progress line
 QUIET = 30.0  # seconds without a line, at most, where no progress bar can be drawn
 
 
-def histogram(values: Tensor, bins: int = 64) -> tuple[Any, Any]:
-    """Counts, and the edges of as many equal widths from the least to the greatest value."""
-    return np.histogram(values.detach().float().cpu().numpy(), bins=bins)
+def histogram(values: Tensor, copies: HostCopies, bins: int = 64) -> tuple[Any, Any]:
+    """Counts, and the edges of as many equal widths from the least to the greatest of the values that are finite."""
+    copies.wait()
+    found = values.float().numpy()
+    return np.histogram(found[np.isfinite(found)], bins=bins)
 
 
 class Tracker:
@@ -63,7 +66,7 @@ class Tracker:
         )
         self.shown: dict[str, str] = {}
         self.spoke = time.monotonic()
-        self.histograms: dict[str, tuple[Any, Any]] = {}
+        self.watched: dict[str, Callable[[], Any]] = {}  # histograms for the mirror's next row
         self.waits = False  # rows, for a disk that is full
 
     def __enter__(self) -> "Tracker":
@@ -96,21 +99,21 @@ class Tracker:
     def step(self) -> None:
         self.bar.update()
 
-    def watch(self, model: nn.Module) -> None:
-        """Records histograms of weights and gradients for the mirror's next row, if tracking.histograms is set."""
+    def watch(self, model: nn.Module, copies: HostCopies) -> None:
+        """Copies weights and gradients; the mirror draws histograms of them, if tracking.histograms is set."""
         if self.mirror and self.mirror.tracking.histograms:
-            for name, parameter in model.named_parameters():
-                self.histograms[f"weights/{name}"] = histogram(parameter)
-                if parameter.grad is not None:
-                    self.histograms[f"gradients/{name}"] = histogram(parameter.grad)
+            pairs = [(name, p, p.grad) for name, p in model.named_parameters()]
+            watched: dict[str, Tensor] = {f"weights/{name}": weight for name, weight, _ in pairs}
+            watched |= {f"gradients/{name}": gradient for name, _, gradient in pairs if gradient is not None}
+            self.watched = {name: partial(histogram, v, copies) for name, v in copies.copy(watched).items()}
 
     def row(self, row: dict[str, Any]) -> None:
         """One logged step: `step`, `epoch`, `images`, `lr`, `train/loss` ... and what an evaluation adds."""
         if not self.journal or not self.mirror:
             return
         self.written(partial(self.journal.add, row))
-        self.mirror.row(row | self.histograms)
-        self.histograms = {}
+        self.mirror.row(row | self.watched)
+        self.watched = {}
         self.shown |= {key: label.format(METRICS[key].format(row[key])) for key, label in SHOWN.items() if key in row}
         self.bar.set_postfix_str("  ".join(self.shown.values()), refresh=False)
         if self.bar.disable and (SELECTED_BY.name in row or time.monotonic() - self.spoke > QUIET):

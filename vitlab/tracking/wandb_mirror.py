@@ -153,9 +153,9 @@ class Mirror:
 
 
 def drawn(value: Any) -> Any:
-    """Counts and edges as W&B's histogram; anything else as it is."""
-    if not isinstance(value, tuple):
+    """The histogram that a function gives, as W&B's; anything else as it is."""
+    if not callable(value):
         return value
     import wandb
 
-    return wandb.Histogram(np_histogram=value)
+    return wandb.Histogram(np_histogram=value())

@@ -69,7 +69,7 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
             if due.log:
                 row |= state.row()
                 if due.evaluation:
-                    tracker.watch(setup.vit)
+                    tracker.watch(setup.vit, state.copies)
                     row |= validate(state, checkpoints)
                 tracker.row(row)
             if due.checkpoint or "train/rolled_back_to" in row:
