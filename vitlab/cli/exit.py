@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from vitlab.config.errors import VitlabError
+from vitlab.config.own import CURRENT, take
 
 DONE, FAILED, REFUSED = 0, 1, 2
 
@@ -21,10 +22,19 @@ def refuse(error: VitlabError) -> int:
 
 
 def bug_report(error: Exception) -> str:
-    """The traceback of a bug of vitlab, and what to do with it."""
+    """The traceback of a bug, of vitlab or of the user's own package, and what to do with it."""
+    packages = {*CURRENT.get().packages, *take(sys.argv[1:])[0].packages}  # the command may have ended
+    text, own = "".join(traceback.format_exception(error)), tuple(f"{package}." for package in packages)
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        module = f"{frame.f_globals.get('__name__')}."
+        if module.startswith(own):
+            return f"{text}\nvitlab: the error is in {frame.f_code.co_filename}, line {line}: correct it there"
+        if module.startswith("vitlab.") and frame.f_code.co_name != "__torch_function__":  # which counts, and hands on
+            break
+    whose = f"of vitlab, or of {' or '.join(sorted(packages))}: look there first" if packages else "of vitlab"
     return (
-        f"{''.join(traceback.format_exception(error))}\nvitlab: this is a bug of vitlab. Please report it, with the"
-        f" traceback above and the command: vitlab {shlex.join(sys.argv[1:])}"
+        f"{text}\nvitlab: this is a bug {whose}. Please report it, with the traceback above and the command: vitlab"
+        f" {shlex.join(sys.argv[1:])}"
     )
 
 

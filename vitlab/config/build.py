@@ -6,6 +6,8 @@ from typing import Any
 
 from vitlab.config.check import TRUSTED, locate
 from vitlab.config.errors import ConfigError, Node
+from vitlab.config.own import is_own
+from vitlab.config.own_class import construct
 
 
 def build(node: Any, allowed: tuple[str, ...] = TRUSTED, **more: Any) -> Any:
@@ -30,6 +32,7 @@ def build(node: Any, allowed: tuple[str, ...] = TRUSTED, **more: Any) -> Any:
     if "_target_" not in node:
         return arguments
     found = locate(str(node["_target_"]), allowed)
+    found = partial(construct, found) if is_own(str(node["_target_"])) else found
     return partial(found, **arguments, **more) if node.get("_partial_") else found(**arguments, **more)
 
 

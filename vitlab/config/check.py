@@ -11,7 +11,8 @@ from vitlab.config.errors import ConfigError, Node
 from vitlab.config.groups import known_keys, menu, nearest
 from vitlab.config.moved import current_name
 from vitlab.config.overrides import show
-from vitlab.config.own import allowed_packages, remedy
+from vitlab.config.own import allowed_packages, is_own, remedy
+from vitlab.config.own_class import check_class, kinds_of
 
 TRUSTED = ("vitlab.", "torch.optim.", "lion_pytorch.", "schedulefree.")  # what a trusted configuration may name
 MODELS = ("vitlab.model.",)  # what an untrusted one may name
@@ -46,22 +47,34 @@ def locate(target: str, allowed: tuple[str, ...] = TRUSTED) -> Any:
     if not f"{module}.".startswith(allowed) or not all(map(str.isidentifier, target.split("."))):
         raise refused
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        extra = target.partition(".")[0]
-        if isinstance(error, ModuleNotFoundError) and error.name == extra != "vitlab":
-            raise ConfigError(
-                f"{target} needs a package of its own: uv sync --extra {extra}, or pip install {extra}"
-            ) from error
+        found = getattr(imported(module, target), name)
+    except AttributeError as error:
         raise ConfigError(f"_target_: {target} does not exist: {error}") from error
-    except Exception as error:  # of the user's own package
-        if target.startswith(TRUSTED):
-            raise
-        what = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"_target_: {target}: {module} cannot be imported: {what}") from error
     if not (inspect.isclass(found) and f"{found.__module__}.".startswith(allowed)):
         raise refused
     return found
+
+
+def imported(module: str, target: str) -> types.ModuleType:
+    """The module of a `_target_`.
+
+    Raises:
+        ConfigError: it does not exist, or it is the user's own, and importing it fails.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
+        if missing == (extra := target.partition(".")[0]) != "vitlab":
+            raise ConfigError(
+                f"{target} needs a package of its own: uv sync --extra {extra}, or pip install {extra}"
+            ) from error
+        if is_own(target) and not (missing and f"{module}.".startswith(f"{missing}.")):
+            what = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"_target_: {target}: importing {module} failed: {what}: correct it there") from error
+        if isinstance(error, ImportError):
+            raise ConfigError(f"_target_: {target} does not exist: {error}") from error
+        raise
 
 
 def check(config: Node, path: str = "", allowed: tuple[str, ...] = TRUSTED) -> Node:
@@ -83,8 +96,12 @@ def check(config: Node, path: str = "", allowed: tuple[str, ...] = TRUSTED) -> N
             checked[key] = current_name(value) if key == "_target_" and isinstance(value, str) else value
             continue
         if wanted is not None and key not in wanted:
-            raise ConfigError(f"{at}{key}: there is no such key{nearest(key, wanted)}")
+            target = str(config.get("_target_"))
+            has = f"; {target} has {', '.join(wanted) or 'none'}" if is_own(target) else ""
+            raise ConfigError(f"{at}{key}: there is no such key{nearest(key, wanted)}{has}")
         if isinstance(value, dict):
+            if wanted is not None and is_own(target := str(value.get("_target_"))):
+                check_class(locate(target, allowed), value, wanted[key], f"{at}{key}")
             value = check(value, f"{at}{key}", allowed)
         if wanted is not None:
             hint = wanted[key]
@@ -104,8 +121,15 @@ def arguments(config: Node, path: str, allowed: tuple[str, ...]) -> tuple[dict[s
         return {"seed": int, **kinds}, ["seed", *kinds]
     if "_target_" not in config:
         return None, []
-    found = inspect.signature(locate(str(config["_target_"]), allowed), eval_str=True).parameters
-    needed = [name for name, p in found.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    target = str(config["_target_"])
+    try:
+        found = inspect.signature(locate(target, allowed), eval_str=True).parameters
+    except (NameError, TypeError, AttributeError, SyntaxError) as error:
+        if not is_own(target):
+            raise
+        raise ConfigError(f"{path}: {target}: the annotations of its __init__ cannot be read: {error}") from error
+    open_ended = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [name for name, p in found.items() if p.default is p.empty and p.kind not in open_ended]
     if config.get("_partial_"):  # arguments that no option has are given by the code
         needed = [name for name in needed if path in FACTORIES and f"{path}.{name}" in known_keys()]
     return {name: p.annotation for name, p in found.items()}, needed
@@ -146,12 +170,10 @@ def describes(node: Node, hint: Any) -> bool:
     """Whether a node describes an object of the annotated class, or a factory where that is expected."""
     if "_target_" not in node:
         return hint is dict
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    factory = origin is Callable and args[0] is Ellipsis
-    made = args[-1] if factory else hint
-    kinds = tuple(kind for kind in (typing.get_args(made) or (made,)) if inspect.isclass(kind))
+    kinds, factory = kinds_of(hint)
     found = locate(str(node["_target_"]))
-    fits = issubclass(found, kinds) and not inspect.isabstract(found) if factory or origin is not Callable else True
+    called = typing.get_origin(hint) is Callable and not factory
+    fits = called or (issubclass(found, kinds) and not inspect.isabstract(found))
     return fits and bool(node.get("_partial_")) == factory
 
 

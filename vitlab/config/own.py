@@ -137,6 +137,11 @@ def remedy(target: str) -> str:
     return "" if ours else f"; if you trust the package {package}, add --allow {package}"
 
 
+def is_own(target: str) -> bool:
+    """Whether a dotted name is one of a package that the user allowed."""
+    return target.startswith(allowed_packages())
+
+
 def allowed_packages() -> tuple[str, ...]:
     """Prefixes of the classes that the user allowed."""
     return tuple(f"{package}." for package in CURRENT.get().packages)

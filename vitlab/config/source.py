@@ -8,18 +8,17 @@ from types import ModuleType
 from typing import Any
 
 from vitlab.config.check import locate
-from vitlab.config.own import allowed_packages
+from vitlab.config.own import is_own
 
 DIGESTS: dict[str, tuple[Any, str]] = {}  # by module: of the file as it was when the module was loaded
 
 
 def sources(node: Any) -> dict[str, str]:
     """The digest of the source file of each class of the user's own that a node names, and of its base classes."""
-    own = allowed_packages()
     found = {}
     for target in targets(node):
-        for kind in locate(target, ()).__mro__ if own and target.startswith(own) else ():
-            if f"{kind.__module__}.".startswith(own):
+        for kind in locate(target, ()).__mro__ if is_own(target) else ():
+            if is_own(f"{kind.__module__}."):
                 module = sys.modules[kind.__module__]
                 found[shown(module)] = digest(module)
     return dict(sorted(found.items()))
