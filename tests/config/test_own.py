@@ -14,7 +14,7 @@ from vitlab.config.check import check, locate
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import menu, roots
-from vitlab.config.own import Own, take, using
+from vitlab.config.own import Own, command, take, using
 
 TINY = ["model.width=8", "model.heads=1", "model.depth=1", "fit=debug", "fit.steps=1", "tracking=off"]
 PART = '''
@@ -193,10 +193,10 @@ def test_an_own_class_is_built_where_the_user_says_so(own, capfd):
     assert config["model"]["position"] == {"_target_": "mypackage.parts.Shift", "_partial_": True, "by": 0.5}
     assert main([*words, "--allow", "mypackage"]) == 0
     assert "finished" in capfd.readouterr().out
-    for command in (["evaluate", str(run)], ["probe", str(run), "--shots", "1"]):
-        assert main(command) == 2
+    for words in (["evaluate", str(run)], ["probe", str(run), "--shots", "1"]):
+        assert main(words) == 2
         assert "add --allow mypackage" in capfd.readouterr().err
-        assert main([*command, "--allow", "mypackage"]) == 0
+        assert main([*words, "--allow", "mypackage"]) == 0
     with pytest.raises(ConfigError, match="add --allow mypackage"):
         vitlab.load(run)
     loaded = vitlab.load(run, allow=["mypackage"])
@@ -299,4 +299,23 @@ def test_the_commands_that_follow_name_what_was_added(own, capfd):
     _, run = stored()
     assert f"vitlab evaluate {run} --allow mypackage" in capfd.readouterr().out
     assert main(["schedule", *flags, *TINY, "optimizer=mine"]) == 0
-    assert f"vitlab train {' '.join([*flags, *TINY])} optimizer=mine" in capfd.readouterr().out
+    shown = "--config-dir my --allow mypackage"
+    assert f"vitlab train {shown} {' '.join(TINY)} optimizer=mine" in capfd.readouterr().out
+    assert main(["probe", str(run), "--shots", "1", "--linear", *flags]) == 0
+    assert f"next        vitlab probe {run} --knn --allow mypackage\n" in capfd.readouterr().out
+    write("mine.yaml", f"question: Mine?\nbaseline: {json.dumps([*TINY, 'model/position=shift'])}\nseeds: [0, 1]\n")
+    assert main(["sweep", "mine.yaml", "launcher=serial", *flags]) == 0
+    assert main(["compare", "mine"]) == 0  # which knows of no flag
+    assert f"vitlab sweep {shown} mine.yaml" in Path("runs/sweeps/mine/answer.md").read_text()
+    question = f"vitlab train {shown} -m seed=0,1 model/position=shift"
+    assert main(["train", *flags, "-m", "seed=0,1", "model/position=shift", *TINY]) == 0
+    assert question in next(Path("runs/.multirun").glob("*/answer.md")).read_text()
+
+
+def test_every_command_that_is_printed_carries_what_was_added(own):
+    assert command("train", "a=[1, 2]") == "vitlab train 'a=[1, 2]'"
+    with using(Own(folders=(own / "my",), packages=("mypackage",))):
+        assert command("sweep", "mine.yaml") == "vitlab sweep --config-dir my --allow mypackage mine.yaml"
+        assert command("predict", "runs/x", "IMAGE...") == "vitlab predict runs/x IMAGE... --allow mypackage"
+    places = {file for file in Path(vitlab.__file__).parent.rglob("*.py") if "flags()" in file.read_text()}
+    assert {file.name for file in places} == {"own.py", "job.py", "hydra_task.py", "export.py", "plan.py"}

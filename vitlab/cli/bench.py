@@ -3,14 +3,13 @@
 import argparse
 import math
 import os
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, FAILED
 from vitlab.config.errors import ConfigError, OutOfMemory
-from vitlab.config.own import CURRENT
+from vitlab.config.own import command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +46,7 @@ def main(words: list[str]) -> int:
             raise
         print(f"vitlab: {error}")
         return FAILED
-    print(f"next        vitlab train {shlex.join([*CURRENT.get().flags(), *options.overrides])}".rstrip())
+    print(f"next        {command('train', *options.overrides)}")
     return DONE
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vitlab.cli.exit import DONE
 from vitlab.config.errors import ConfigError
+from vitlab.config.own import command
 from vitlab.report.conclude import MAX_BYTES, answer_runs, conclude, select_runs
 from vitlab.storage.files import file_errors, read_json
 
@@ -60,5 +61,5 @@ def find_sweep(what: list[str], runs: Path) -> Path | None:
         raise ConfigError(f"{name} was run several times: give {' or '.join(map(str, found))}")
     listed = f" (there are {', '.join(path.name for path in there)})" if there else ""
     raise ConfigError(
-        f"{what[0]} is neither a run, nor a folder of runs, nor a sweep that was run{listed}: vitlab sweep {name}"
+        f"{what[0]} is neither a run, nor a folder of runs, nor a sweep that was run{listed}: {command('sweep', name)}"
     )

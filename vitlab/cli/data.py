@@ -1,7 +1,6 @@
 """`vitlab data ...`: the images that a configuration feeds the model."""
 
 import argparse
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ import numpy as np
 
 from vitlab.cli.exit import DONE, printable
 from vitlab.config.errors import DataError
-from vitlab.config.own import CURRENT
+from vitlab.config.own import command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +44,7 @@ def main(words: list[str]) -> int:
     print(describe_data(setup))
     save(picture(setup), options.save)
     print(f"picture     {options.save}: each image as it is, and as the model sees it")
-    print(f"next        vitlab train {shlex.join([*CURRENT.get().flags(), *options.overrides])}".rstrip())
+    print(f"next        {command('train', *options.overrides)}")
     return DONE
 
 

@@ -1,7 +1,6 @@
 """`vitlab train -m`: the runs that a sweeper of Hydra asks for, by any launcher, and their comparison."""
 
 import os
-import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError, VitlabError
 from vitlab.config.groups import TEXTS
 from vitlab.config.overrides import key_of, parse, quoted, several
+from vitlab.config.own import command
 
 
 def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
@@ -86,7 +86,7 @@ def compare_runs(folder: Path, runs: list[str], words: list[str]) -> int:
     runs = sorted({run for run in runs if (Path(run) / "config.yaml").is_file()})
     try:
         if sum(Run(Path(run)).result()["status"] == "finished" for run in runs) > 1:
-            question = f"How do the runs of `vitlab train {shlex.join(words)}` differ?"
+            question = f"How do the runs of `{command('train', *words)}` differ?"
             conclude({"name": "multirun", "question": question}, select_runs(runs, folder), folder)
     except VitlabError as error:
         refuse(error)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, FAILED, print_json, printable
 from vitlab.config.errors import ConfigError, StorageError
+from vitlab.config.own import command
 
 if TYPE_CHECKING:
     from vitlab.data.dataset import Dataset
@@ -90,8 +91,8 @@ def main(words: list[str]) -> int:
     if not options.json:
         print(f"file        {printable(file)}")
         more = [flag for flag, asked in (("--linear", options.linear), ("--knn", options.knn)) if not asked]
-        again = " ".join(["vitlab probe", printable(folder), *map(printable, options.overrides), *more])
-        print(f"next        {again if more else f'vitlab evaluate {printable(folder)}'}")
+        again = command("probe", printable(folder), *map(printable, options.overrides), *more)
+        print(f"next        {again if more else command('evaluate', printable(folder))}")
     return DONE
 
 

@@ -18,7 +18,7 @@ from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.errors import ConfigError, DataError, Interrupted, Node, RankLost, StorageError, VitlabError
 from vitlab.config.groups import defaults
-from vitlab.config.own import CURRENT
+from vitlab.config.own import command
 
 if TYPE_CHECKING:
     from vitlab.storage.run import Run
@@ -211,10 +211,9 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             f", {seconds:.0f} s in all" if seconds and seconds > result["seconds"] else ""
         )
         spared = [f"{result[key]} {key}" for key in ("skipped", "rollbacks") if result.get(key)]
-        following = (f"evaluate {folder.folder}", f"predict {folder.folder} IMAGE...")
+        following = (command("evaluate", folder.folder), command("predict", folder.folder, "IMAGE..."))
         if not result.get("classifies", True):
-            following = (f"probe {folder.folder}", f"train init={folder.folder}")
-        allow = "".join(f" --allow {name}" for name in CURRENT.get().packages)
+            following = (command("probe", folder.folder), command("train", f"init={folder.folder}"))
         lines = (
             f"run         {folder.folder}",
             f"validation  {result['val/accuracy']:.2%} ({format_best(result)})",
@@ -222,7 +221,7 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             *([f"few shots   {few}"] if (few := format_few_shot(result)) else []),
             f"time        {took}, {result['images_per_second']:,.0f} images/s, {result['parameters']:,} parameters",
             *([f"not finite  updates {', '.join(spared)}"] if spared else []),
-            *(f"{word:<12}vitlab {command}{allow}" for word, command in zip(("next", ""), following, strict=True)),
+            *(f"{word:<12}{words}" for word, words in zip(("next", ""), following, strict=True)),
             *([f"            vitlab sync {folder.folder}      (to Weights & Biases)"] if offline else []),
         )
     except (KeyError, TypeError, ValueError) as error:

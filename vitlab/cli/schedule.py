@@ -1,13 +1,12 @@
 """`vitlab schedule ...`: the learning-rate curve of a configuration."""
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE
 from vitlab.config.errors import ConfigError
-from vitlab.config.own import CURRENT
+from vitlab.config.own import command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +45,7 @@ def main(words: list[str]) -> int:
     if len(lrs) > 1:
         print(f"layers      {max(lrs[0]):.4g} at the peak of the first, {max(lrs[-1]):.4g} of the last")
     print(f"picture     {options.save}")
-    print(f"next        vitlab train {shlex.join([*CURRENT.get().flags(), *options.overrides])}".rstrip())
+    print(f"next        {command('train', *options.overrides)}")
     return DONE
 
 

@@ -14,6 +14,7 @@ from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import complete, unpacked
+from vitlab.config.own import command
 from vitlab.report.conclude import MEASURED, answer_runs, conclude
 from vitlab.storage.files import make_folder, write_json
 from vitlab.sweep import question
@@ -226,7 +227,7 @@ def print_plan(plan: "Plan", slots: int, changed: Mapping[Path, str]) -> None:
         print("\n".join((plan.question.question, plan.question.source, at(plan.question))))
         for cell in plan.cells:
             cost = f"{si(cell.parameters)} parameters, {si(cell.flops_per_image)} FLOPs an image"
-            print(f"\n# {cell.name}: {cost}\nvitlab bench {shlex.join(cell.overrides)}")
+            print(f"\n# {cell.name}: {cost}\n{command('bench', *cell.overrides)}")
         print(f"\n{count(len(plan.cells), 'cell')}, measured in {len(plan.question.seeds)} rounds; nothing is trained")
         return
     known = runs_table.runs(plan.runs) if plan.runs.is_dir() else None

@@ -1,13 +1,13 @@
 """`vitlab train`: a Hydra application, with errors in one sentence."""
 
 import os
-import shlex
 
 from vitlab.cli.exit import DONE
 from vitlab.config.compose import explained
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import help_text
 from vitlab.config.overrides import complete
+from vitlab.config.own import command
 
 CELL = "  vitlab train cell=SWEEP/ARM seed=0          one run of a sweep; cell=SWEEP/SCALE/ARM at one of its scales"
 
@@ -39,7 +39,7 @@ def main(words: list[str]) -> int:
             return multirun(flags, given, words)
         flags = [word for word in flags if word not in ("-m", "--multirun")]
         for run in planned(given):
-            print(f"# vitlab train {shlex.join(run)}")
+            print(f"# {command('train', *run)}")
             train_with_hydra([*flags, *run])
         return DONE
 

@@ -6,6 +6,7 @@ and `--allow PACKAGE`. A stored run, a sweep file and an option cannot allow any
 
 import importlib.util
 import re
+import shlex
 import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -135,6 +136,33 @@ def remedy(target: str) -> str:
     package = target.partition(".")[0]
     ours = package in ("vitlab", "torch") or package in sys.stdlib_module_names or not package.isidentifier()
     return "" if ours else f"; if you trust the package {package}, add --allow {package}"
+
+
+COMPOSING = ("train", "sweep", "data", "schedule", "bench")  # commands that read options
+
+
+def command(name: str, *words: object, flags: Iterable[str] | None = None) -> str:
+    """A command to be printed, with the flags that add what the present one adds; a stored run needs no options.
+
+    Args:
+        name: of the command.
+        words: after it.
+        flags: those that `shown_flags` gave earlier, instead of those of now.
+    """
+    added, given = list(shown_flags() if flags is None else flags), [str(word) for word in words]
+    if name in COMPOSING:
+        return shlex.join(["vitlab", name, *added, *given])
+    packages = [word for pair in zip(added[::2], added[1::2], strict=True) for word in pair if pair[0] == "--allow"]
+    return shlex.join(["vitlab", name, *given, *packages])
+
+
+def shown_flags() -> list[str]:
+    """The flags of now, folders of the working directory by their short name."""
+    here = Path.cwd()
+    return [
+        str(Path(word).relative_to(here)) if Path(word).is_absolute() and Path(word).is_relative_to(here) else word
+        for word in CURRENT.get().flags()
+    ]
 
 
 def is_own(target: str) -> bool:

@@ -48,7 +48,8 @@ def check_class(found: type, node: Node, hint: Any, path: str) -> None:
     if not issubclass(found, kinds):
         raise ConfigError(f"{path}: {name} is not derived from {bases}: write class {found.__name__}(...) of it")
     if inspect.isabstract(found):
-        raise ConfigError(f"{path}: {name} lacks {', '.join(sorted(found.__abstractmethods__))}: define it")
+        lacking = ", ".join(sorted(vars(found)["__abstractmethods__"]))
+        raise ConfigError(f"{path}: {name} lacks {lacking}: define it")
     base = next(kind for kind in found.__mro__ if not is_own(dotted(kind)))
     if base not in kinds:
         return

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitlab.config.build import build
 from vitlab.config.check import LARGEST, MODELS, check, describes, locate
 from vitlab.config.errors import ConfigError, Node, VitlabError
-from vitlab.config.own import Own, using
+from vitlab.config.own import Own, command, using
 from vitlab.data.fingerprint import changed_code
 from vitlab.data.preprocess import Preprocess
 from vitlab.evaluation.untrusted import describe_error, read_config
@@ -98,8 +98,8 @@ def load(
         ) from error
     if classifies and not learned:
         raise ConfigError(
-            f"{folder.folder} was trained to predict masked patches, not classes: use vitlab probe {folder.folder}, or"
-            f" start another training from it, init={folder.folder}"
+            f"{folder.folder} was trained to predict masked patches, not classes: use"
+            f" {command('probe', folder.folder)}, or start another training from it, init={folder.folder}"
         )
     mean, std = ([float(value) for value in facts[key]] for key in ("mean", "std"))
     preprocess = Preprocess(

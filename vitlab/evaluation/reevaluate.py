@@ -20,6 +20,7 @@ from vitlab.config.check import check, describes
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError, DataError, Node, VitlabError
 from vitlab.config.groups import CONF
+from vitlab.config.own import command
 from vitlab.data.augment import eval_transform
 from vitlab.data.dataset import Dataset, for_evaluation
 from vitlab.data.examples import Examples
@@ -103,7 +104,8 @@ def training_dataset(run: str | Path, *, root: str | None = None, changed_data: 
         if ":" in str(node.get(split, "")).replace("::", ""):
             raise ConfigError(
                 f"{folder.config}: dataset.{split}={node[split]} is an address, and nothing is fetched for a run's"
-                f" configuration: use vitlab evaluate {folder.folder} dataset=webdataset dataset.{split}=..."
+                " configuration: use"
+                f" {command('evaluate', folder.folder, 'dataset=webdataset', f'dataset.{split}=...')}"
             )
     node |= {"download": False} if "download" in node else {}
     node |= {"root": root} if root is not None else {}

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitlab.config import own
 from vitlab.config.errors import ConfigError
 from vitlab.storage.files import file_errors, read_json
 from vitlab.storage.metrics import duration
@@ -123,11 +124,12 @@ def facts(record: dict[str, Any], comparison: "Comparison", store: "pd.DataFrame
     what = "measuring" if comparison.metric.source == "bench" else "training"
     devices = Counter(value for value in table.get("device", []) if isinstance(value, str))
     commits = {value[:10] for value in table.get("commit", []) if isinstance(value, str)}
+    flags = record.get("flags") or ()
     lines = {
         "command": command(record),
         "search": f"{len(search['trials'])} trials, by validation alone; each is in search.md" if tried else "",
         **{
-            f"command of {name}, trained before": f"vitlab train {' '.join(cell['overrides'])}"
+            f"command of {name}, trained before": own.command("train", *cell["overrides"], flags=flags)
             for name, cell in pretrain.items()
         },
         "best found": " ".join(search["best"]["overrides"]) if search["best"] else "",
@@ -151,4 +153,4 @@ def command(record: dict[str, Any]) -> str:
         f"seeds={','.join(map(str, record['seeds']))}" if record.get("own_seeds") else "",
         *record.get("words", []),
     ]
-    return f"vitlab sweep {' '.join(word for word in words if word)}"
+    return own.command("sweep", *filter(None, words), flags=record.get("flags") or ())

@@ -18,6 +18,7 @@ from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError, DatasetMissing, Node, SweepError, VitlabError
 from vitlab.config.identity import cell_identity, names
 from vitlab.config.overrides import key_of, merged
+from vitlab.config.own import shown_flags
 from vitlab.data.dataset import read_once
 from vitlab.data.fingerprint import outdated
 from vitlab.model import count
@@ -160,6 +161,7 @@ class Plan:
             "file": str(asked.file),
             "scale": asked.scale,
             "words": list(self.words),
+            **({"flags": flags} if (flags := shown_flags()) else {}),
             "question": asked.question,
             "source": asked.source,
             "metric": asked.metric,

@@ -14,7 +14,7 @@ from vitlab.config.errors import ConfigError, SweepError, SweepFileError
 from vitlab.config.groups import SWEEPS, is_known, known_keys, nearest
 from vitlab.config.moved import current_key
 from vitlab.config.overrides import key_of, merged, quoted, several, unpacked
-from vitlab.config.own import add_folder
+from vitlab.config.own import add_folder, command
 from vitlab.storage.files import file_errors, read_text
 from vitlab.storage.metrics import COSTS, metric
 from vitlab.sweep.question import BASELINE, FOLD, PRETRAIN, Cell, Dimension, Expect, Question, Search, slugs, source_of
@@ -44,7 +44,8 @@ def cell(given: str) -> tuple[Question, Cell]:
         )
     if (source := source_of(cells[found].overrides)) is not None:
         raise SweepError(
-            f"cell={given} starts from {PRETRAIN}{source}, which the sweep trains before it: vitlab sweep {asked.name}"
+            f"cell={given} starts from {PRETRAIN}{source}, which the sweep trains before it:"
+            f" {command('sweep', asked.name)}"
         )
     return asked, cells[found]
 
