@@ -20,6 +20,7 @@ from tests.training.test_loop import Evil, fit
 from tests.training.test_resume import assert_same, equal, only
 from vitlab.__main__ import main
 from vitlab.config.errors import CheckpointError, Interrupted, Locked, NonFinite, OutOfMemory, StorageError
+from vitlab.evaluation.evaluate import Evaluator
 from vitlab.model.vit import ViT
 from vitlab.storage import checkpoint
 from vitlab.storage.checkpoint import Checkpoints
@@ -27,7 +28,7 @@ from vitlab.storage.jsonl import Journal
 from vitlab.storage.lock import Lock, holder
 from vitlab.storage.run import Run
 from vitlab.system.signals import Signals
-from vitlab.training import loop, recovery
+from vitlab.training import loop
 from vitlab.training import step as step_of_training
 from vitlab.training.loop import log
 
@@ -223,9 +224,9 @@ def test_a_slow_disk_holds_up_no_evaluation_but_one_whose_workers_are_forked(wor
         entered.set() if order else order.append("first evaluation")
         return real(*words)
 
-    real = recovery.evaluate
+    real = Evaluator.__call__
     monkeypatch.setattr(checkpoint, "save", save)
-    monkeypatch.setattr(recovery, "evaluate", evaluate)
+    monkeypatch.setattr(Evaluator, "__call__", evaluate)
     fit(tmp_path, "fit.steps=2", "fit.evaluate_every=0.25", f"system.workers={workers}")
     assert order == ["first evaluation", "waited for" if workers else "writes"]
 
