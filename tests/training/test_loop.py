@@ -60,7 +60,7 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
     assert json.loads((run.folder / "result.json").read_text()) == result
     expected = {
         "status", "val/accuracy", "val/loss", "test/accuracy", "test/loss", "best_step", "steps", "epochs", "seconds",
-        "images_per_second", "parameters", "flops_per_image", "peak_memory_bytes", "seed",
+        "images_per_second", "data_wait", "parameters", "flops_per_image", "peak_memory_bytes", "seed",
     }  # fmt: skip
     assert expected <= set(result)
     assert result["status"] == "finished"
@@ -73,7 +73,9 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
     assert run.curves.read_bytes().startswith(b"\x89PNG")
     rows = run.rows()
     assert [row["step"] for row in rows] == list(range(1, 9))
-    assert {"epoch", "images", "lr", "train/loss", "images_per_second", "train/gradient_norm"} <= set(rows[0])
+    expected = {"epoch", "images", "lr", "train/loss", "images_per_second", "data_wait", "train/gradient_norm"}
+    assert expected <= set(rows[0])
+    assert 0 < result["data_wait"] < 0.9
     assert [row["step"] for row in rows if "val/accuracy" in row] == [4, 8]
     assert rows[-1]["training_flops"] == result["training_flops"] == 8 * rows[0]["training_flops"]
     assert 2.9 < result["training_flops"] / (result["flops_per_image"] * rows[-1]["images"]) < 3

@@ -24,7 +24,7 @@ RECIPES = {
     "schedule-free, fp16, rows far apart": ["optimizer=schedulefree", "fit.precision=fp16", "system.log_every=7"],
 }
 WORKERS = {"bf16, augmented by workers, early stopping": ["0", "2", "1"]}
-TIMES = ("seconds", "images_per_second", "peak_memory_bytes")
+TIMES = ("seconds", "images_per_second", "data_wait", "peak_memory_bytes")
 
 
 def equal(one, two):

@@ -23,6 +23,7 @@ from vitlab.config.own import command
 if TYPE_CHECKING:
     from vitlab.storage.run import Run
 
+WAITED = (0.2, 5.0)  # share of a training, and seconds of it, from which waiting for images is said
 TAGGED = ("experiment", "dataset", "model", "patch", "augment", "loss", "optimizer", "schedule")
 
 log = logging.getLogger("vitlab")
@@ -54,6 +55,7 @@ def train(node: Node, choices: dict[str, str], *, reraise: bool = False) -> int:
     from vitlab.data.fingerprint import outdated
     from vitlab.system.distributed import detect_lost_rank, join_processes
     from vitlab.tracking.logs import logging_to
+    from vitlab.training.batches import faster_input
     from vitlab.training.loop import fit
     from vitlab.training.setup import prepare
 
@@ -126,7 +128,7 @@ def train(node: Node, choices: dict[str, str], *, reraise: bool = False) -> int:
                     print(message, file=sys.stderr)
                 exit_at_once()
             return FAILED
-        log.info("\n%s", summary(folder, result, time.perf_counter() - began))
+        log.info("\n%s", summary(folder, result, time.perf_counter() - began, faster_input(setup)))
     return DONE
 
 
@@ -203,7 +205,15 @@ def format_best(result: dict[str, Any]) -> str:
     return f"best, at step {result['best_step']} of {result['steps']}{chosen}"
 
 
-def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -> str:
+def format_wait(result: dict[str, Any], faster: str) -> str:
+    """How much of the training waited for its images, and what to change; empty where it was not much."""
+    wait = result.get("data_wait", 0.0)
+    if wait < WAITED[0] or wait * result["seconds"] < WAITED[1]:
+        return ""
+    return f"{wait:.0%} of the training waited for images" + (f"; faster with {faster}" if faster else "")
+
+
+def summary(folder: Any, result: dict[str, Any], seconds: float | None = None, faster: str = "") -> str:
     """The result of a run, and the next commands; raises StorageError where result.json lacks something."""
     offline = bool(folder.offline_copies())
     try:
@@ -220,6 +230,7 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None) -
             f"test        {result['test/accuracy']:.2%}",
             *([f"few shots   {few}"] if (few := format_few_shot(result)) else []),
             f"time        {took}, {result['images_per_second']:,.0f} images/s, {result['parameters']:,} parameters",
+            *([f"waiting     {wait}"] if (wait := format_wait(result, faster)) else []),
             *([f"not finite  updates {', '.join(spared)}"] if spared else []),
             *(f"{word:<12}{words}" for word, words in zip(("next", ""), following, strict=True)),
             *([f"            vitlab sync {folder.folder}      (to Weights & Biases)"] if offline else []),

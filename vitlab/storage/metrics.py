@@ -155,6 +155,7 @@ TABLE = (
     *of_kind("training_flops", words="training FLOPs", cost=True, form=si),
     *of_kind("images", words="training images", cost=True, form=si),
     *of_kind("images_per_second", words="images/s", cost=True, higher_is_better=True, form=si),
+    *of_kind("data_wait", words="time spent waiting for images", share=True, form="{:.0%}".format),
     *of_kind("seconds", words="training time", unit="s", cost=True, form=duration),
     *of_kind("peak_memory_bytes", words="peak memory", unit="B", cost=True, form=partial(si, unit="B")),
     *of_kind("largest_batch", source="bench", cost=True, higher_is_better=True, **COUNT),

@@ -17,8 +17,8 @@ class System:
     Args:
         device: auto, cpu, cuda, cuda:1 ...; auto is CUDA where there is one, else the CPU. Any other accelerator of
             torch's is named, such as mps (Apple) or xpu (Intel): vitlab was not run there yet.
-        workers: processes that read and augment images; auto is none for images that are held in memory on a CPU, or
-            used as they are.
+        workers: processes that read and augment images; auto is this process's share of the cores, less an eighth for
+            the training itself, and none where images in memory are used as they are or augmented as whole batches.
         threads: of torch on a CPU; None is torch's default.
         compile: whether the model is compiled (torch.compile), once for all models of a shape that the process trains;
             `graphs` also records its kernels as CUDA graphs, for small models on a GPU that waits for Python.

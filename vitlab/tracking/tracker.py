@@ -24,8 +24,10 @@ SHOWN = {  # metrics of the progress line
     "images_per_second": "{} images/s",
     "train/loss": "loss {}",
     "train/accuracy": "accuracy {}",
+    "data_wait": "{} of the time waits for images",
     SELECTED_BY.name: "validation {}",
 }
+WAITS = 0.1  # share of the time spent on getting images above which the progress line has it
 QUIET = 30.0  # seconds without a line, at most, where no progress bar can be drawn
 
 
@@ -115,6 +117,8 @@ class Tracker:
         self.mirror.row(row | self.watched)
         self.watched = {}
         self.shown |= {key: label.format(METRICS[key].format(row[key])) for key, label in SHOWN.items() if key in row}
+        if row.get("data_wait", 1) <= WAITS:
+            self.shown.pop("data_wait", None)
         self.bar.set_postfix_str("  ".join(self.shown.values()), refresh=False)
         if self.bar.disable and (SELECTED_BY.name in row or time.monotonic() - self.spoke > QUIET):
             self.spoke = time.monotonic()

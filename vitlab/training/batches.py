@@ -25,6 +25,7 @@ from vitlab.system.options import System
 from vitlab.training.recipe import TrainingSetup
 
 RESIDENT = 0.25  # of a GPU's free memory, which images may take
+SMALL = 64  # pixels of a side, of images that cost little
 
 
 def hold_decoded(splits: dict[str, Examples], dataset: Dataset, augment: Augment) -> dict[str, Examples]:
@@ -128,6 +129,25 @@ def describe_input(setup: TrainingSetup) -> str:
     return text
 
 
+def faster_input(setup: TrainingSetup) -> str:
+    """What would let this training wait less for its images, in words; empty where nothing would."""
+    augment, train, shape = setup.augment, setup.splits["train"], setup.dataset.shape
+    count, most = workers(setup, train, transform := train_transform(augment, setup.dataset)), worker_cores()
+    of_one_size = isinstance(train, Pixels) or (isinstance(train, Cached) and bool((train.sizes == shape).all()))
+    colours = augment.auto_augment or augment.color_jitter
+    ways = {
+        f"system.workers=auto, which is {most}, instead of {count}": count < most
+        and not isinstance(transform, Geometry | None),
+        "system.cache=FOLDER, which keeps images decoded": isinstance(train, Files)
+        and setup.steps > setup.steps_per_epoch,
+        "augment.batched=true, whole batches instead of single images": of_one_size
+        and not (colours or isinstance(transform, Geometry | None)),
+        f"a cheaper policy than augment.auto_augment={augment.auto_augment}": augment.auto_augment is not None,
+        f"smaller images than dataset.image_size={shape[0]}x{shape[1]}": max(shape) > SMALL,
+    }
+    return "; ".join(way for way, helps in ways.items() if helps)
+
+
 def train_inputs(setup: TrainingSetup) -> Inputs:
     """What makes images and targets of the training batches, on the device."""
     augment, train = setup.augment, setup.splits["train"]
@@ -169,8 +189,7 @@ def eval_batches(setup: TrainingSetup, split: str) -> Iterator[tuple[Tensor, Ten
         rank=setup.dist.rank,
         world_size=setup.dist.size,
     )
-    transform = None if isinstance(setup.splits[split], Pixels) else eval_transform(setup.dataset)
-    batches = read_batches(setup, split, transform, order)
+    batches = read_batches(setup, split, split_transform(setup, split), order)
     return to_device(batches, setup.normalize, setup.dist.device)
 
 
@@ -190,22 +209,34 @@ def read_batches(
 
 
 def workers(setup: TrainingSetup, examples: Examples, transform: object) -> int:
-    """DataLoader workers: some for a GPU or for files; none where they would take a core from the training."""
+    """DataLoader workers: none where whole batches are quickly made of images in memory."""
     if setup.system.workers != "auto":
         return setup.system.workers
-    if transform is None or on_gpu(examples) or (setup.dist.device.type == "cpu" and isinstance(examples, Pixels)):
+    on_cpu = setup.dist.device.type == "cpu" and isinstance(examples, Pixels)
+    if transform is None or on_gpu(examples) or (on_cpu and (isinstance(transform, Geometry) or worker_cores() == 1)):
         return 0
-    return min(8, cores() // setup.dist.size)
+    return worker_cores()
 
 
 def eval_workers(setup: TrainingSetup, split: str) -> int:
     """DataLoader workers of an evaluation."""
-    return workers(setup, setup.splits[split], eval_transform(setup.dataset))
+    return workers(setup, setup.splits[split], split_transform(setup, split))
+
+
+def split_transform(setup: TrainingSetup, split: str) -> Transform | None:
+    """The transform of an image in evaluation; None where they are in memory at the model's input size."""
+    return None if isinstance(setup.splits[split], Pixels) else eval_transform(setup.dataset)
 
 
 def on_gpu(examples: Examples) -> bool:
     """Whether the images are on a GPU."""
     return isinstance(examples, Pixels) and examples.pixels.device.type != "cpu"
+
+
+def worker_cores() -> int:
+    """This process's share of the machine's cores, less an eighth for the training itself; at least 1."""
+    share = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return share - share // 8
 
 
 def cores() -> int:

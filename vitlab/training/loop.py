@@ -53,7 +53,7 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
     with tracker, profiler, checkpoints, waiting, closing(state), Signals() as signals:
         if setup.fit.on_nonfinite == "rollback" and not resumed:
             save(state, checkpoints, tracker)
-        for batch in batches:
+        for batch in state.meter.waiting(batches):
             if state.out_of_patience:
                 reason = f"no better validation for {state.evals_since_best} evaluations"
                 log.info("stops at step %d of %d: %s", state.step, setup.steps, reason)

@@ -1,13 +1,16 @@
 """Running means of the training metrics."""
 
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from vitlab.system.distributed import Distributed
 from vitlab.system.hardware import sum_dtype
+
+Item = TypeVar("Item")
 
 NEVER = 2**62
 FIRST_NAMES = ("loss", "accuracy")  # the metrics of checkpoints of 0.1.0, which hold no names
@@ -38,7 +41,7 @@ class Meter:
         self.bad = torch.full((), NEVER, dtype=torch.int64, device=device)  # first step that was not finite
         self.images_before = 0  # images in the totals from before a resume, of all processes
         self.timed = self.timed_in_all = 0  # images of this process: since the last reading or pause, and start
-        self.seconds = 0.0
+        self.seconds = self.waited = self.waited_in_all = 0.0  # in the same time as `timed`: see `waiting`
         self.last = time.perf_counter()
         self.clear()
 
@@ -61,6 +64,18 @@ class Meter:
         self.images += images
         torch.minimum(self.bad, self.step.masked_fill(finite, NEVER), out=self.bad)
 
+    def waiting(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """The batches; counts the time that the training's own process spends in getting each of them.
+
+        It waits for its workers then; without workers it reads and augments images itself. Not counted is what the
+        device does with a batch (`Inputs`). No device is waited for; the first batch includes the workers' start.
+        """
+        start = time.perf_counter()
+        for batch in batches:
+            self.waited += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()
+
     def fetch(self, dist: Distributed, *more: Tensor) -> list[float]:
         """Reads what was added, and the numbers in `more`, which it returns: all in one copy from the device."""
         read = (dist.all_reduce_sum(self.totals.clone()), self.images, self.bad, *more)
@@ -73,14 +88,16 @@ class Meter:
         return found
 
     def read(self, dist: Distributed) -> dict[str, float]:
-        """Means since the last reading over all processes, as `train/NAME`, and `images_per_second`."""
+        """Means since the last reading over all processes, as `train/NAME`, `images_per_second`, and `data_wait`."""
         elapsed, timed = time.perf_counter() - self.last, self.timed * dist.size
         self.seconds += elapsed
         self.timed_in_all += timed
+        self.waited_in_all += self.waited
+        wait = self.waited / elapsed
         means = {f"train/{name}": total / self.counted for name, total in self.sums.items()}
         self.clear()
         self.last = time.perf_counter()
-        return {**means, "images_per_second": timed / elapsed}
+        return {**means, "images_per_second": timed / elapsed, "data_wait": wait}
 
     def clear(self) -> None:
         """Forgets what was added."""
@@ -88,16 +105,21 @@ class Meter:
         self.images.zero_()
         self.bad.fill_(NEVER)
         self.images_before = self.timed = self.counted = 0
+        self.waited = 0.0
         self.sums, self.first_nonfinite = {}, None
 
     def pause(self) -> None:
         """Leaves the time since the last reading out of the images per second: it was not spent on training."""
         self.last = time.perf_counter()
-        self.timed = 0
+        self.timed, self.waited = 0, 0.0
 
     def images_per_second(self) -> float:
         """Training images a second, evaluation and saving left out."""
         return self.timed_in_all / self.seconds if self.seconds else 0.0
+
+    def data_wait(self) -> float:
+        """Share of the same time that was spent on getting batches (`waiting`)."""
+        return self.waited_in_all / self.seconds if self.seconds else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """What was added since the last reading, in all processes, as of the last `fetch`."""

@@ -59,6 +59,7 @@ def summarise(state: TrainState, config: dict[str, Any], test: dict[str, float])
         "epochs": state.step / setup.steps_per_epoch,
         "seconds": state.seconds,
         "images_per_second": state.meter.images_per_second(),
+        "data_wait": state.meter.data_wait(),
         "parameters": count.parameters(setup.vit),
         "flops_per_image": setup.flops,
         "training_flops": state.flops,
