@@ -10,6 +10,7 @@ from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError
 from vitlab.data.loader import TrainSampler, balanced_order
+from vitlab.data.seeding import seed_of
 from vitlab.training.batches import training_order
 from vitlab.training.checks import check_classes
 from vitlab.training.recipe import Recipe
@@ -44,6 +45,21 @@ def test_batches_are_the_same_from_any_step_and_for_any_number_of_processes():
         parts = [list(TrainSampler(**WALK, start=0, stop=30, rank=rank, world_size=world)) for rank in range(world)]
         for step, keys in enumerate(whole):
             assert sorted(key for part in parts for key in part[step]) == sorted(keys)
+
+
+@pytest.mark.parametrize("labels", [None, LABELS])
+@pytest.mark.parametrize(("batch", "repeats"), [(12, 1), (12, 3), (90, 1), (101, 2), (240, 3)])
+def test_each_position_of_the_sequence_is_an_image_of_its_epoch(batch, repeats, labels):
+    sampler = TrainSampler(examples=101, batch=batch, start=2, stop=9, seed=3, repeats=repeats, labels=labels)
+    for step, keys in enumerate(sampler, 2):
+        positions = range(step * batch, (step + 1) * batch)
+        expected = []
+        for position in sorted(positions, key=lambda position: position % 101 % repeats):
+            draw = np.random.default_rng(seed_of(3, position // 101))
+            order = draw.permutation(101) if labels is None else balanced_order(draw, labels)
+            draws, copy = divmod(position % 101, repeats)
+            expected.append((position // 101 * repeats + copy if labels is None else position, order[draws]))
+        assert keys == expected
 
 
 @pytest.mark.parametrize("repeats", [1, 3])

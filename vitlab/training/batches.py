@@ -159,7 +159,7 @@ def train_inputs(setup: TrainingSetup) -> Inputs:
         normalize=setup.normalize,
         pixels=pixels if indexed else None,
         geometry=transform if indexed else None,
-        erasing=Erasing(augment.erase, fixed_shapes=setup.captured or device.type == "cuda") if augment.erase else None,
+        erasing=Erasing(augment.erase, fixed_shapes=setup.captured) if augment.erase else None,
         mixing=augment.mixing(len(setup.dataset.classes)),
     )
 
