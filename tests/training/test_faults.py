@@ -21,7 +21,6 @@ from tests.training.test_resume import assert_same, equal, only
 from vitlab.__main__ import main
 from vitlab.config.errors import CheckpointError, Interrupted, Locked, NonFinite, OutOfMemory, StorageError
 from vitlab.evaluation.evaluate import Evaluator
-from vitlab.evaluation.evaluate import Evaluator
 from vitlab.model.vit import ViT
 from vitlab.storage import checkpoint
 from vitlab.storage.checkpoint import Checkpoints
