@@ -420,10 +420,14 @@ def test_skipping_goes_on_after_a_resume_as_it_would_have(tmp_path, poison, stop
     assert_same(whole, cut)
 
 
-def test_too_many_skipped_updates_end_the_training(tmp_path, poison):
-    poison(*range(5, 300))
+@pytest.mark.parametrize("every", [1, 40])
+def test_too_many_skipped_updates_end_the_training(every, tmp_path, poison, said):
+    """At the next row, however many steps a row is of, and even if a finite step came before it."""
+    poison(*range(5, 106))
+    words = ["fit.steps=300", "fit.evaluate_every=50", f"system.log_every={every}", "fit.on_nonfinite=skip"]
     with pytest.raises(NonFinite, match="at step 105 of 300, after 100 such steps in a row"):
-        fit(tmp_path, "fit.steps=300", "fit.on_nonfinite=skip")
+        fit(tmp_path, *words)
+    assert said.text.count("the loss is NaN or infinite at step 5: such updates are skipped") == 1
 
 
 def test_a_nonfinite_loss_can_be_answered_with_the_last_good_weights(tmp_path, poison, said, stop):

@@ -89,6 +89,16 @@ def test_an_update_reads_nothing_on_the_host_and_changes_all_in_place(words):
     assert any(not torch.equal(p, was) for p, was in zip(state.vit.parameters(), weights, strict=True))
 
 
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "schedulefree"])
+def test_an_update_that_is_not_captured_reads_nothing_either_unless_it_may_be_skipped(name):
+    state, batches = begin(f"optimizer={name}", STEM, "fit.ema_decay=0.9", "fit.clip=0.5", captured=False)
+    advance(state, batches)
+    state.setup.schedule.set(state.step)
+    batch = next(batches)
+    with NoReads():
+        update(state, batch)
+
+
 @pytest.mark.parametrize(
     "reads",
     [

@@ -82,13 +82,12 @@ def examine(
             " keeps them decoded; or use augment.batched=auto"
         )
     momentum = getattr(recipe.optimizer, "keywords", {}).get("momentum")  # with SGD's of 0 nothing is kept
-    copies = 1 if sharded else 2 + (momentum != 0) + bool(fit.ema_decay)
     if on_this_machine:
         check_memory(
             recipe.model,
             **recipe.image_shape,
             device=dist.device,
-            copies=2 * copies - 1 if fit.on_nonfinite == "skip" else copies,  # all but the gradient can be taken back
+            copies=1 if sharded else 2 + (momentum != 0) + bool(fit.ema_decay),
             batch=1 if fit.auto_accumulate else fit.batch_size // (dist.size * fit.accumulate),
             half=precision != "fp32",
             recomputed=system.activation_checkpointing,

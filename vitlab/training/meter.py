@@ -50,19 +50,16 @@ class Meter:
         self.step.fill_(step)
         self.timed += images
 
-    def add(self, sums: dict[str, Tensor], images: int, finite: Tensor) -> None:
-        """Adds one step, in place and without waiting for the device.
+    def check(self, finite: Tensor) -> None:
+        """Keeps the number of the first step whose loss or gradient is not finite."""
+        torch.minimum(self.bad, self.step.masked_fill(finite, NEVER), out=self.bad)
 
-        Args:
-            sums: of each metric over the images.
-            images: images of this process.
-            finite: whether loss and gradient are.
-        """
+    def add(self, sums: dict[str, Tensor], images: int) -> None:
+        """Adds one step: the sum of each metric over this process's images."""
         if self.names != tuple(sums):  # the first step, or the first after a checkpoint that knew other metrics
             self.names, self.totals, self.images_before = tuple(sums), self.totals.new_zeros(len(sums)), 0
         self.totals += torch.stack(tuple(sums.values()))
         self.images += images
-        torch.minimum(self.bad, self.step.masked_fill(finite, NEVER), out=self.bad)
 
     def waiting(self, batches: Iterator[Item]) -> Iterator[Item]:
         """The batches; counts the time that the training's own process spends in getting each of them.

@@ -38,10 +38,10 @@ class Fit:
         auto_accumulate: whether a batch that does not fit into memory is computed in more accumulation steps, instead
             of ending the training; random draws (dropout) then differ. In one process only.
         clip: largest norm of the gradient; None for no clipping.
-        on_nonfinite: what happens when the loss or the gradient is NaN or infinite: stop; skip that update (which takes
-            a copy of weights and optimizer state in each step); or rollback to the last checkpoint's weights, and
-            continue with the next images. The run says so, and ends after 100 skips in a row, at the next row of
-            metrics.jsonl or the next checkpoint.
+        on_nonfinite: what happens when the loss or the gradient is NaN or infinite: stop; skip that update (each step
+            then waits for the GPU, or if it is captured copies all weights); or rollback to the last checkpoint's
+            weights, and continue with the next images. A skip is said, and 100 in a row end the training, at the next
+            row of metrics.jsonl or the next checkpoint.
         layer_decay: the learning rate of each layer as a fraction of that of the layer after it; 1 is off.
         lr_scaling: how optimizer.lr grows with the batch, `linear` (Goyal et al. 2017) or `sqrt` of batch_size /
             lr_batch_size; `none` is off.

@@ -1,8 +1,7 @@
-"""Leaving out updates whose loss or gradient is NaN or infinite: decided and counted on the device.
+"""Leaving out updates whose loss or gradient is NaN or infinite.
 
-The update is computed all the same, and everything that it changed gets back the values from before: nothing waits for
-the device. (For an optimizer that is not `in_tensors` the host reads whether to compute it.) The counts are read at the
-next row or checkpoint, where it is said.
+In a captured step this is decided on the device: the update is computed all the same, and everything that it changed
+gets back the values from before. The counts are read at the next row or checkpoint, where it is said.
 """
 
 import logging
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from vitlab.config.errors import NonFinite
-from vitlab.system.distributed import local_tensor
 from vitlab.training.meter import NEVER
 from vitlab.training.optimizer import learning_rate
 from vitlab.training.state import TrainState
@@ -24,19 +22,17 @@ SKIPS = 100  # skipped steps in a row after which a training ends
 @torch.no_grad()
 def snapshot(tensors: Iterable[Tensor]) -> dict[Tensor, Tensor]:
     """A copy of each tensor's numbers."""
-    return {tensor: local_tensor(tensor).clone() for tensor in tensors}
+    return {tensor: tensor.clone() for tensor in tensors}
 
 
 @torch.no_grad()
 def restore(tensors: Iterable[Tensor], before: dict[Tensor, Tensor], where: Tensor) -> None:
     """Gives tensors the values of their `snapshot`, in place, if `where` is true; those without one become 0."""
     for tensor in tensors:
-        now = local_tensor(tensor)
-        here = where.to(now.device)  # an optimizer that is not fused counts on the CPU
         if tensor in before:
-            torch.where(here, before[tensor], now, out=now)
+            torch.where(where, before[tensor], tensor, out=tensor)
         else:
-            now.masked_fill_(here, 0)
+            tensor.masked_fill_(where, 0)
 
 
 def count_skip(state: TrainState, bad: Tensor) -> None:

@@ -14,7 +14,7 @@ from vitlab.system.hardware import empty_cache, seed_device
 from vitlab.system.memory import out_of_memory
 from vitlab.system.parallelize import gradient_sync
 from vitlab.system.precision import autocast
-from vitlab.training.optimizer import clip, in_tensors
+from vitlab.training.optimizer import clip
 from vitlab.training.skip import count_skip, restore, snapshot
 from vitlab.training.state import TrainState
 
@@ -56,9 +56,9 @@ def capture_update(state: TrainState, batch: Batch) -> None:
 
 
 def update(state: TrainState, batch: Batch) -> None:
-    """The device's part of an update: nothing is read by the host, and all that stays is changed in place.
+    """The device's part of an update.
 
-    But for what `why_not_captured` names, such as an optimizer that keeps numbers on the host.
+    With `setup.captured` the host reads nothing, and all that stays is changed in place.
     """
     setup, scaler, optimizer = state.setup, state.scaler, state.setup.optimizer
     skips = setup.fit.on_nonfinite == "skip"
@@ -72,14 +72,15 @@ def update(state: TrainState, batch: Batch) -> None:
         finite = finite & state.gradient_norm.isfinite()
     if skips:
         finite = setup.dist.all_reduce_sum((~finite).int()) == 0
-        before = snapshot(state.tensors()) | before
+        before = snapshot(state.tensors() if setup.captured else ()) | before
         count_skip(state, ~finite)
-    state.meter.add(sums, len(images), finite)
-    if not skips or in_tensors(type(optimizer)) or finite:
+    state.meter.check(finite)
+    if setup.captured or not skips or finite:  # a step that is not captured is read here, which is faster than copies
+        state.meter.add(sums, len(images))
         scaler.step(optimizer)
         state.ema.update()
     if skips:
-        restore(state.tensors(), before, ~finite)
+        restore(state.tensors() if setup.captured else before, before, where=~finite)
     scaler.update()
 
 
