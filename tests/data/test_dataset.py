@@ -1,6 +1,7 @@
 """The datasets, read from files in their true formats, and their splits."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError, DataError, DatasetMissing
-from vitlab.data.dataset import read_once
+from vitlab.data.dataset import read_once, split_off
 from vitlab.data.datasets.digits import Digits
 from vitlab.data.datasets.image_folder import ImageFolder
 from vitlab.data.datasets.mnist import FashionMnist, Mnist, read_idx
@@ -375,3 +376,41 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line_whichever_process_rea
     )
     with pytest.raises(DataError, match=rf"^{tmp_path}/a.png is not a readable image \(.*\): fetch it again$"):
         list(batches)
+
+
+@pytest.mark.parametrize(
+    ("counts", "words", "said"),
+    [
+        ((24, 18, 6), {}, "the validation images have none of fish: give dataset.validation_fraction=0.22, or more"),
+        ((24, 18, 6), {"validation_fraction": 0.22}, ""),
+        ((30, 30, 1), {}, "the test images have none of fish: give more images of each class"),
+        ((30, 30, 3), {"folds": 5}, "the test images have none of fish: give more images of each class"),
+    ],
+)
+def test_a_class_that_a_cut_split_has_none_of_is_said_with_what_to_do(tmp_path, counts, words, said):
+    for name, n in zip(("cat", "dog", "fish"), counts, strict=True):
+        write_images(tmp_path, (name,), n=n)
+    dataset = ImageFolder(root=str(tmp_path), **FOLDER | words)
+    for _ in range(2):
+        splits = dataset.splits()
+        assert said in dataset.passed_over
+        assert bool(said) == bool(dataset.passed_over)
+    lacking = min(np.bincount(splits[name].labels, minlength=3).min() for name in ("validation", "test"))
+    assert (lacking == 0) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("n", "fraction", "remedy"),
+    [
+        (3, 0.1, "give dataset.x=0.34, or more images"),
+        (3, 0.9, "give dataset.x=0.66, or more images"),
+        (1, 0.1, "of 1 image, and must take and leave at least 1: give more images"),
+    ],
+)
+def test_a_fraction_that_takes_no_image_or_all_is_refused_with_one_that_does(n, fraction, remedy):
+    pixels = Pixels(np.zeros((n, 1, 1, 1), np.uint8), np.zeros(n, np.int64))
+    with pytest.raises(ConfigError, match=re.escape(remedy)):
+        split_off(pixels, fraction, 0, "dataset.x")
+    if "x=" in remedy:
+        usable = float(remedy.partition("x=")[2].partition(",")[0])
+        assert len(split_off(pixels, usable, 0, "dataset.x")[0]) in (1, n - 1)

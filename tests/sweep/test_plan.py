@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from tests.disk import write_images
 from tests.processes import until
 from vitlab.__main__ import main
 from vitlab.bench import cells
@@ -466,3 +467,17 @@ def test_a_sweep_over_folds_says_over_what_its_means_are(file, tmp_path, capsys,
     capsys.readouterr()
     assert main(["compare", "runs"]) == 0
     assert capsys.readouterr().out.count(" 2 folds ") == 2
+
+
+def test_what_is_passed_over_is_said_once_a_dataset(tmp_path, capsys):
+    for name, n in (("cat", 24), ("dog", 18), ("fish", 6)):
+        write_images(tmp_path / "pets", [name], n=n)
+    (tmp_path / "pets" / "cat" / "x.heic").touch()
+    words = f"dataset=image_folder, dataset.root={tmp_path}/pets, dataset.image_size=16, patch=p8, fit.batch_size=8"
+    (tmp_path / "q.yaml").write_text(
+        f"question: Which?\nbaseline: [{words}, system.runs={tmp_path}]\narms: {{a: optimizer.lr=0.1}}\nseeds: [0, 1]\n"
+    )
+    assert main(["sweep", str(tmp_path / "q.yaml"), "--dry"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("passed over 1 file that is no image Pillow reads (.heic)") == 1
+    assert said.count("files       the validation images have none of fish: give dataset.validation_fraction=0.22") == 1

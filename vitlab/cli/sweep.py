@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.cli.exit import DONE, FAILED
+from vitlab.cli.exit import DONE, FAILED, printable
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
@@ -90,6 +90,8 @@ def run_sweep(options: argparse.Namespace) -> int:
 
     complete(overrides, many=True)  # not the file's fault
     plan = planning.plan(asked, [word for word in overrides if not word.startswith("hydra")], elsewhere=options.dry)
+    for words in plan.files:
+        print(f"files       {printable(words)}")
     record: dict[str, Any] = plan.record() | {"own_seeds": "seeds" in given}
     device = plan.cells[0].config["system"]["device"]
     most = max(len(plan.jobs), asked.search.trials if asked.search else 0)

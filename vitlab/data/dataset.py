@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from math import ceil, floor
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import ImageColor
 from vitlab.config.errors import ConfigError, DataError, Node
 from vitlab.data.examples import Examples, Pixels, joined
 from vitlab.data.fingerprint import fingerprint
+from vitlab.data.labels import listed
 from vitlab.data.pixel_range import find_range
 from vitlab.data.preprocess import Decoding
 from vitlab.data.split import stratified_folds, stratified_split
@@ -90,6 +92,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         self.for_evaluation = EVALUATION.get()
+        self.cut_remarks: dict[str, str] = {}  # by split
         if not 0 < self.validation_fraction < 1:
             raise ConfigError(
                 f"dataset.validation_fraction={self.validation_fraction}: must lie between 0 and 1, for the best"
@@ -131,8 +134,11 @@ class Dataset:
 
     @property
     def passed_over(self) -> str:
-        """What lies among the files and is in no split, in one line; complete once `splits` has read them."""
-        return ""
+        """What lies among the files and is in no split, and the classes that a split cut off has none of, in one line.
+
+        Complete once `splits` has read them.
+        """
+        return "; ".join(self.cut_remarks.values())
 
     def read(self) -> dict[str, Examples]:
         """The images of `train`, and of `validation` and `test` where the dataset has such splits."""
@@ -189,6 +195,22 @@ class Dataset:
             known[what] = make()
         return known[what]
 
+    def describe_cut(self, split: str, part: Examples, pool: Examples) -> str:
+        """The classes that a split has no image of, and what to do; empty where it has some of each.
+
+        Args:
+            split: its name.
+            part: its images.
+            pool: those that it was cut from.
+        """
+        images, there = (np.bincount(each.labels, minlength=len(self.classes)) for each in (pool, part))
+        if not len(lacking := np.flatnonzero((images > 0) & (there == 0))):
+            return ""
+        least = ceil(100 / images[lacking].min() + 50 / len(pool)) / 100
+        larger = f"dataset.{split}_fraction={least}, or " if least < 1 and self.folds is None else ""
+        names = listed([self.classes[label] for label in lacking])
+        return f"the {split} images have none of {names}: give {larger}more images of each class"
+
     def listed(self) -> dict[str, Examples]:
         """As `read`, for the fingerprint; to override where something cheaper tells the images from others."""
         return self.read()
@@ -197,9 +219,14 @@ class Dataset:
         with file_errors():
             splits = self.read()
         if self.for_evaluation and self.folds is None:
-            whole = {} if "test" in splits else {"all": joined(list(splits.values()))}
+            splits = {name: part for name, part in splits.items() if len(part)}
+            if not splits:
+                raise DataError(f"there is no image with a class to evaluate: {self.passed_over or 'all are empty'}")
             decoding = decoding or self.decoding(next(iter(splits.values())))
-            return {name: part.decoded(decoding) for name, part in (splits | whole).items()}
+            splits["all"] = joined(list(splits.values()))
+            return {name: part.decoded(decoding) for name, part in splits.items()}
+        if empty := [name for name, part in splits.items() if not len(part)]:
+            raise DataError(f"the {empty[0]} split has no images: give it some, or leave it out")
         train = splits["train"]
         if self.folds is not None:
             if "test" in splits:
@@ -208,12 +235,16 @@ class Dataset:
             if self.folds > len(train):
                 raise ConfigError(f"dataset.folds={self.folds}: there are {len(train)} images: use fewer")
             tested = stratified_folds(train.labels, self.folds, self.split_seed + 2) == self.fold
+            pool = train
             splits["test"], train = train.take(np.flatnonzero(tested)), train.take(np.flatnonzero(~tested))
+            self.cut_remarks["test"] = self.describe_cut("test", splits["test"], pool)
         for name, seed in (("test", self.split_seed + 2), ("validation", self.split_seed)):
             if name not in splits:
                 option = f"{name}_fraction"
-                count = round(len(train) * getattr(self, option))
-                splits[name], train = split_off(train, count, seed, f"dataset.{option}")
+                fraction, pool = getattr(self, option), train
+                splits[name], train = split_off(train, fraction, seed, f"dataset.{option}")
+                self.cut_remarks[name] = self.describe_cut(name, splits[name], pool)
+        self.cut_remarks = {name: words for name, words in self.cut_remarks.items() if words}
         decoding = decoding or self.decoding(train)
         wanted = self.train_examples if self.train_examples is not None else round(len(train) * self.train_fraction)
         if not 1 <= wanted <= len(train):
@@ -243,7 +274,7 @@ def read_once() -> Generator[None]:
 def for_evaluation() -> Generator[None]:
     """Context in which a dataset is built whose images are all there to be evaluated on.
 
-    Its splits are those on disk, of which any may be missing, and where there is no test split `all` of them together.
+    Its splits are those on disk that hold images, of which any may be missing, and `all` of them together.
     """
     before = EVALUATION.set(True)
     try:
@@ -252,11 +283,15 @@ def for_evaluation() -> Generator[None]:
         EVALUATION.reset(before)
 
 
-def split_off(examples: Examples, count: int, seed: int, option: str) -> tuple[Examples, Examples]:
-    """A stratified split of `count` examples, and the rest; `option` is named in the error."""
-    if not 1 <= count < len(examples):
+def split_off(examples: Examples, fraction: float, seed: int, option: str) -> tuple[Examples, Examples]:
+    """A stratified split of a fraction of the examples, and the rest; `option` is named in the error."""
+    n = len(examples)
+    count = round(n * fraction)
+    if not 1 <= count < n:
+        usable = f"{option}={ceil(100 / n) / 100 if count < 1 else floor(100 * (n - 1) / n) / 100}, or "
         raise ConfigError(
-            f"{option} would take {count} of {len(examples)} images: take at least 1 and leave at least 1"
+            f"{option}={fraction} would take {count} of {n} image{'s' * (n > 1)}, and must take and leave at least 1:"
+            f" give {usable if n > 1 else ''}more images"
         )
     chosen, rest = stratified_split(examples.labels, count, seed)
     return examples.take(chosen), examples.take(rest)

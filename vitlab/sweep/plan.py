@@ -114,12 +114,14 @@ class Plan:
         words: overrides of every cell that were given with it.
         cells: the baseline first, where no arm is the same.
         pretrain: pre-trainings, which run before them.
+        files: what is to be said of the files of their datasets.
     """
 
     question: Question
     words: tuple[str, ...]
     cells: tuple[Checked, ...]
     pretrain: tuple[Checked, ...] = ()
+    files: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> list[Job]:
@@ -238,6 +240,7 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
     """
     words = tuple(words)
     images: dict[str, np.ndarray] = {}
+    files: dict[str, None] = {}
     models: dict[str, Measured] = {}
     tracked = (f"tracking.sweep={question.name}",)
 
@@ -245,13 +248,11 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
         source = before[name] if (name := source_of(cell.overrides)) is not None else None
         try:
             cell = replace(cell, overrides=(*cell.overrides, *tracked))
-            found = check_cell(cell, question.seeds[0], images, models, source, elsewhere=elsewhere)
+            return check_cell(cell, question.seeds[0], images, files, models, source, elsewhere=elsewhere)
         except VitlabError as error:
             where = f"{question.file}, line {cell.line}, {cell.name}"
-            raise ConfigError(
-                f"{where}: {error}" if cell.name != BASELINE else f"{where} of all cells: {error}"
-            ) from error
-        return found
+            of_all = " of all cells" if cell.name == BASELINE else ""
+            raise ConfigError(f"{where}{of_all}: {error}") from error
 
     cells = question.cells(words)
     before: dict[str, Checked] = {}
@@ -284,7 +285,11 @@ def plan(question: Question, words: Iterable[str] = (), *, elsewhere: bool = Fal
             )
         found[key] = its if same is None else [replace(one, baseline=same[0].baseline) for one in its]
     return Plan(
-        question=question, words=words, cells=tuple(itertools.chain(*found.values())), pretrain=tuple(before.values())
+        question=question,
+        words=words,
+        cells=tuple(itertools.chain(*found.values())),
+        pretrain=tuple(before.values()),
+        files=tuple(filter(None, files)),
     )
 
 
@@ -304,6 +309,7 @@ def check_cell(
     cell: Cell,
     seed: int,
     images: dict[str, np.ndarray],
+    files: dict[str, None],
     models: dict[str, Measured],
     source: Checked | None = None,
     *,
@@ -315,6 +321,7 @@ def check_cell(
         cell: to be composed.
         seed: one of its seeds.
         images: training images of each class of each dataset that was read before.
+        files: what is to be said of their files.
         models: those that were built before, on the meta device.
         source: pre-training that it starts from, which has not run yet.
         elsewhere: whether other machines train it.
@@ -334,14 +341,14 @@ def check_cell(
         if key not in images:
             labels = data.splits()["train"].labels
             images[key] = np.bincount(labels, minlength=len(data.classes))
+            files[data.passed_over] = None
     except DatasetMissing:
         kind, options = locate(of_data["_target_"]), {k: v for k, v in of_data.items() if k != "_target_"}
         if not elsewhere or (found := kind.planned(**options)) is None:
             raise
         data, many = found
-        images[key] = np.bincount(
-            np.arange(many) % len(data.classes), minlength=len(data.classes)
-        )  # as if they were even
+        labels = np.arange(many) % len(data.classes)  # as if they were even
+        images[key] = np.bincount(labels, minlength=len(data.classes))
     parts = assemble({k: v for k, v in config.items() if k != "dataset"}) | {"dataset": data}
     recipe = Recipe(**parts)
     dist = single_process(device_named(recipe.system.device))

@@ -248,7 +248,7 @@ class Trials:
     def check(self, name: str, params: dict[str, Any]) -> Checked:
         overrides = merged(self.baseline.overrides, typed(params))
         cell = Cell(name=name, overrides=overrides, line=self.plan.question.lines.get("search", 1), arm=name)
-        return planning.check_cell(cell, self.seed, self.images, self.models)
+        return planning.check_cell(cell, self.seed, self.images, {}, self.models)
 
     # For the launcher.
 

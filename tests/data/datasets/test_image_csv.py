@@ -234,7 +234,7 @@ def test_the_class_folders_page_names_it_and_vitlab_data_reads_it(tmp_path, caps
     assert "use dataset=image_csv 'dataset.root=My data'" in capsys.readouterr().err
     assert main(["data", "dataset=image_csv", *words]) == 0
     said = capsys.readouterr().out
-    assert "files       passed over 5 images without a label (test)" in said
+    assert "passed over 5 images without a label (test)" in said
     assert "2 classes" in said
 
 

@@ -48,7 +48,7 @@ class ImageFiles(Dataset):
     @property
     def passed_over(self) -> str:
         counted = str(self.passed)
-        return "; ".join([*self.remarks, *([f"passed over {counted}"] if counted else [])])
+        return "; ".join([*self.remarks, *self.cut_remarks.values(), *([f"passed over {counted}"] if counted else [])])
 
     def check_split(self, split: str, where: Path, names: Collection[str], known: Sequence[str]) -> None:
         """Refuses a split with classes that are not those of the training images; a lack of some is said.

@@ -28,6 +28,13 @@ class ClassFolders(ImageFiles):
         self.folders = self.split_folders()
         if self.for_evaluation:
             names = sorted({name for folder in self.folders.values() for name in self.class_folders(folder)})
+            if not names:
+                place, seen = next(iter(self.folders.values())), PassedOver()
+                self.class_folders(place, seen)
+                raise DataError(
+                    f"{place} has no class folders with images: sort the images into folders named as the classes,"
+                    f" {place}/CLASS/{f'; passed over {seen}' if seen else ''}"
+                )
             self.folder_names = tuple(names)
             self.classes = self.class_names()
             return
