@@ -86,6 +86,8 @@ def bench(options: argparse.Namespace) -> None:
         check_comparable(config, choices)
     parts = assemble(config)
     preload(list(LIBRARIES) if options.peers else [])
+    if options.out:
+        make_folder(options.out)
     rounds = {"rounds": options.rounds, "warmup": options.warmup}
     with join_processes(parts["system"]) as dist:
         setup = prepare(**parts, dist=dist)
@@ -139,7 +141,6 @@ def bench(options: argparse.Namespace) -> None:
                 largest = ", ".join(f"{name} {images:,}" for name, images in found["largest_batch"].items())
                 print(f"largest     batch that fits, by doubling: {largest}")
     if options.out:
-        make_folder(options.out)
         write_json(options.out / "bench.json", result)
         if options.sweep:
             save(draw(result), options.out / "bench.png")

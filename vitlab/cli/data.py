@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitlab.cli.exit import DONE, printable
+from vitlab.cli.places import check_place
 from vitlab.config.errors import DataError
 from vitlab.config.own import command
 
@@ -32,6 +33,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="group=option | key=value", help="as for vitlab train")
     parser.add_argument("--save", type=Path, default=Path("data.png"), metavar="FILE.png", help="the picture; data.png")
     options = parser.parse_intermixed_args(words)
+    check_place("--save", options.save, ".png")
     from vitlab.config.build import assemble
     from vitlab.config.check import check
     from vitlab.config.compose import compose

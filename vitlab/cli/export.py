@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from vitlab.cli.exit import DONE
+from vitlab.cli.places import check_place
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.overrides import key_of
@@ -36,6 +37,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--project", default="vitlab", help="of W&B; vitlab")
     parser.add_argument("--out", type=Path, metavar="FILE", help="by default NAME-wandb.yaml")
     options = parser.parse_intermixed_args(words)
+    if options.out:
+        check_place("--out", options.out)
     scales = [word.partition("=")[2] for word in options.words if word.startswith("scale=")]
     asked = read(find(options.question), scales[-1] if scales else None)
     given = [word for word in options.words if not word.startswith("scale=")]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.cli.exit import DONE, FAILED, print_json, printable
+from vitlab.cli.places import check_place
 from vitlab.config.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ def main(words: list[str]) -> int:
     from vitlab.evaluation import predict
     from vitlab.evaluation.load import load
     from vitlab.evaluation.pictures import MOST
+    from vitlab.storage.run import Run
 
+    if not Run(Path(options.run)).config.is_file() and any(Run(Path(word)).config.is_file() for word in options.images):
+        raise ConfigError("the run comes first: vitlab predict RUN IMAGE...")
     passed = PassedOver()
     paths, lost = predict.find(options.images, passed)
     check(options, paths, lost)
@@ -69,10 +73,7 @@ def check(options: argparse.Namespace, paths: list[Path], lost: list[str]) -> No
     if not paths:
         raise ConfigError(f"{', '.join(lost)}: there is no image: give image files, folders of them, or globs")
     if options.save:
-        if options.save.suffix.lower() != ".png":
-            raise ConfigError(f"--save {options.save}: it will be a PNG: give a name that ends in .png")
-        if not options.save.parent.is_dir():
-            raise ConfigError(f"--save {options.save}: there is no folder {options.save.parent}: make it first")
+        check_place("--save", options.save, ".png")
         if options.save.resolve() in {path.resolve() for path in paths}:
             raise ConfigError(f"--save {options.save}: it is one of the images: give another name")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE
+from vitlab.cli.places import check_place
 from vitlab.config.errors import ConfigError
 from vitlab.config.own import command
 
@@ -25,6 +26,7 @@ def main(words: list[str]) -> int:
         "--save", type=Path, default=Path("schedule.png"), metavar="FILE.png", help="the picture; schedule.png"
     )
     options = parser.parse_intermixed_args(words)
+    check_place("--save", options.save, ".png")
     from vitlab.config.build import assemble
     from vitlab.config.check import check
     from vitlab.config.compose import compose

@@ -238,3 +238,15 @@ def version(metadata: Any, name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def no_run(path: Path) -> str:
+    """Why a path is no run's folder, and what to give instead."""
+    if (path.parent / "config.yaml").is_file():
+        return f"give the run's folder: {path.parent}"
+    if not path.is_dir():
+        return f"{'it is a file' if path.exists() else 'there is no such folder'}: give the folder of one, runs/NAME"
+    runs = sorted(place.parent for place in path.glob("*/config.yaml"))
+    return (
+        f"it has no config.yaml: give {f'a run in it, such as {runs[0]}' if runs else 'the folder of one, runs/NAME'}"
+    )
