@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from vitlab.report.answer import table_tex, table_text
 from vitlab.report.comparison import compare
 from vitlab.report.statistics import estimate, holm
 
@@ -597,3 +598,54 @@ def test_runs_of_one_dataset_that_saw_different_images_are_said(cells, roots, da
     ]
     said = [note for note in compared(lines).notes if "were trained on different images (1; 2 in data.json)" in note]
     assert len(said) == mixed
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "apart"),
+    [
+        ({"dataset": "digits"}, {"dataset": "cifar10"}, True),
+        ({"dataset": "image_folder", "data": "1"}, {"dataset": "image_folder", "data": "2"}, True),
+        ({"dataset": "digits", "test_images": 359}, {"dataset": "digits", "test_images": 180}, True),
+        ({"dataset": "digits", "data": "1", "test_images": 359}, {"dataset": "digits", "data": "1"}, False),
+        ({"dataset": "digits", "data": "1"}, {"dataset": "digits", "data": math.nan}, False),
+        ({}, {}, False),
+    ],
+)
+def test_runs_of_other_images_are_not_compared(base, other, apart):
+    """There is no difference to them, none of them is chosen, and the table begins with a warning."""
+    lines = [line("a", seed, 0.1 + seed / 100, **base) for seed in range(3)]
+    lines += [line("b", seed, 0.9 + seed / 90, **other) for seed in range(3)]
+    found = compared(lines)
+    first, second = found.rows
+    assert (second.difference is None, second.p is None) == (apart, apart)
+    assert (first.best, second.best) == (apart, not apart)
+    assert (second.verdict == "other images: not compared") == apart
+    for style in ("plain", "markdown"):
+        top = table_text(found, style).splitlines()[0]
+        assert ("warning: 1 of 2 arms is tested on other images than the baseline" in top) == apart
+    assert ("warning: 1 of 2" in table_tex(found)) == apart
+
+
+def test_costs_of_other_images_may_be_measured_side_by_side():
+    lines = [line(cell, 0, largest_batch=8.0 * i, dataset=cell) for i, cell in enumerate("ab", start=1)]
+    assert compared(lines, metric="largest_batch").rows[1].difference.mean == 8
+
+
+def test_the_reports_agreement_is_not_sought_across_datasets():
+    lines = [line(cell, seed, 0.5 + i / 9, dataset=cell) for i, cell in enumerate("ab") for seed in range(3)]
+    expect = {"finding": "b is better", "setting": "", "numbers": {"a": 50.0, "b": 60.0}}
+    assert compared(lines, expect=expect).agreement.pairs == ()
+
+
+def test_long_names_are_cut_in_the_terminal_alone_and_stay_different():
+    key = "model.head.zero_init=true, " * 12
+    names = [f"dataset.root=a, {key}end", f"dataset.root=b, {key}end", f"c {key}1{key}", f"c {key}2{key}"]
+    found = compared([line(name, 0, 0.5) for name in names])
+    plain = table_text(found).splitlines()
+    assert all(name in table_text(found, "markdown").replace("\\", "") for name in names[:2])
+    assert plain[2].startswith("* dataset.root=a, ")  # the baseline; the last two differ in the middle alone
+    two = compared([line(name, 0, 0.5) for name in names[:2]])
+    first, second = table_text(two).splitlines()[2:4]
+    assert "…" in first
+    assert len(first.partition("end")[0]) < 65
+    assert first.split(",")[0] != second.split(",")[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vitlab.config.errors import ConfigError
-from vitlab.plotting import save_one
+from vitlab.plotting import save_one, shorten
 from vitlab.report import figures
 from vitlab.report.page import page as page_of
 from vitlab.report.statistics import Estimate
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FINDING = ("<!-- finding -->", "<!-- /finding -->")
 UNWRITTEN = "\n*No finding is written yet: what stands between these two marks is kept.*\n"
 MOST = 10_000_000  # bytes of an answer
+NAMES = (60, 90, 150)  # letters of an arm's name in a terminal
 CAPTIONS = {
     "metric": "{metric} of each arm: means with 95 % intervals, and every {point}",
     "curves": "learning curves: means of the {point}s, from the lowest to the highest",
@@ -54,8 +55,8 @@ def table_text(comparison: Comparison, style: Literal["plain", "markdown"] = "pl
             line[:3] = [f"**{cell}**" if row.best and cell != NONE else cell for cell in line[:3]]
         heads = [escaped(head) for head in heads]
     else:
-        for row, line in zip(rows, body, strict=True):
-            line[0] = f"{'*' if row.best else ' '} {line[0]}"
+        for row, line, name in zip(rows, body, short_names(names), strict=True):
+            line[0] = f"{'*' if row.best else ' '} {name}"
         heads[0] = f"  {heads[0]}"
     numeric = [False, *(column.number for column in table)]
     widths = [max(3, *map(len, cells)) for cells in zip(heads, *body, strict=True)]
@@ -68,7 +69,18 @@ def table_text(comparison: Comparison, style: Literal["plain", "markdown"] = "pl
     rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
     bar = line_of(rule) if marked else "─" * (sum(widths) + 2 * len(widths) - 2)
     below = legend(comparison, "bold" if marked else "*")
-    return "\n".join([line_of(heads), bar, *map(line_of, body), "", *(line + "  " * marked for line in below), ""])
+    above = [f"**{comparison.warning}**" if marked else comparison.warning, ""] if comparison.warning else []
+    lines = [*above, line_of(heads), bar, *map(line_of, body), "", *(line + "  " * marked for line in below), ""]
+    return "\n".join(lines)
+
+
+def short_names(names: list[str]) -> list[str]:
+    """The names of arms for a terminal, cut in the middle; less where some would be the same."""
+    for most in NAMES:
+        short = [shorten(name, most, 0.5) for name in names]
+        if len(set(short)) == len(set(names)):
+            return short
+    return names
 
 
 def columns(comparison: Comparison) -> list[Column]:
@@ -154,7 +166,8 @@ def table_tex(comparison: Comparison) -> str:
             cells[:2] = [f"\\textbf{{{cells[0]}}}", cells[1].replace("$", "$\\mathbf{", 1)[:-1] + "}$"]
         lines.append(" & ".join(cells) + " \\\\")
     lines += ["\\bottomrule", "\\end{tabular}"]
-    return "\n".join(lines + [f"% {line}" for line in legend(comparison, "bold")]) + "\n"
+    below = [*filter(None, [comparison.warning]), *legend(comparison, "bold")]
+    return "\n".join(lines + [f"% {line}" for line in below]) + "\n"
 
 
 def markdown(comparison: Comparison, facts: Mapping[str, str], links: Mapping[str, str], finding: str) -> str:

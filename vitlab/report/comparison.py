@@ -18,6 +18,7 @@ from vitlab.report.grouping import (
     listed,
     named,
     newest,
+    of_other_images,
     position,
     repetitions,
     with_folds,
@@ -108,7 +109,15 @@ def compare(
     parts = {name: parts.get(cell, values.iloc[:0]) for cell, name in owners.items()}
     scores = {name: part[metric].dropna() for name, part in parts.items()}
     validation = {name: estimate(part[measured.validation.name].dropna()) for name, part in parts.items()}
-    differences = {name: paired(scores[name], scores[base]) for name in parts if name != base}
+    baseline_runs = groups.get(cells[base], runs.iloc[:0])
+    apart = {
+        name
+        for cell, name in owners.items()
+        if measured.source != "bench" and of_other_images(groups.get(cell, runs.iloc[:0]), baseline_runs)
+    }
+    differences = {
+        name: None if name in apart else paired(scores[name], scores[base]) for name in parts if name != base
+    }
     p = {name: p_value(difference) for name, difference in differences.items() if difference is not None}
     p = {name: value for name, value in p.items() if value is not None}
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
@@ -117,13 +126,15 @@ def compare(
         for cell, name in owners.items()
         for asked in [len(seeds[name]) * max(1, cuts[name])]
     }
-    chosen = best(validation, states, measured.validation)
+    chosen = best({name: one for name, one in validation.items() if name not in apart}, states, measured.validation)
     rows = []
     for cell, name in owners.items():
         group = groups.get(cell, runs.iloc[:0])
         medians = {key: value for key, value in costs.get(cell, {}).items() if key in COSTS and not absent(value)}
         words = "the baseline"
-        if name != base:
+        if name in apart:
+            words = "other images: not compared"
+        elif name != base:
             words = verdict(measured, scores[name], scores[base], differences[name], p.get(name), corrected.get(name))
         row = Row(
             name=name,
@@ -131,6 +142,7 @@ def compare(
             x=position(x, group, medians),
             baseline=name == base,
             best=name == chosen,
+            apart=name in apart,
             seeds=seeds[name],
             folds=cuts[name],
             runs=group,
@@ -147,7 +159,8 @@ def compare(
     lines = notes(measured, used, rows, len(p), unreadable, twice, len(wanted) - sum(wanted))
     agreement = None
     if expect is not None:
-        agreement = agree(expect, scores, measured, {name: owners[cell] for name, cell in cells.items()})
+        alike = {name: part.iloc[:0] if name in apart else part for name, part in scores.items()}
+        agreement = agree(expect, alike, measured, {name: owners[cell] for name, cell in cells.items()})
         if others := [name for name in agreement.numbers if name not in cells]:
             lines.append(f"Reported, but no arm here: {listed(others)}.")
         agreement = agreement if agreement.finding or agreement.numbers else None

@@ -28,6 +28,20 @@ def with_folds(table: pd.DataFrame) -> pd.DataFrame:
     return whole.assign(folds=folds.where(cut, 0).astype("int64"), fold=fold.where(cut, 0).astype("int64"))
 
 
+def of_other_images(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether the runs of two arms are tested on different images, as far as is known: their scores say nothing then.
+
+    By the dataset, the fingerprint of its images, and how many of them are tested on.
+    """
+    for key in ("dataset", "data", "test_images"):
+        first, second = (
+            {str(value) for value in part[key].dropna()} if key in part else set() for part in (one, other)
+        )
+        if first and second and not first & second:
+            return True
+    return False
+
+
 def repetitions(runs: pd.DataFrame) -> pd.MultiIndex:
     """What tells apart the runs of a cell: the number of folds, the fold and the seed. Runs equal in all are paired."""
     return pd.MultiIndex.from_frame(runs[["folds", "fold"]].assign(seed=runs.index))

@@ -89,7 +89,7 @@ def data(comparison: Comparison, facts: Mapping[str, str], finding: str) -> dict
         "agreement": comparison.agreement and {
             **asdict(comparison.agreement), "beside": beside(comparison.agreement, comparison.reference)
         },
-        "notes": comparison.notes,
+        "notes": [*filter(None, [comparison.warning]), *comparison.notes],
         "facts": [*facts.items()],
     }  # fmt: skip
 

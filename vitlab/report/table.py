@@ -21,6 +21,7 @@ class Row:
         x: where it stands on the figure's axis; a word where the axis is one of names; None where it is not known.
         baseline: whether the others are compared with this one.
         best: whether validation would choose it.
+        apart: whether its runs are tested on other images than the baseline's, so that nothing is compared.
         seeds: those that were asked for.
         folds: how many parts the images are cut into, each the test split of one run a seed; 0 for a single split.
         runs: one line of the store for each run of this arm, finished or not; indexed by seed, with its `fold`.
@@ -39,6 +40,7 @@ class Row:
     x: float | str | None
     baseline: bool
     best: bool
+    apart: bool = False
     seeds: tuple[int, ...]
     folds: int = 0
     runs: pd.DataFrame
@@ -157,6 +159,18 @@ class Comparison:
         """Whether the axis is one of numbers."""
         scored = [row.x for row in self.rows if row.score and row.x is not None]
         return self.x is not None and bool(scored) and all(map(number, scored))
+
+    @property
+    def warning(self) -> str:
+        """What must be read before the table; empty where all arms are tested on the same images."""
+        apart = sum(row.apart for row in self.rows)
+        if not apart:
+            return ""
+        return (
+            f"warning: {apart} of {len(self.rows)} arms {'are' if apart > 1 else 'is'} tested on other images than the"
+            " baseline, so their scores are no measure of each other: no difference is taken, and none of them chosen;"
+            " compare the runs of one dataset at a time"
+        )
 
     def unit(self, end: str = "") -> str:
         """What the means are over, one or with `end`='s' several: seeds, folds, or the rounds of a benchmark."""
