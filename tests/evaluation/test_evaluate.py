@@ -65,7 +65,7 @@ def test_the_terminal_is_compact_and_the_folder_has_the_rest(run, capsys):
         accuracy, loss = result[f"{split}/accuracy"], result[f"{split}/loss"]
         assert line == f"{name} accuracy {accuracy:.6f}  loss {loss:.6f}  (as recorded)"
     assert [line.partition(" ")[0] for line in lines[3:]] == [
-        "interval", "top-5", "by", "ECE", "hardest", "confused", "files",
+        "interval", "top-5", "by", "ECE", "confused", "", "class", *sorted_digits(run), "", "files",
     ]  # fmt: skip
     averages = [f"{result[f'test/{name}']:.2%}" for name in ("balanced_accuracy", "macro_f1")]
     assert lines[5] == "by class    balanced accuracy {}, macro F1 {}, ROC-AUC {:.4f}".format(
@@ -87,6 +87,12 @@ def test_the_terminal_is_compact_and_the_folder_has_the_rest(run, capsys):
         first, *rows = csv.reader(file)
     assert first[1:] == [row[0] for row in rows] == list("0123456789")
     assert [[int(count) for count in row[1:]] for row in rows] == table["confusion"]
+
+
+def sorted_digits(run):
+    """The classes with the most test images first."""
+    counts = np.bincount(reevaluate.training_dataset(run).splits()["test"].labels)
+    return [str(label) for label in np.argsort(-counts, kind="stable")]
 
 
 def test_programs_get_one_json_document(run, capsys):
@@ -181,15 +187,21 @@ def test_new_images_of_some_classes_are_all_measured(run, tmp_path, capsys, layo
     words = ["evaluate", str(run), *GREY, f"dataset.root={tmp_path}/new"]
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    which = "all images, for there is no test split" if split == "all" else "the test split"
+    total = 3 * sum(folders.values())
+    more = f" of {total} (--split all measures all)" if total > images else ""
+    which = "all images" if split == "all" else "the test split"
     assert lines[0].startswith(f"{split:<11} accuracy")
-    assert lines[2] == f"images      {which}: {images}; 3 of the run's 10 classes are in it (1, 3, 7)"
+    assert lines[2] == f"images      {which}: {images}{more}; 3 of the run's 10 classes are in it (1, 3, 7)"
     assert f"from {images} " in lines[3]
     table = json.loads((run / "evaluation" / "image_folder-new" / f"{split}.json").read_text())
     assert table["images"] == images == np.sum(table["confusion"])
     classes = {row["class"]: row for row in table["classes"]}
     assert {name for name, row in classes.items() if row["images"]} == {"1", "3", "7"}
     assert set(classes["0"].values()) == {"0", 0, None}  # no figure of a class without images
+    if total > images:
+        assert main([*words, "--split", "all"]) == 0
+        assert f"images      all images: {total}; 3 of the run's" in capsys.readouterr().out
+        assert json.loads((run / "evaluation" / "image_folder-new-2" / "all.json").read_text())["images"] == total
     right = sum(row["accuracy"] * row["images"] for row in classes.values() if row["images"])
     assert right / images == pytest.approx(table["accuracy"])
     if split == "all" and layout != "train and validation":
@@ -234,24 +246,27 @@ def test_tables_and_shards_without_a_test_split_are_measured_whole(run, tmp_path
     grey = ["dataset.channels=1", "dataset.mean=[0.5]", "dataset.std=[0.5]"]
     table = ["dataset=hf", f"dataset.path={tmp_path}/table", *grey, "dataset.validation_split=validation"]
     assert main(["evaluate", str(run), *table, "dataset.test_split=null"]) == 0
-    assert "test split: 12; 2 of the run's 10 classes are in it (3, 5)" in capsys.readouterr().out
+    assert "all images: 12; 2 of the run's 10 classes are in it (3, 5)" in capsys.readouterr().out
     assert main(["evaluate", str(run), *table, "dataset.test_split=validation", "dataset.train_split=none"]) == 0
-    assert "the test split: 4; 2 of the run's 10 classes" in capsys.readouterr().out
+    assert "the test split: 4 of 8 (--split all measures all); 2 of the run's 10 classes" in capsys.readouterr().out
     pattern = write_shards(tmp_path / "shards", 2)
     tars = ["dataset=webdataset", f'dataset.train="{pattern}"', f"dataset.cache={tmp_path}/cache", *grey]
     assert main(["evaluate", str(run), *tars]) == 0
-    assert "test split: 20; 4 of the run's 10 classes are in it (0, 1, 2, 3)" in capsys.readouterr().out
+    assert "all images: 20; 4 of the run's 10 classes are in it (0, 1, 2, 3)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["patch=p4"], "only the dataset of a trained run can be another"),
-        (["dataset.root=x"], "the dataset is missing"),
+        (["dataset.root=x"], "--root x: the dataset of"),
+        (["dataset.path=x", "dataset.root=x"], "the dataset is missing"),
+        (["tests"], "tests: which dataset is it? dataset=image_folder dataset.root=tests"),
+        (["--split", "all"], "was trained on most of its own"),
         (["dataset=digits", "--root", "x"], "--root x is for the run's own dataset"),
         (["dataset=nothing"], "nothing"),
         (["dataset=digits", "dataset.image_sise=3"], "image_sise"),
-        (["--root", "x"], "root: there is no such key"),
+        (["--root", "x"], "has no folder of its own: leave it out"),
         (["--workers", "-1"], "--workers -1"),
         (["--device", "gpu"], "no such device"),
     ],
@@ -295,6 +310,6 @@ def test_no_mistakes_leave_no_picture_of_mistakes(run):
     folder = run / "evaluation"
     folder.mkdir()
     (folder / "mistakes.png").write_text("of other weights")
-    better = Measured(examples=part.examples, scores=part.scores, report=perfect)
+    better = Measured(total=1, examples=part.examples, scores=part.scores, report=perfect)
     assert "mistakes.png" not in write(folder, "test", better, {"run": "run", **perfect.as_dict()})
     assert not (folder / "mistakes.png").exists()

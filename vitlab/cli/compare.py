@@ -1,10 +1,12 @@
 """`vitlab compare`: finished runs as a table with intervals, figures and a page."""
 
 import argparse
+import re
 from pathlib import Path
 
 from vitlab.cli.exit import DONE
 from vitlab.config.errors import ConfigError
+from vitlab.config.groups import SWEEPS
 from vitlab.config.own import command
 from vitlab.report.conclude import MAX_BYTES, answer_runs, conclude, select_runs
 from vitlab.storage.files import file_errors, read_json
@@ -60,6 +62,7 @@ def find_sweep(what: list[str], runs: Path) -> Path | None:
     if found:
         raise ConfigError(f"{name} was run several times: give {' or '.join(map(str, found))}")
     listed = f" (there are {', '.join(path.name for path in there)})" if there else ""
-    raise ConfigError(
-        f"{what[0]} is neither a run, nor a folder of runs, nor a sweep that was run{listed}: {command('sweep', name)}"
-    )
+    known = SWEEPS.rglob(f"{name}.yaml") if re.fullmatch(r"[\w-]+", name) else ()
+    asked = Path(what[0]).is_file() or any(known)
+    remedy = f"run it: {command('sweep', what[0])}" if asked else "give runs, or a folder of runs"
+    raise ConfigError(f"{what[0]} is neither a run, nor a folder of runs, nor a sweep that was run{listed}: {remedy}")

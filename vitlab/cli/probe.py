@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, FAILED, print_json, printable
+from vitlab.cli.places import free_place
 from vitlab.config.errors import ConfigError, StorageError
 from vitlab.config.own import command
 
@@ -24,14 +25,19 @@ images, whose one hyper-parameter validation chooses. On the terminal and in RUN
 dataset.KEY=VALUE ... it is evaluated on another dataset, of any classes. Of its own dataset the few images are training
 images: 1-shot then measures how well training has separated the classes."""
 MOST = 1000  # draws
+SHOTS = (1, 5, 10, 25)  # the paper's
 
 
 def main(words: list[str]) -> int:
     """`vitlab probe RUN`: few-shot, linear and nearest-neighbour accuracy of a frozen model."""
     parser = argparse.ArgumentParser(prog="vitlab probe", description=DESCRIPTION)
     parser.add_argument("run", help="the run's folder")
-    parser.add_argument("overrides", nargs="*", metavar="dataset=NAME", help="another dataset, as for vitlab train")
-    parser.add_argument("--shots", default="1,5,10,25", metavar="K,K", help="training images a class; 1,5,10,25")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="dataset=NAME", help="another dataset, as for vitlab train"
+    )
+    parser.add_argument(
+        "--shots", metavar="K,K", help="training images a class; those of 1,5,10,25 that every class has"
+    )
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="draws of those images; 5")
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="what is answered; test")
     parser.add_argument("--linear", action="store_true", help="logistic regression on all training images as well")
@@ -45,11 +51,17 @@ def main(words: list[str]) -> int:
     options = parser.parse_intermixed_args(words)
     from vitlab.evaluation import probe
     from vitlab.evaluation.load import load
-    from vitlab.evaluation.reevaluate import dataset_from_overrides, eval_inputs, training_dataset
+    from vitlab.evaluation.reevaluate import (
+        dataset_from_overrides,
+        eval_inputs,
+        moved_root,
+        training_dataset,
+        with_absolute_root,
+    )
     from vitlab.system.contention import WaitPolicy
 
     folder = Path(options.run)
-    shots = parse_shots(options.shots)
+    shots = SHOTS if options.shots is None else parse_shots(options.shots)
     if not 1 <= options.seeds <= MOST:
         raise ConfigError(f"--seeds {options.seeds}: must be at least 1 and at most {MOST:,}; 5 is usual")
     l2 = probe.L2 if options.l2 is None else options.l2
@@ -57,26 +69,30 @@ def main(words: list[str]) -> int:
         raise ConfigError(f"--l2 {l2}: must be above 0; the authors' code has 1024")
     if options.workers < 0:
         raise ConfigError(f"--workers {options.workers}: must be at least 0")
-    if options.overrides and options.root:
-        raise ConfigError(f"--root {options.root} is for the run's own dataset: give dataset.root=PATH for another")
+    root = moved_root(options.overrides, options.root)
     model, name = load(folder, options.device, classifies=False, changed_data=options.changed_data), ""
-    if options.overrides:
+    if options.overrides and root is None:
         dataset, name = dataset_from_overrides(options.overrides, trains=True)
     else:
-        dataset = training_dataset(folder, root=options.root, changed_data=options.changed_data)
+        dataset = training_dataset(folder, root=root, changed_data=options.changed_data)
     source = eval_inputs(folder, model, dataset, external=bool(name), workers=options.workers)
     if dataset.passed_over:
         print(f"vitlab: {printable(dataset.passed_over)}", file=sys.stderr)
     images, least = probe.fewest(source.splits["train"].labels, dataset.classes)
-    probe.check(f"--shots {options.shots}", shots, images, printable(least))
+    if options.shots is None and images and (few := tuple(k for k in SHOTS if k <= images)) != SHOTS:
+        said = f"--shots {','.join(map(str, few))} of {','.join(map(str, SHOTS))}"
+        print(f"vitlab: {said}: class {printable(least)} has {images} training images", file=sys.stderr)
+        shots = few
+    probe.check(f"--shots {','.join(map(str, shots))}", shots, images, printable(least))
 
-    file = folder / (
-        "-".join(["probe", *[word for word in (name, options.split) if word not in ("", "test")]]) + ".json"
-    )
+    of = with_absolute_root(options.overrides) if name else "of the run"
+    named = "-".join(["probe", *[word for word in (name, options.split) if word not in ("", "test")]])
+    file = folder / f"{named}.json"
+    file = free_place(file, of, options.split) if name else file
     probing = Probing(model=model, source=source, dataset=dataset)
     with WaitPolicy():
         found = probing.probe(shots, options.seeds, options.split, l2, linear=options.linear, knn=options.knn)
-    table = {"run": str(folder), "dataset": options.overrides or "of the run", **found}
+    table = {"run": str(folder), "dataset": of, **found}
     if options.json:
         print_json({**table, "file": str(file)})
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from vitlab.cli.exit import DONE
 from vitlab.config.errors import ConfigError
 from vitlab.storage.files import file_errors
-from vitlab.storage.run import Run
+from vitlab.storage.run import Run, no_run
 
 DESCRIPTION = """Uploads offline runs to Weights & Biases, with its own `wandb sync`; those that were uploaded
 before are left out."""
@@ -45,7 +45,7 @@ def offline_folders(folders: list[Path], root: Path) -> list[Path]:
     """
     for folder in folders:
         if not (folder / "config.yaml").is_file():
-            raise ConfigError(f"{folder} is not a run: it has no config.yaml")
+            raise ConfigError(f"{folder} is not a run: {no_run(folder)}")
     places = folders or sorted(path.parent for path in root.glob("*/config.yaml"))
     found = [path for place in places for path in Run(place).offline_copies()]
     return [path for path in found if not list(path.glob("*.synced"))]

@@ -29,8 +29,8 @@ class DatasetMissing(DataError):
     """A dataset whose files are not where they were looked for; the remedy is the command that gets them."""
 
     def __init__(self, name: str, looked: list, remedy: str):
-        places = ", ".join(str(place) for place in looked)
-        super().__init__(f"{name} is not there: looked for {places}. {remedy}")
+        self.looked, self.remedy = ", ".join(str(place) for place in looked), remedy
+        super().__init__(f"{name} is not there: looked for {self.looked}. {remedy}")
 
 
 class SweepError(VitlabError, ValueError):

@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from vitlab.config.build import build
 from vitlab.config.check import check, describes
 from vitlab.config.compose import compose
-from vitlab.config.errors import ConfigError, DataError, Node, VitlabError
+from vitlab.config.errors import ConfigError, DataError, DatasetMissing, Node, VitlabError
 from vitlab.config.groups import CONF
 from vitlab.config.own import command
 from vitlab.data.augment import eval_transform
@@ -60,8 +61,12 @@ class EvalInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A trained model's evaluation on one split; `scores` are those that a training reports."""
+    """A trained model's evaluation on one split; `scores` are those that a training reports.
 
+    `total` is the number of images in all splits of the dataset.
+    """
+
+    total: int
     examples: Examples
     scores: dict[str, Any]
     report: ClassificationReport
@@ -108,10 +113,23 @@ def training_dataset(run: str | Path, *, root: str | None = None, changed_data: 
                 f" {command('evaluate', folder.folder, 'dataset=webdataset', f'dataset.{split}=...')}"
             )
     node |= {"download": False} if "download" in node else {}
-    node |= {"root": root} if root is not None else {}
+    place = "path" if "path" in node else "root"  # dataset=hf has a path
+    if root is not None and place not in node:
+        raise ConfigError(
+            f"--root {root}: the dataset of {folder.folder} has no folder of its own: leave it out, or give another"
+            f" dataset, dataset=NAME dataset.root={root}"
+        )
+    node |= {place: root} if root is not None else {}
     if "cache" in node:  # an untrusted configuration may not say where shard indices are written
         node["cache"] = yaml.safe_load((CONF / "dataset" / "webdataset.yaml").read_text(encoding="utf-8"))["cache"]
-    dataset = dataset_of(node, str(folder.config))
+    try:
+        dataset = dataset_of(node, str(folder.config))
+    except DatasetMissing as error:
+        moved = "--root PATH" if place in node else "they are another dataset: dataset=NAME dataset.KEY=VALUE"
+        raise DataError(
+            f"the images that {folder.folder} was trained on are not there: looked for {error.looked}. If they have"
+            f" moved, {moved}{f'. {error.remedy}' if 'download' in node else ''}"
+        ) from error
     check_code(folder, node, changed_data=changed_data)
     if not changed_data and (changed := changed_images(folder, dataset.fingerprint)):
         raise DataError(
@@ -120,6 +138,24 @@ def training_dataset(run: str | Path, *, root: str | None = None, changed_data: 
             " evaluate all the same"
         )
     return dataset
+
+
+def moved_root(words: Sequence[str], root: str | None) -> str | None:
+    """The folder that `--root`, or `dataset.root=PATH` and no dataset, says a run's own images have moved to.
+
+    Raises:
+        ConfigError: both a folder and another dataset.
+    """
+    if root is not None and words:
+        raise ConfigError(f"--root {root} is for the run's own dataset: give dataset.root=PATH for another")
+    alone = len(words) == 1 and words[0].startswith(("dataset.root=", "dataset.path="))
+    return words[0].partition("=")[2] if alone else root
+
+
+def with_absolute_root(words: Sequence[str]) -> list[str]:
+    """The overrides with `dataset.root` as an absolute path, which tells datasets apart wherever they are read from."""
+    parts = [word.partition("=") for word in words]
+    return [f"{key}={Path(value).resolve()}" if key == "dataset.root" else f"{key}={value}" for key, _, value in parts]
 
 
 def dataset_from_overrides(words: Sequence[str], *, trains: bool = False) -> tuple[Dataset, str]:
@@ -132,6 +168,8 @@ def dataset_from_overrides(words: Sequence[str], *, trains: bool = False) -> tup
     Raises:
         ConfigError: overrides of another group, or of no dataset.
     """
+    if bare := [word for word in words if "=" not in word and Path(word).expanduser().exists()]:
+        raise ConfigError(f"{bare[0]}: which dataset is it? dataset=image_folder {quote(f'dataset.root={bare[0]}')}")
     if odd := [word for word in words if word.partition("=")[0].partition(".")[0] != "dataset"]:
         raise ConfigError(f"{odd[0]}: only the dataset of a trained run can be another: dataset=NAME dataset.KEY=VALUE")
     if not any(word.startswith("dataset=") for word in words):
@@ -171,7 +209,8 @@ def measure(
         model: from `load`.
         dataset: the run's own, or with `external` another of the same classes or some of them, in any order; it is
             preprocessed as the run's own.
-        splits: of `validation` and `test`; None is `test`, or `all` where an external dataset has no test split.
+        splits: of `validation` and `test`, or of an external dataset `all`; None is `test`, or `all` where there is
+            no test split.
         external: see `dataset`.
         workers: processes that read images.
 
@@ -181,21 +220,23 @@ def measure(
     source = eval_inputs(run, model, dataset, external=external, workers=workers)
     splits = splits or (("test",) if "test" in source.splits else ("all",))
     if lacking := [split for split in splits if split not in source.splits]:
+        own = f"; all is of another dataset: {run} was trained on most of its own" if lacking[0] == "all" else ""
         raise ConfigError(
-            f"--split {lacking[0]}: the dataset has no such split; it has {', '.join(source.splits)}: leave --split out"
+            f"--split {lacking[0]}: the dataset has no such split; it has {', '.join(source.splits)}: give one of them,"
+            f" or leave --split out{own}"
         )
     places = torch.arange(len(model.classes))
     if external:
         used = np.unique(np.concatenate([source.splits[split].labels for split in splits]))
         places = torch.from_numpy(order_of(dataset.classes, model.classes, used))
-    measured = {}
+    measured, total = {}, sum(len(part) for name, part in source.splits.items() if name != "all")
     for split in splits:
         examples, recorder = source.splits[split], PredictionRecorder(TrainingModel(model.model))
         labels: list[Tensor] = []
         named = mapped(source.batches(examples), places.to(source.dist.device), labels)
         scores = evaluation_of.evaluate(recorder, named, source.dist, source.precision, model.model.objective)
         report = ClassificationReport.of(recorder.probabilities(), torch.cat(labels), model.classes)
-        measured[split] = Measured(examples=examples, scores=scores, report=report)
+        measured[split] = Measured(total=total, examples=examples, scores=scores, report=report)
     model.eval()
     return measured
 

@@ -9,7 +9,7 @@ from vitlab.config.errors import ConfigError, Node, StorageError, VitlabError
 from vitlab.config.moved import upgrade
 from vitlab.config.overrides import show
 from vitlab.storage.files import file_errors, read_json, read_text
-from vitlab.storage.run import MOST_RESULT, Run
+from vitlab.storage.run import MOST_RESULT, Run, no_run
 
 MOST_BYTES, MOST_LETTERS = 100_000, 10_000  # of a config.yaml and of a value in it; vitlab's have about 3,000 and 80
 
@@ -50,7 +50,7 @@ def read_config(run: Run) -> Node:
         ConfigError: there is none, or it is not one of vitlab's.
     """
     if not run.config.is_file():
-        raise ConfigError(f"{run.folder} is not a run: it has no config.yaml")
+        raise ConfigError(f"{run.folder} is not a run: {no_run(run.folder)}")
     try:
         config = yaml.load(read_text(run.config, MOST_BYTES), PlainLoader)
     except (yaml.YAMLError, StorageError, ValueError, RecursionError) as error:
