@@ -249,7 +249,7 @@ def test_an_evaluation_needs_no_csv_of_training_images(tmp_path):
     with for_evaluation():
         dataset = image_csv(tmp_path, ".:12", {"test.csv": labels(IDS, names=("cat",))})
     assert dataset.classes == ("cat",)
-    assert {split: len(part) for split, part in dataset.splits().items()} == {"test": 12}
+    assert {split: len(part) for split, part in dataset.splits().items()} == {"test": 12, "all": 12}
 
 
 def test_its_fingerprint_is_of_labels_and_files_and_opens_none(tmp_path):

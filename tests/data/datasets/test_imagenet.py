@@ -47,7 +47,7 @@ def test_an_evaluation_needs_no_training_images(tmp_path):
     with for_evaluation():
         dataset = imagenet(tmp_path)
     assert dataset.classes == (WNIDS[0], WNIDS[2])
-    assert {name: len(part) for name, part in dataset.splits().items()} == {"test": 8}
+    assert {name: len(part) for name, part in dataset.splits().items()} == {"test": 8, "all": 8}
 
 
 @pytest.mark.parametrize("make", [imagenet, tiny])
