@@ -7,8 +7,8 @@ import torch
 from timm.data.mixup import Mixup
 
 from tests.data.test_augment import augment
+from tests.recording import NoReads
 from tests.training.test_loop import ALONE, SMALL
-from tests.training.test_step import NothingRead
 from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.compose import compose
@@ -95,7 +95,7 @@ def test_inputs_read_no_value_on_the_host_and_their_shapes_are_those_of_the_kind
     setup = replace(prepared(*words), not_captured="")
     inputs, shapes = train_inputs(setup), {}
     for batch in train_batches(setup, 0):
-        with NothingRead():
+        with NoReads():
             found = inputs(batch)
         now = {name: (values.shape, values.dtype) for name, values in batch.tensors.items()}
         assert shapes.setdefault(batch.kind, now) == now
