@@ -14,6 +14,7 @@ from vitlab.config.build import assemble
 from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.storage.metrics import METRICS
+from vitlab.storage.run import Run
 from vitlab.system.distributed import Distributed
 from vitlab.tracking.tracker import Tracker
 from vitlab.training import batches, loop, meter
@@ -87,14 +88,13 @@ def test_the_summary_speaks_of_waiting_where_it_matters(result, said):
     assert format_wait(result, "") == said
 
 
-def test_the_progress_line_has_the_wait_only_while_it_is_long():
-    shown = []
-    said = SimpleNamespace(
-        journal=SimpleNamespace(add=len), mirror=SimpleNamespace(row=len), written=callable, histograms={}, shown={},
-        bar=SimpleNamespace(disable=False, set_postfix_str=lambda text, refresh: shown.append(text)),
-    )  # fmt: skip
-    for wait in (0.05, 0.34, 0.1):
-        Tracker.row(said, {"step": 1, "train/loss": 2.0, "data_wait": wait})
+def test_the_progress_line_has_the_wait_only_while_it_is_long(tmp_path, monkeypatch):
+    shown, run = [], Run(tmp_path / "run")
+    run.create()
+    with Tracker(run, prepared().tracking, {}, steps=3, start=0, on=True) as tracker:
+        monkeypatch.setattr(tracker.bar, "set_postfix_str", lambda text, refresh: shown.append(text))
+        for wait in (0.05, 0.34, 0.1):
+            tracker.row({"step": 1, "train/loss": 2.0, "data_wait": wait})
     assert shown == ["loss 2.000", "loss 2.000  34% of the time waits for images", "loss 2.000"]
 
 
@@ -114,6 +114,8 @@ def test_workers_use_this_processs_share_of_the_cores(monkeypatch, there, proces
         found[words] = workers(setup, train, train_transform(setup.augment, setup.dataset))
     several = expected if expected > 1 else 0  # one core augments no faster in another process
     assert list(found.values()) == [0, 0, several, 3]
+    monkeypatch.setattr(batches, "START_METHOD", "spawn")  # of scripts that may lack `if __name__ == "__main__"`
+    assert workers(prepared("augment=randaugment"), train, len) == 0
 
 
 def test_a_gpu_has_workers_for_images_one_by_one(monkeypatch):

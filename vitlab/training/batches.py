@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from vitlab.data.erasing import Erasing
 from vitlab.data.examples import Examples, Files, Pixels
 from vitlab.data.geometry import Geometry
 from vitlab.data.inputs import Inputs
-from vitlab.data.loader import EvalSampler, TrainSampler, loader, local_indices, to_device
+from vitlab.data.loader import START_METHOD, EvalSampler, TrainSampler, loader, local_indices, to_device
 from vitlab.system.distributed import Distributed
 from vitlab.system.hardware import memory_info, pins_memory
 from vitlab.system.memory import check_fits
@@ -132,12 +133,12 @@ def describe_input(setup: TrainingSetup) -> str:
 def faster_input(setup: TrainingSetup) -> str:
     """What would let this training wait less for its images, in words; empty where nothing would."""
     augment, train, shape = setup.augment, setup.splits["train"], setup.dataset.shape
-    count, most = workers(setup, train, transform := train_transform(augment, setup.dataset)), worker_cores()
+    transform, system = train_transform(augment, setup.dataset), replace(setup.system, workers="auto")
+    count, most = workers(setup, train, transform), workers(replace(setup, system=system), train, transform)
     of_one_size = isinstance(train, Pixels) or (isinstance(train, Cached) and bool((train.sizes == shape).all()))
     colours = augment.auto_augment or augment.color_jitter
     ways = {
-        f"system.workers=auto, which is {most}, instead of {count}": count < most
-        and not isinstance(transform, Geometry | None),
+        f"system.workers=auto, which is {most}, instead of {count}": count < most,
         "system.cache=FOLDER, which keeps images decoded": isinstance(train, Files)
         and setup.steps > setup.steps_per_epoch,
         "augment.batched=true, whole batches instead of single images": of_one_size
@@ -212,10 +213,9 @@ def workers(setup: TrainingSetup, examples: Examples, transform: object) -> int:
     """DataLoader workers: none where whole batches are quickly made of images in memory."""
     if setup.system.workers != "auto":
         return setup.system.workers
+    here = isinstance(transform, Geometry) or worker_cores() == 1 or START_METHOD != "fork"  # others start slowly
     on_cpu = setup.dist.device.type == "cpu" and isinstance(examples, Pixels)
-    if transform is None or on_gpu(examples) or (on_cpu and (isinstance(transform, Geometry) or worker_cores() == 1)):
-        return 0
-    return worker_cores()
+    return 0 if transform is None or on_gpu(examples) or (on_cpu and here) else worker_cores()
 
 
 def eval_workers(setup: TrainingSetup, split: str) -> int:
