@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "predict the classes of images: vitlab predict RUN IMAGE...",
     "sync": "upload offline runs to Weights & Biases: vitlab sync [RUN...]",
 }
+FLAGS = ("sweep", "project", "examples")  # of commands that have overrides too, and of keys the last word
 USAGE = """vitlab: train Vision Transformers and answer questions about them
 
   vitlab COMMAND ...
@@ -53,6 +54,8 @@ def run(words: list[str]) -> int:
     """
     from importlib import import_module
 
+    from vitlab.config.own import COMPOSING
+
     if "-sc" in words and words[0] != "train":  # the shell asks for completions, Hydra's way
         from vitlab.cli.complete import complete_line
 
@@ -70,8 +73,32 @@ def run(words: list[str]) -> int:
         from vitlab.config.errors import ConfigError
         from vitlab.config.groups import nearest
 
-        raise ConfigError(f"there is no command {command!r}{nearest(command, COMMANDS)} (vitlab --help)")
+        raise ConfigError(
+            f"there is no command {command!r}{nearest(command, [*COMMANDS, '--version'])} (vitlab --help)"
+        )
+    if command in COMPOSING:
+        for word, following in zip(rest, [*rest[1:], ""], strict=True):
+            refuse_key(word, following)
     return import_module(f"vitlab.cli.{command}").main([flag(word) for word in rest])
+
+
+def refuse_key(word: str, following: str) -> None:
+    """Refuses a key that is written as a flag, `--lr 1e-3`, as other programs have it.
+
+    Raises:
+        ConfigError: it is one, and which override is meant.
+    """
+    found = re.fullmatch(r"--([\w-]+)(?:=(.*))?", word)
+    if not found or found[1] in FLAGS:
+        return
+    from vitlab.config.errors import ConfigError
+    from vitlab.config.groups import known_keys, menu
+
+    name, known, groups = found[1].replace("-", "_"), known_keys(), menu()
+    keys = [name] if name in groups else sorted(key for key in known if key.rpartition(".")[2] == name)
+    if keys and not (found[2] and (name in groups or name in known)):  # which `flag` knows
+        value = found[2] or (following if following and not re.match(r"-\D|.*=", following) else "VALUE")
+        raise ConfigError(f"{word}: an override has no hyphens: {keys[0]}={value}")
 
 
 def flag(word: str) -> str:

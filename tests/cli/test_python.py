@@ -7,8 +7,10 @@ import random
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -41,6 +43,34 @@ def state():
         torch.get_num_threads(),
         GlobalHydra.instance().hydra,
     )
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: vitlab.train(["patch=p4"]), r"each override is an argument: vitlab.train\("),
+        (lambda: vitlab.train("patch=p4 fit.epochs=5"), "several overrides in one: give each as a word of its own"),
+        (lambda: vitlab.compare([]), "no run is named: give runs"),
+        (lambda: vitlab.compare([1]), r"\[1\]: give a table, vitlab.runs"),
+        (lambda: vitlab.compare(3), "3: give a table, vitlab.runs"),
+        (lambda: vitlab.compare(pd.DataFrame()), "the table has no column run: give lines of vitlab.runs"),
+        (lambda: vitlab.compare("nowhere"), "nowhere is no run and no folder of runs"),
+        (lambda: vitlab.compare("empty"), "there is no run to compare"),
+    ],
+)
+def test_a_call_that_cannot_be_is_refused_in_a_sentence(call, sentence, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=sentence):
+        call()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_folders_of_runs_and_runs_are_compared_by_their_names():
+    first, second = (vitlab.train(*TINY, "fit.steps=1", f"seed={seed}") for seed in range(2))
+    whole = vitlab.compare(vitlab.runs("runs"))
+    for named in ("runs", Path("runs"), ["runs"], [first.folder, str(second.folder)]):
+        assert [row.score for row in vitlab.compare(named).rows] == [row.score for row in whole.rows]
+    assert vitlab.compare(first.folder).rows[0].score.n == 1
 
 
 def test_a_training_is_an_object_with_its_result_and_leaves_its_process_as_it_was(tmp_path, capsys):

@@ -129,6 +129,32 @@ def test_an_override_with_hyphens_names_what_wandb_has_for_it(word):
         flag(word)
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train", "--lr", "1e-3"], "--lr: an override has no hyphens: optimizer.lr=1e-3"),
+        (["train", "--lr=1e-3"], "--lr=1e-3: an override has no hyphens: optimizer.lr=1e-3"),
+        (["train", "--batch-size", "8"], "--batch-size: an override has no hyphens: fit.batch_size=8"),
+        (["train", "--patch", "p4"], "--patch: an override has no hyphens: patch=p4"),
+        (["bench", "--width", "--peers"], "--width: an override has no hyphens: model.width=VALUE"),
+        (["schedule", "--epochs", "seed=1"], "--epochs: an override has no hyphens: fit.epochs=VALUE"),
+        (["train", "--foo", "3"], "unrecognized arguments: --foo: see vitlab train --help"),
+        (["train", "dataset=photos"], "for a folder of images dataset=image_folder dataset.root=photos, with a CSV"),
+        (["train", "dataset={here}/photos"], "dataset=image_folder dataset.root={here}/photos"),
+        (["version"], "did you mean --version?"),
+        (["sweep", "patch_size", "slot=4"], "slot: a sweep has no such word; did you mean slots?"),
+        (["sweep", "patch_size", "stepz=4"], "stepz=4: there is no stepz"),
+    ],
+)
+def test_what_is_meant_is_named_in_one_sentence(words, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    assert main([word.format(here=tmp_path) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert sentence.format(here=tmp_path) in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", ["train", "data", "schedule", "bench", "sweep", "evaluate"])
 def test_every_command_refuses_an_override_with_hyphens(command, capsys):
     assert main([command, "x", "--optimizer.lr=0.1"]) == 2

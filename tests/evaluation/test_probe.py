@@ -320,7 +320,7 @@ def test_a_training_reports_what_the_command_finds(tmp_path, capsys):
         (["fit.shots=[0]"], "0 images a class cannot be drawn"),
         (["fit.shots=[2,2]"], "a number is given twice"),
         (["fit.shots=[2]", "fit=overfit"], "fit.one_batch=true"),
-        (["fit.shots=5"], "fit.shots=5: expected a list of a whole number"),
+        (["fit.shots=5"], "fit.shots=5: expected a list of whole numbers"),
     ],
 )
 def test_shots_that_cannot_be_drawn_are_refused_before_the_training(tmp_path, words, sentence):

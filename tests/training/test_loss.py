@@ -148,7 +148,7 @@ def test_a_weighted_training_of_two_halves_is_that_of_the_whole_batch(tmp_path):
     ("words", "sentence"),
     [
         (["loss.class_weights=[1,2]"], "2 weights for 10 classes"),
-        (["loss.class_weights=even"], "expected one of balanced or a list of a number or null"),
+        (["loss.class_weights=even"], "expected balanced, a list of numbers, or null"),
         (["loss.class_weights=balanced", "model/objective=masked_patch"], "predicts patches and no classes"),
     ],
 )

@@ -94,7 +94,7 @@ def test_gradients_are_clipped_to_a_norm_over_all_and_the_norm_before_is_told():
 
 
 def test_a_bad_learning_rate_is_refused():
-    with pytest.raises(ValueError, match="optimizer: Invalid learning rate"):
+    with pytest.raises(ValueError, match=r"optimizer.lr=-1.0: must be from 0 to 1e.30"):
         build_optimizer(partial(torch.optim.AdamW, lr=-1.0), vit())
 
 
@@ -220,7 +220,7 @@ def test_queries_keys_and_values_are_made_orthogonal_apart():
 
 @pytest.mark.parametrize("option", ["muon", "adamw", "lion", "sgd"])
 def test_what_an_optimizer_refuses_is_said_as_a_sentence(option):
-    with pytest.raises(ValueError, match="optimizer: "):
+    with pytest.raises(ValueError, match=r"optimizer[:.]"):
         build_optimizer(make(option, lr=-1.0), vit())
 
 

@@ -8,8 +8,9 @@ from vitlab.cli.exit import DONE
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS
 from vitlab.config.own import command
-from vitlab.report.conclude import MAX_BYTES, answer_runs, conclude, select_runs
+from vitlab.report.conclude import MAX_BYTES, answer_runs, conclude
 from vitlab.storage.files import file_errors, read_json
+from vitlab.storage.runs_table import select_runs
 
 DESCRIPTION = """Compares what was trained: the arms of a sweep, single runs, or every run of a folder. Runs that differ
 by their seed or fold alone are one row: mean, spread, 95 % interval, and the paired difference to the baseline."""

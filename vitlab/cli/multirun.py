@@ -80,8 +80,9 @@ def multirun(flags: list[str], given: list[str], words: list[str]) -> int:
 
 def compare_runs(folder: Path, runs: list[str], words: list[str]) -> int:
     """Writes and prints the comparison of the runs, where at least two are finished."""
-    from vitlab.report.conclude import conclude, select_runs
+    from vitlab.report.conclude import conclude
     from vitlab.storage.run import Run
+    from vitlab.storage.runs_table import select_runs
 
     runs = sorted({run for run in runs if (Path(run) / "config.yaml").is_file()})
     try:

@@ -14,7 +14,7 @@ from vitlab.cli.run import train as train_run
 from vitlab.cli.train import unfold
 from vitlab.config.check import check
 from vitlab.config.compose import compose
-from vitlab.config.errors import Interrupted
+from vitlab.config.errors import ConfigError, Interrupted
 from vitlab.config.own import take, using
 from vitlab.storage.metrics import SELECTED_BY, find
 from vitlab.storage.run import Run
@@ -85,6 +85,8 @@ def train(*overrides: str) -> Training:
         VitlabError: what is refused, or failed: see `vitlab.config.errors`.
         KeyboardInterrupt: it was interrupted, and everything is saved.
     """
+    if odd := [word for word in overrides if not isinstance(word, str)]:
+        raise ConfigError(f'{odd[0]!r}: each override is an argument: vitlab.train("patch=p4", "seed=1")')
     argv = sys.argv
     sys.argv = ["vitlab", "train", *overrides]  # which the run records, and prints where it can be continued
     try:

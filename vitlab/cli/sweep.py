@@ -6,13 +6,14 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, FAILED, printable
 from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError
-from vitlab.config.groups import SWEEPS
+from vitlab.config.groups import SWEEPS, is_known, known_keys, menu
 from vitlab.config.overrides import complete, unpacked
 from vitlab.config.own import command
 from vitlab.report.conclude import MEASURED, answer_runs, conclude
@@ -36,6 +37,7 @@ EPILOG = """words:
 
 vitlab sweep export QUESTION --wandb   writes it as a Weights & Biases sweep instead
 """
+WORDS = ("scale", "seeds", "launcher", "slots")
 LAUNCHERS = ("serial", "local", "hydra")
 
 
@@ -88,6 +90,9 @@ def run_sweep(options: argparse.Namespace) -> int:
     from vitlab.sweep.progress import Progress
     from vitlab.tracking.options import ignore_run_id
 
+    for key in (word.partition("=")[0] for word in overrides):
+        if not is_known(key, [*known_keys(), *menu()]) and (near := get_close_matches(key, WORDS, n=1, cutoff=0.8)):
+            raise ConfigError(f"{key}: a sweep has no such word; did you mean {near[0]}?")
     complete(overrides, many=True)  # not the file's fault
     plan = planning.plan(asked, [word for word in overrides if not word.startswith("hydra")], elsewhere=options.dry)
     for words in plan.files:
@@ -157,7 +162,7 @@ def run_sweep(options: argparse.Namespace) -> int:
 def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """The words about the sweep itself, by name, and the overrides of its runs."""
     pairs = [word.partition("=") for word in words]
-    mine = {key: value for key, _, value in pairs if key in ("scale", "seeds", "launcher", "slots")}
+    mine = {key: value for key, _, value in pairs if key in WORDS}
     return mine, [each for word in words if word.partition("=")[0] not in mine for each in unpacked(word)]
 
 

@@ -1,6 +1,7 @@
 """`vitlab train`: a Hydra application, with errors in one sentence."""
 
 import os
+from typing import NoReturn
 
 from vitlab.cli.exit import DONE
 from vitlab.config.compose import explained
@@ -22,6 +23,7 @@ def main(words: list[str]) -> int:
 
     parser = get_args_parser()
     parser.prog = "vitlab train"
+    parser.error = unknown
     asked = parser.parse_intermixed_args(words)
     with explained():
         from vitlab.cli.hydra_task import train_with_hydra
@@ -42,6 +44,11 @@ def main(words: list[str]) -> int:
             print(f"# {command('train', *run)}")
             train_with_hydra([*flags, *run])
         return DONE
+
+
+def unknown(message: str) -> NoReturn:
+    """Refuses a command line in one sentence, where argparse would print its usage, which is Hydra's."""
+    raise ConfigError(f"{message}: see vitlab train --help")
 
 
 def unfold(overrides: list[str], many: bool = False) -> list[str]:

@@ -32,7 +32,8 @@ def build(node: Any, allowed: tuple[str, ...] = TRUSTED, **more: Any) -> Any:
     if "_target_" not in node:
         return arguments
     found = locate(str(node["_target_"]), allowed)
-    found = partial(construct, found) if is_own(str(node["_target_"])) else found
+    if is_own(str(node["_target_"])) and hasattr(found, "forward"):  # of an optimizer more is asked than a call
+        found = partial(construct, found)
     return partial(found, **arguments, **more) if node.get("_partial_") else found(**arguments, **more)
 
 

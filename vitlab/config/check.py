@@ -29,6 +29,13 @@ PARTS = {  # the parts of a training, and the base class of each
     "tracking": "vitlab.tracking.options.Tracking",
 }
 FACTORIES = ("model", "optimizer")  # parts that are built later, with further arguments
+PLAIN = {  # types of values: one of them in words, and several
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "true or false"),
+    str: ("a word", "words"),
+    type(None): ("null", "null"),
+}
 LARGEST = 3.4028234663852886e38  # of float32
 
 
@@ -177,23 +184,22 @@ def describes(node: Node, hint: Any) -> bool:
     return fits and bool(node.get("_partial_")) == factory
 
 
-def spell(hint: Any, path: str) -> str:
-    """An annotation in words."""
+def spell(hint: Any, path: str, several: bool = False) -> str:
+    """An annotation in words; of several such values in the plural."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        return "one of " + ", ".join(str(a) for a in args)
+        return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
     if origin in (typing.Union, types.UnionType):
-        plain = [a for a in args if a in (int, float, bool, str, type(None)) or typing.get_origin(a)]
-        return " or ".join(dict.fromkeys(spell(a, path) for a in plain or args))
+        plain = [a for a in args if a in PLAIN or typing.get_origin(a)] or list(args)
+        options = [each for a in plain for each in (a.__args__ if typing.get_origin(a) is typing.Literal else [a])]
+        words = list(dict.fromkeys(a if isinstance(a, str) else spell(a, path, several) for a in options))
+        *first, last = words
+        return f"{', '.join(first)}{',' * (len(first) > 1)} or {last}" if first else last
     if origin in (tuple, list):
-        return (
-            f"a list of {spell(args[0], path)}"
-            if Ellipsis in args or origin is list
-            else f"{len(args)} numbers, [a, b]"
-        )
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
-    if hint in names:
-        return names[hint]
+        length = "" if Ellipsis in args or origin is list else f"{len(args)} "
+        return f"a list of {length}{spell(args[0], path, several=True)}"
+    if hint in PLAIN:
+        return PLAIN[hint][several]
     group = path.replace(".", "/")
     options = menu().get(group)
     return f"an option of the group: {group}={'|'.join(options)}" if options else "an object of the configuration"

@@ -74,7 +74,8 @@ def plain(config: Any, choices: Any) -> tuple[Node, dict[str, str]]:
         node = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         key = error.full_key or "a value"
-        raise ConfigError(f"{key} has no value: give one, {key}=VALUE") from error
+        what = ", the folder of the images" if key == "dataset.root" else ""
+        raise ConfigError(f"{key} has no value: give one{what}, {key}={'FOLDER' if what else 'VALUE'}") from error
     except InterpolationResolutionError as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}: give it a value") from error
     config = typing.cast(Node, node)

@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -192,6 +193,9 @@ def unknown_option(group: str, option: str, options: Iterable[str]) -> str:
     remedy = f"; for a size of your own: model.patch={option}" if group == "patch" and option.isdigit() else ""
     if group == "patch" and f"p{option}" in options:
         remedy = f"; did you mean patch=p{option}?"
+    if group == "dataset" and Path(option).expanduser().exists():
+        at = f"dataset.root={shlex.quote(option)}"
+        remedy = f"; for a folder of images dataset=image_folder {at}, with a CSV of labels dataset=image_csv {at}"
     return f"{group}={option}: there is no such option; {group} is one of {listed}{remedy or nearest(option, options)}"
 
 

@@ -32,8 +32,11 @@ def complete(overrides: Iterable[str], many: bool = False) -> list[str]:
     Raises:
         ConfigError: no override, an unknown key or option, or several values for one run.
     """
-    given = []
+    overrides, given = list(overrides), []
     groups, known = menu(), known_keys()
+    for word in overrides:
+        if re.match(r"[^\s=]+=[^\s'\"\[{(]*\s+[\w./+~-]+=", word) and key_of(word) not in TEXTS:
+            raise ConfigError(f"{show(word)}: several overrides in one: give each as a word of its own, {word.split()}")
     for word in itertools.chain.from_iterable(map(unpacked, overrides)):
         head, equals, value = word.partition("=")
         key = head.lstrip("+~").split("@")[0]

@@ -135,7 +135,8 @@ def remedy(target: str) -> str:
     """How to allow the class of a package of the user's own; empty where that is none."""
     package = target.partition(".")[0]
     ours = package in ("vitlab", "torch") or package in sys.stdlib_module_names or not package.isidentifier()
-    return "" if ours else f"; if you trust the package {package}, add --allow {package}"
+    python = f'(of vitlab.load: allow=["{package}"])'
+    return "" if ours else f"; if you trust the package {package}, add --allow {package} {python}"
 
 
 COMPOSING = ("train", "sweep", "data", "schedule", "bench")  # commands that read options

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -28,13 +29,14 @@ from vitlab.report.table import Comparison, Row
 from vitlab.report.verdict import notes, verdict
 from vitlab.storage import metrics
 from vitlab.storage.metrics import COSTS, Metric
+from vitlab.storage.runs_table import select_runs
 
 ROOTS = {*PARTS} - {"system", "tracking"}  # of the configuration: what can change a result
 STATES = ("failed", "pruned", "interrupted", "running", "damaged")  # of runs that do not count
 
 
 def compare(
-    table: pd.DataFrame,
+    table: pd.DataFrame | str | Path | Sequence[str | Path],
     *,
     metric: str = "test/accuracy",
     x: str | None = None,
@@ -52,7 +54,7 @@ def compare(
     Where an arm has several cells, the one with the best mean on the validation images stands for it.
 
     Args:
-        table: of the store, `runs_table.runs()`, or some lines of it.
+        table: of the store, `runs_table.runs()`, or some lines of it; or a folder of runs, or a list of runs.
         metric: name of what is reported, of the table in `vitlab.storage.metrics`.
         x: the figure's axis: a configuration key, or a cost; None for the names.
         baseline: an arm or a cell; the first where none is given.
@@ -68,6 +70,13 @@ def compare(
     Raises:
         ConfigError: there is nothing to compare; no such metric, x or baseline: says what there is.
     """
+    if not isinstance(table, pd.DataFrame):
+        names = [table] if isinstance(table, str | Path) else table
+        if not (isinstance(names, list | tuple) and all(isinstance(name, str | Path) for name in names)):
+            raise ConfigError(f"{names!r}: give a table, vitlab.runs('runs'), a folder of runs, or a list of runs")
+        table = select_runs(names)
+    if lacking := [key for key in ("run", "name", "cell", "seed", "status") if key not in table]:
+        raise ConfigError(f"the table has no column {lacking[0]}: give lines of vitlab.runs('runs')")
     x = current_key(x) if x else None
     if cells is not None and arms is not None and len({arms[name] for name in cells}) < len(cells):
         asked = {"metric": metric, "x": x, "planned": planned, "folds": folds, "title": title, "source": source}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.config import own
 from vitlab.config.errors import ConfigError
-from vitlab.storage.files import file_errors, read_json
+from vitlab.storage.files import read_json
 from vitlab.storage.metrics import duration
 
 if TYPE_CHECKING:
@@ -24,31 +24,6 @@ def answer_runs(folder: Path) -> "Path | pd.DataFrame":
     import pandas as pd
 
     return pd.DataFrame(read_json(folder / MEASURED, MAX_BYTES)["lines"])
-
-
-@file_errors()
-def select_runs(what: list[str], runs: Path) -> "pd.DataFrame":
-    """The table of these runs and folders of runs; of all runs where none is named.
-
-    Raises:
-        ConfigError: one is neither.
-    """
-    import pandas as pd
-
-    from vitlab.storage import runs_table
-
-    parts, names = [], {}
-    for each in [Path(name) for name in what] or [runs]:
-        if (each / "config.yaml").is_file():
-            names.setdefault(each.resolve().parent, []).append(each.resolve().name)
-        elif each.is_dir():
-            parts.append(runs_table.runs(each))
-        else:
-            raise ConfigError(f"{each} is no run and no folder of runs: vitlab train or vitlab sweep makes some")
-    for root, of in names.items():
-        table = runs_table.runs(root)
-        parts.append(table[table["name"].isin(of)])
-    return pd.concat(parts, ignore_index=True)
 
 
 def conclude(

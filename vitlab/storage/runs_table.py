@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from vitlab.config.errors import StorageError
+from vitlab.config.errors import ConfigError, StorageError
 from vitlab.config.groups import options
 from vitlab.config.moved import current_name, upgrade
 from vitlab.storage.files import file_errors, read_json, read_text
@@ -65,6 +65,29 @@ def runs(folder: str | Path = "runs") -> pd.DataFrame:
     results = sorted({key for line in lines for key in line} - {*FIRST, *COUNTED, *keys})
     order = dict.fromkeys((*FIRST, *COUNTED, *results, *keys))
     return pd.DataFrame({key: column(lines, key) for key in order}, index=pd.RangeIndex(len(found)))
+
+
+@file_errors()
+def select_runs(what: Sequence[str | Path], folder: Path | None = None) -> pd.DataFrame:
+    """The table of these runs and folders of runs; of all runs in a folder where none is named.
+
+    Raises:
+        ConfigError: one is neither, or none is named.
+    """
+    parts, names = [], {}
+    for each in [Path(name) for name in what] or ([folder] if folder else []):
+        if (each / "config.yaml").is_file():
+            names.setdefault(each.resolve().parent, []).append(each.resolve().name)
+        elif each.is_dir():
+            parts.append(runs(each))
+        else:
+            raise ConfigError(f"{each} is no run and no folder of runs: vitlab train or vitlab sweep makes some")
+    for root, of in names.items():
+        table = runs(root)
+        parts.append(table[table["name"].isin(of)])
+    if not parts:
+        raise ConfigError("no run is named: give runs, or a folder of runs, such as runs")
+    return pd.concat(parts, ignore_index=True)
 
 
 @file_errors()

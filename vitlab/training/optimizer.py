@@ -97,15 +97,17 @@ def build_optimizer(
         able = getattr(make, "func", make) in (Adam, AdamW)
     fused = {"fused": True} if able and "fused" in inspect.signature(make).parameters else {}
     values = getattr(make, "keywords", {})
+    for name, value in values.items():
+        least, most = RANGES.get(name, (-math.inf, math.inf))
+        if not all(least <= v <= most for v in (value if isinstance(value, tuple) else (value,))):
+            raise ConfigError(
+                f"optimizer.{name}={value}: must be from {least:g} to {most:g}: leave it out, or give such a value"
+            )
     try:
         optimizer = make([groups[key] for key in sorted(groups, reverse=True)], **fused)
     except (ValueError, AssertionError) as error:
         given = ", ".join(f"{name}={value}" for name, value in values.items())
         raise ConfigError(f"optimizer: {str(error) or 'it cannot work with one of these values'} ({given})") from error
-    for name, value in values.items():
-        least, most = RANGES.get(name, (-math.inf, math.inf))
-        if not all(least <= v <= most for v in (value if isinstance(value, tuple) else (value,))):
-            raise ConfigError(f"optimizer.{name}={value}: must be from {least:g} to {most:g}")
     if hasattr(optimizer, "eval") and not values.get("betas", (0.9,))[0] >= 1e-6:
         raise ConfigError(f"optimizer.betas={values['betas']}: a schedule-free one divides by the first; 0.9 is usual")
     if not optimizer.defaults["lr"] * scale <= RANGES["lr"][1]:
