@@ -126,15 +126,75 @@ def test_peers_are_measured_beside_ours_and_a_missing_one_is_said(tmp_path, caps
     for name in ("transformers", "vit-pytorch"):
         monkeypatch.setitem(sys.modules, LIBRARIES[name].module, None)
     assert run(monkeypatch, "--peers", "--out", str(tmp_path)) == 0
-    found = json.loads((tmp_path / "bench.json").read_text())["peers"]
-    assert list(found["libraries"]) == ["vitlab", "timm", "torchvision"]
-    for one in found["libraries"].values():
+    found, ways = (json.loads((tmp_path / "bench.json").read_text())[key] for key in ("peers", "ways"))
+    assert list(ways["eager"]) == ["vitlab", "timm", "torchvision"]
+    for one in ways["eager"].values():
         assert len(one["ms_of_rounds"]["training"]) == len(one["ms_of_rounds"]["inference"]) == 2
         assert {"training_ms", "inference_ms", "memory_bytes"} <= one.keys()
     said = capsys.readouterr().out
     assert "vit-pytorch not installed" in said
     assert "uv sync --group bench brings it" in said
     assert f"{found['parameters']['vitlab']:,} in vitlab, timm, torchvision" in said
+
+
+def test_a_step_in_each_way_there_is_beside_the_peers(work, recorder):
+    known = {"peak": {"flops_per_second": 1e9}, "flops_per_image": 10**6, "training": {"stages_ms": {"data": 1e-9}}}
+    works, said = [replace(work, library=name) for name in ("vitlab", "timm")], {}
+    found = measure.measure_ways(works, True, known, lambda way, *costs: said.update({way: costs}), rounds=2, warmup=1)
+    assert list(said) == list(found) == ["eager", "captured"]
+    assert "replay plain" in recorder.log
+    for way, costs in found.items():
+        for cost in costs.values():
+            assert cost["images_per_second"] == pytest.approx(4 / cost["training_ms"] * 1e3)
+            assert cost["share_of_peak"] == pytest.approx(12 / cost["training_ms"])  # 12e6 FLOPs at 1e9 a second
+            limits = cost["limits_ms"]
+            assert cost["limit"] == max(limits, key=limits.get) == "matrix products"
+            assert (limits["launches"] > 0) == (way == "eager")
+            assert limits["memory"] > 0
+        assert said[way][1]["timm"]["training_ms"] == pytest.approx(
+            costs["timm"]["training_ms"] / costs["vitlab"]["training_ms"]
+        )
+
+
+def test_a_captured_step_learns_as_the_eager_one(work, recorder):
+    eager, captured = (steps.StepRunner(replace(work, captured=way)) for way in (False, True))
+    captured.model.load_state_dict(eager.model.state_dict())
+    captured.batch = eager.batch
+    for runner in (eager, captured):
+        for _ in range(6):
+            runner.train()
+            runner.infer()
+    assert "replay plain" in recorder.log
+    for one, two in zip(eager.model.parameters(), captured.model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "captures", "there"),
+    [
+        (False, False, ["eager"]),
+        (True, False, ["eager", "compiled"]),
+        (False, True, ["eager", "captured", "compiled", "both"]),
+    ],
+)
+def test_the_ways_are_those_that_a_device_has(work, compiled, captures, there):
+    asked = replace(
+        work, system=replace(work.system, compile=compiled), device=torch.device("cuda" if captures else "cpu")
+    )
+    found = steps.ways(asked, captures)
+    assert list(found) == there
+    assert [bool(each.system.compile) for each in found.values()] == [name in ("compiled", "both") for name in there]
+    assert [each.captured for each in found.values()] == [name in ("captured", "both") for name in there]
+
+
+def test_operations_and_their_bytes_are_counted_but_not_those_of_views():
+    from vitlab.bench.timing import Traffic
+
+    x, y = torch.ones(10, 10), torch.ones(10, 10)
+    with Traffic() as counted:
+        (x.view(100)[:50] + y.view(100)[:50]).sum()
+    assert counted.operations == 2
+    assert counted.bytes == 4 * (3 * 50 + 50 + 1)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from vitlab.config.errors import Node
 from vitlab.data.batch import Batch
 from vitlab.system.distributed import single_process
 from vitlab.system.graphs import WARMUP, Captured
-from vitlab.system.hardware import empty_cache, held_memory, module_of, peak_memory
+from vitlab.system.hardware import COMPILED_FOR, empty_cache, held_memory, module_of, peak_memory
 from vitlab.system.memory import out_of_memory
 from vitlab.system.options import System
 from vitlab.system.parallelize import parallelize
@@ -168,12 +168,13 @@ def ways(work: Workload, captures: bool) -> dict[str, Workload]:
     """The workload by each of `WAYS` that there is here.
 
     Args:
-        work: as it is configured; compiled where steps can be captured, or system.compile is on.
+        work: as it is configured; on a CPU it is compiled only with system.compile, since that takes minutes there.
         captures: whether steps can be captured as CUDA graphs.
     """
-    compiles = captures or bool(work.system.compile)
+    asked, kind = work.system.compile, work.device.type
+    compiles = bool(asked) or (kind in COMPILED_FOR and kind != "cpu")
     return {
-        name: replace(work, captured=captured, system=replace(work.system, compile=compiled))
+        name: replace(work, captured=captured, system=replace(work.system, compile=compiled and (asked or True)))
         for name, (compiled, captured) in WAYS.items()
         if (compiles or not compiled) and (captures or not captured)
     }
