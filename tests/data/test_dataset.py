@@ -381,10 +381,10 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line_whichever_process_rea
 @pytest.mark.parametrize(
     ("counts", "words", "said"),
     [
-        ((24, 18, 6), {}, "the validation images have none of fish: give dataset.validation_fraction=0.22, or more"),
-        ((24, 18, 6), {"validation_fraction": 0.22}, ""),
+        ((24, 18, 4), {}, "the validation images have none of fish: give dataset.validation_fraction=0.35, or more"),
+        ((24, 18, 4), {"validation_fraction": 0.35}, ""),
         ((30, 30, 1), {}, "the test images have none of fish: give more images of each class"),
-        ((30, 30, 3), {"folds": 5}, "the test images have none of fish: give more images of each class"),
+        ((30, 30, 3), {"folds": 5, "fold": 4}, "the test images have none of fish: give more images of each class"),
     ],
 )
 def test_a_class_that_a_cut_split_has_none_of_is_said_with_what_to_do(tmp_path, counts, words, said):
@@ -408,7 +408,7 @@ def test_a_class_that_a_cut_split_has_none_of_is_said_with_what_to_do(tmp_path, 
     ],
 )
 def test_a_fraction_that_takes_no_image_or_all_is_refused_with_one_that_does(n, fraction, remedy):
-    pixels = Pixels(np.zeros((n, 1, 1, 1), np.uint8), np.zeros(n, np.int64))
+    pixels = Pixels(torch.zeros((n, 1, 1, 1), dtype=torch.uint8), np.zeros(n, np.int64))
     with pytest.raises(ConfigError, match=re.escape(remedy)):
         split_off(pixels, fraction, 0, "dataset.x")
     if "x=" in remedy:
