@@ -53,8 +53,8 @@ def test_a_captured_evaluation_is_the_plain_one(recorder, case):
 @pytest.mark.parametrize("case", CASES)
 def test_a_captured_evaluation_is_the_plain_one_on_a_gpu(case):
     captured = assert_captured_is_plain(prepared(*CASES[case], dist=Distributed(0, 1, torch.device("cuda"))), False)
-    assert any(shape.replay for shape in captured.add_batch.shapes.values())
-    captured.add_batch.release()
+    assert any(shape.replay for shape in captured.graphs.shapes.values())
+    captured.graphs.release()
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -126,7 +126,8 @@ class StepRunner:
         self.work, self.model = work, work.model().train()
         self.optimizer = build_optimizer(work.optimizer, self.model, capturable=work.captured)
         self.scaler = torch.amp.GradScaler(work.device.type, enabled=work.precision == "fp16")
-        self.steps = [Captured(each, work.device) if work.captured else each for each in (self.training, self.forward)]
+        parts = (self.training, self.forward) if work.captured else ()
+        self.graphs = {part.__name__: Captured(part, work.device) for part in parts}
         self.set_batch(work.batch)
 
     def set_batch(self, batch: int) -> None:
@@ -138,12 +139,12 @@ class StepRunner:
 
     def train(self) -> None:
         """A training step."""
-        self.steps[0](self.batch)
+        self.graphs.get("training", self.training)(self.batch)
 
     @torch.inference_mode()
     def infer(self) -> None:
         """Inference of the batch."""
-        self.steps[1](self.batch)
+        self.graphs.get("forward", self.forward)(self.batch)
 
     def training(self, batch: Batch) -> None:
         self.optimizer.zero_grad()

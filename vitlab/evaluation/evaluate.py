@@ -49,9 +49,8 @@ class Evaluator:
         self, model: nn.Module, dist: Distributed, precision: str, objective: Classify, *, captured: bool = False
     ):
         self.model, self.dist, self.precision, self.objective = model, dist, precision, objective
-        self.captured = captured
         self.sums: dict[str, Tensor] = {}  # over the images so far, on the device
-        self.add_batch = Captured(self.batch, dist.device) if captured else self.batch
+        self.graphs = Captured(self.batch, dist.device) if captured else None
 
     def __call__(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         """The scores on a split.
@@ -62,7 +61,7 @@ class Evaluator:
         Raises:
             OutOfMemory: a batch is too large.
         """
-        dist, classifies = self.dist, self.objective.classifies
+        dist, classifies, add = self.dist, self.objective.classifies, self.graphs or self.batch
         kept: list[tuple[Tensor, Tensor]] = []
         size = probabilities = 0
         self.model.eval()
@@ -75,10 +74,10 @@ class Evaluator:
             try:
                 for images, labels in batches:
                     size = len(images)
-                    predicted = self.add_batch(Batch("plain", {"images": images, "labels": labels}))
+                    predicted = add(Batch("plain", {"images": images, "labels": labels}))
                     if classifies:
                         probabilities += predicted.numel()
-                        kept.append((predicted.clone() if self.captured else predicted, labels))
+                        kept.append((predicted.clone() if self.graphs else predicted, labels))
                         if probabilities * dist.size > MOST:
                             kept.clear()
             except RuntimeError as error:

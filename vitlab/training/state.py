@@ -147,8 +147,8 @@ class TrainState:
 
     def close(self) -> None:
         """Drops the CUDA graphs: at the end, and where what they were captured with changes."""
-        for each in (self.graphs, self.evaluate.add_batch):
-            if isinstance(each, Captured):
+        for each in (self.graphs, self.evaluate.graphs):
+            if each:
                 each.release()
 
     def record(self, scores: dict[str, Any]) -> None:
