@@ -97,6 +97,18 @@ def test_a_captured_training_is_one_without_capture(tmp_path, dist):
     assert_equal(plain, captured, dist, exact=False)
 
 
+@pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecates
+@pytest.mark.parametrize("dist", ["cuda"], indirect=True)
+def test_a_compiled_step_is_captured_as_well(tmp_path, captures, dist):
+    words = [*CAPTURED, "model.dropout=0"]
+    both, _ = fit(tmp_path, *words, "system.compile=true", name="both", dist=dist)
+    assert captures
+    plain, _ = fit(tmp_path, *words, "system.capture=false", name="plain", dist=dist)
+    losses = [[row["train/loss"] for row in run.rows()] for run in (plain, both)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
 @pytest.mark.parametrize("step", [2, 6])
 def test_a_captured_training_that_was_interrupted_goes_on(tmp_path, dist, captures, stop, step):  # noqa: F811
     whole, _ = fit(tmp_path, *DRAWS, name="whole", dist=dist)

@@ -281,6 +281,7 @@ def test_images_on_the_gpu_are_augmented_as_those_in_memory(augment):
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecates
 @pytest.mark.parametrize("way", ["true", "graphs"])
 def test_a_compiled_training_on_cuda_is_the_plain_one(tmp_path, way):
     dist = Distributed(0, 1, torch.device("cuda"))

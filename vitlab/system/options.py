@@ -21,7 +21,8 @@ class System:
             the training itself, and none where images in memory are used as they are or augmented as whole batches.
         threads: of torch on a CPU; None is torch's default.
         compile: whether the model is compiled (torch.compile), once for all models of a shape that the process trains;
-            `graphs` also records its kernels as CUDA graphs, for small models on a GPU that waits for Python.
+            `graphs` also records its kernels as CUDA graphs, for small models on a GPU that waits for Python. Other
+            processes find what was compiled in torch's cache (TORCHINDUCTOR_CACHE_DIR).
         capture: whether a whole training step, and a batch of an evaluation, is captured as a CUDA graph and launched
             at once, for models so small that a GPU waits for Python; auto is not, until it was tested on a GPU.
         parallel: how the processes that torchrun started train together. ddp: each has the whole model and a part of
