@@ -1,6 +1,7 @@
 """`vitlab COMMAND`: the entry point. Nothing heavy is imported before it is needed."""
 
 import io
+import itertools
 import os
 import re
 import sys
@@ -77,7 +78,7 @@ def run(words: list[str]) -> int:
             f"there is no command {command!r}{nearest(command, [*COMMANDS, '--version'])} (vitlab --help)"
         )
     if command in COMPOSING:
-        for word, following in zip(rest, [*rest[1:], ""], strict=True):
+        for word, following in itertools.pairwise([*rest, ""]):
             refuse_key(word, following)
     return import_module(f"vitlab.cli.{command}").main([flag(word) for word in rest])
 

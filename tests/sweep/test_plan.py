@@ -98,7 +98,7 @@ def test_two_sweeps_that_share_a_baseline_share_its_runs(file, tmp_path):
         ("patch=p7", "patch=7 does not divide"),
         ("optimizer.lrr=1", "did you mean optimizer.lr"),
         ("optimizer.lr=fast", "expected a number"),
-        ("optimizer.lr=-1", "learning rate"),
+        ("optimizer.lr=-1", "must be from 0 to 1e+30"),
         ("fit.batch_size=61", "there are 60 training images"),
         ("schedule.warmup_steps=1000", "a warm-up of 1000 steps"),
         ("dataset=mnist", "is not there"),

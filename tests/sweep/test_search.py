@@ -54,7 +54,7 @@ def make(tmp_path, monkeypatch):
             f"search:\n  method: {method}\n  trials: {trials}\n  prune: {prune}\n  space: {space}\n{more}"
         )
 
-        def check(cell, seed, images, models, **_):
+        def check(cell, seed, images, files, models, **_):
             refuses(cell)
             return Fake(cell, tmp_path / "runs")
 

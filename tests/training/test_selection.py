@@ -47,7 +47,7 @@ def test_patience_waits_for_the_chosen_metric(tmp_path, monkeypatch):
         accuracy, macro = next(scores, (0.9, 0.1))
         return {"loss": 1.0, "accuracy": accuracy, "balanced_accuracy": accuracy, "macro_f1": macro, "roc_auc": None}
 
-    monkeypatch.setattr("vitlab.training.recovery.evaluate", given)
+    monkeypatch.setattr("vitlab.evaluation.evaluate.Evaluator.__call__", given)
     _, result = fit(tmp_path, "fit.best=val/macro_f1", "fit.patience=2", "fit.steps=60")
     assert (result["best_step"], result["steps"]) == (4, 11)
     assert result["val/roc_auc"] is None
