@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 PERIOD = 1.0  # seconds of a measurement
-BUSY, QUIET = 0.15, 0.03  # rates of `Delay`: threads wait passively above the first, and spin again below the second
+BUSY, QUIET = 0.3, 0.03  # rates of `Delay`: threads wait passively above the first, and spin again below the second
 CALM = 5  # quiet measurements in a row after which they do
 TASKS = Path("/proc/self/task")
 
