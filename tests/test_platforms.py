@@ -152,6 +152,7 @@ def test_the_signals_are_those_of_the_machine():
     assert Signals.signals == (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
+@pytest.mark.slow
 def test_pixels_in_memory_can_be_sent(spawned):
     parts = assemble(check(compose([*SMALL, "tracking=off"])[0]))
     train = parts["dataset"].splits()["train"]

@@ -45,6 +45,7 @@ def test_the_main_job_learns_digits(tmp_path):
     assert again.stdout.count("(as recorded)") == 2
 
 
+@pytest.mark.slow
 def test_the_same_command_finds_the_run_finished_and_retrain_keeps_the_old_one(tmp_path, capsys):
     assert train(tmp_path) == 0
     before = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "runs").glob("*/*")}
@@ -123,6 +124,7 @@ def test_a_few_steps_show_that_everything_works(tmp_path):
     assert json.loads(file.read_text())["steps"] == 6
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_images_trains(tmp_path):
     write_images(tmp_path / "images", n=30)
     words = ["dataset=image_folder", f"dataset.root={tmp_path}/images", "dataset.image_size=16", "patch=p4"]

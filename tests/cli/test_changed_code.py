@@ -61,6 +61,7 @@ def run(tmp_path, monkeypatch):
     forget()
 
 
+@pytest.mark.slow
 def test_an_edited_class_of_ones_own_stops_every_command_that_would_take_the_run(run, capsys):
     assert [*json.loads(run.data.read_text())["code"]] == ["mine/base.py", "mine/row.py"]
     train, allow = ["train", *OWN, *SMALL], ["--allow", "mine"]

@@ -55,6 +55,7 @@ def test_a_run_whose_images_are_those_of_before_is_finished(run, capsys):
     assert capsys.readouterr().out.startswith("This run is finished already; ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize(
     ("change", "words"),
@@ -108,6 +109,7 @@ def test_labels_are_never_exchanged(run, capsys, earlier):
     assert "cat is now dog, dog is now zebra" in said.out + said.err
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on_as_before(run, capsys):
     run.data.unlink()
     more()
@@ -149,6 +151,7 @@ seeds: [0, 1]
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_does_not_reuse_runs_of_other_images(run, capsys):
     Path("mine.yaml").write_text(SWEEP.format(words=", ".join(SMALL)))
     sweep = ["sweep", "mine.yaml", "launcher=serial", "system.device=cpu"]
@@ -172,6 +175,7 @@ def test_a_sweep_does_not_reuse_runs_of_other_images(run, capsys):
     assert len([*Path("runs").glob("*.20*")]) == 4
 
 
+@pytest.mark.slow
 def test_a_comparison_says_that_it_mixes_images(run, capsys):
     assert main(["train", *SMALL, "seed=1"]) == 0
     table = runs("runs")

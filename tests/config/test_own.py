@@ -105,11 +105,13 @@ def test_an_own_option_trains_is_listed_and_needed_no_more_for_a_stored_run(own,
     assert main(["evaluate", str(run)]) == 0
 
 
+@pytest.mark.slow
 def test_an_own_option_trains_in_a_multirun(own):
     assert main(["train", "-m", "--config-dir", "my", "optimizer=mine,adamw", *TINY]) == 0
     assert len(list(Path("runs").glob("*/result.json"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--config-dir", "my"], []])
 def test_an_own_option_trains_in_a_sweep(own, flags, capfd):
     key = "" if flags else "config_dir: ../my\n"
@@ -184,6 +186,7 @@ def test_an_own_option_that_would_do_something_else_is_refused(own, file, text, 
     assert reason in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_own_class_is_built_where_the_user_says_so(own, capfd):
     words = ["train", "--config-dir", "my", "model/position=shift", *TINY]
     assert main(words) == 2
@@ -293,6 +296,7 @@ def test_a_package_in_the_search_path_is_not_imported(own, monkeypatch):
     assert "mypackage" not in sys.modules
 
 
+@pytest.mark.slow
 def test_the_commands_that_follow_name_what_was_added(own, capfd):
     flags = ["--config-dir", str(own / "my"), "--allow", "mypackage"]
     assert main(["train", *flags, *TINY, "model/position=shift"]) == 0

@@ -507,6 +507,7 @@ def test_whole_batches_of_files_are_refused_where_they_cannot_be(tmp_path, words
         whole_batches(tmp_path, f"system.cache={tmp_path}/cache", *words, "augment.batched=true", size=size)
 
 
+@pytest.mark.slow
 def test_two_processes_of_one_training_share_a_cache(tmp_path):
     words = ["train", *images_of(tmp_path), "tracking=off", "model.width=16", "model.depth=1", "model.heads=2"]
     words += ["fit.batch_size=16", "fit.steps=4", f"system.runs={tmp_path}/runs", "system.workers=0"]

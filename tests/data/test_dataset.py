@@ -378,6 +378,7 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line_whichever_process_rea
         list(batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("counts", "words", "said"),
     [

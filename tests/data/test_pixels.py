@@ -289,6 +289,7 @@ def write_mixed(root, each=12):
     return root
 
 
+@pytest.mark.slow
 def test_a_training_keeps_its_background_and_range_for_whatever_comes_later(tmp_path, capsys):
     root = write_mixed(tmp_path / "images")
     data = ["dataset=image_folder", f"dataset.root={root}"]
@@ -315,6 +316,7 @@ def test_a_training_keeps_its_background_and_range_for_whatever_comes_later(tmp_
     assert main(["predict", str(run), str(root / "cat" / "0.png"), "--save", str(tmp_path / "sheet.png")]) == 0
 
 
+@pytest.mark.slow
 def test_a_training_whose_pixels_vanish_says_so_in_one_line(tmp_path, capsys):
     root = write_mixed(tmp_path / "images")
     words = ["dataset=image_folder", f"dataset.root={root}", "dataset.image_size=16", "patch=p4", "fit.steps=1"]

@@ -103,6 +103,7 @@ def test_programs_get_one_json_document(run, capsys):
     assert (run / "evaluation" / "validation" / "validation.json").is_file()
 
 
+@pytest.mark.slow
 def test_another_dataset_is_mapped_by_the_names_of_its_classes(run, tmp_path, capsys):
     """The same test digits as files are judged the same, and in another order of the classes too."""
     words = ["dataset=image_folder", "dataset.channels=1", "dataset.mean=[0.5]", "dataset.std=[0.5]"]
@@ -239,6 +240,7 @@ def test_all_images_are_those_of_every_split_in_order(run, tmp_path):
         assert part.report.confidence[i] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_tables_and_shards_without_a_test_split_are_measured_whole(run, tmp_path, capsys, monkeypatch):
     own_cache(tmp_path, monkeypatch)
     for name, count in (("train", 8), ("validation", 4)):

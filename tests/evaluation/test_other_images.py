@@ -141,6 +141,7 @@ def test_a_table_that_has_moved_is_found_by_its_new_path(run, tmp_path, monkeypa
     assert len(training_dataset(run, root=str(tmp_path / "Moved")).splits()["train"]) > 0
 
 
+@pytest.mark.slow
 def test_two_datasets_of_one_name_are_kept_apart(run, tmp_path, monkeypatch):
     for number, n in ((1, 6), (2, 7)):
         write_images(tmp_path / f"d{number}" / "new", ("cat", "dog", "fish"), n=n)

@@ -296,6 +296,7 @@ def test_a_folder_that_cannot_be_written_still_gives_the_numbers(run, capsys):
 # --- in a training and a sweep ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_reports_what_the_command_finds(tmp_path, capsys):
     run, result = fit(tmp_path, "fit.shots=[2,3]", "dataset.train_examples=120", "fit.steps=20", "optimizer.lr=0.02")
     _, without = fit(tmp_path, "dataset.train_examples=120", "fit.steps=20", "optimizer.lr=0.02", name="plain")

@@ -117,6 +117,7 @@ def test_a_difference_that_only_stands_alone_does_not_stand_among_many():
     assert many["c0"].verdict == "no difference shown (-0.1 ± 1.9)"
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6))
 def test_swapping_two_arms_changes_the_sign_of_their_difference(scores):

@@ -268,6 +268,7 @@ def test_words_on_the_axis_and_a_comparison_without_runs_are_shown(browser, tmp_
     assert "1 pruned" in browser.run("document.querySelector('#results').textContent")
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_thousand_runs_stay_a_small_page_that_opens(browser, tmp_path):
     values = [0.9 + i / 10000 for i in range(10)]

@@ -450,6 +450,7 @@ def test_each_fold_starts_from_a_training_that_has_not_seen_its_test_images(file
         assert (after[job.after.folder].fold, after[job.after.folder].seed) == (job.fold, job.seed)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_folds_says_over_what_its_means_are(file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folded(file, "folds: 2", TINY, TINY.replace("fit.epochs=4", "fit.steps=1"))

@@ -432,6 +432,7 @@ def test_what_is_found_is_trained_with_every_seed_beside_the_baseline(make):
     assert any("search.md" in line for line in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "searched"),
     [("test/macro_f1", "val/macro_f1"), ("test/loss", "val/loss"), ("test/5-shot", "val/accuracy")],

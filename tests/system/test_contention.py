@@ -118,6 +118,7 @@ def test_a_thread_that_ends_is_not_counted(monkeypatch, tmp_path):
     assert contention.waited() == {"1": 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "said"), [(0.4, True), (0.01, False)])
 def test_bench_says_when_the_machine_is_busy(monkeypatch, capsys, rate, said):
     monkeypatch.setattr(Delay, "rate", lambda self: rate)

@@ -142,6 +142,7 @@ def test_a_nonfinite_loss_in_a_replay_is_skipped_or_rolled_back(
     assert_equal(eagerly(monkeypatch, tmp_path, *words, name="eager", dist=dist), run, dist)
 
 
+@pytest.mark.slow
 def test_two_models_and_batches_of_two_sizes_are_captured_in_one_process(tmp_path, monkeypatch, dist, captures):
     for name, words in {"one": [], "two": ["fit.batch_size=12", "model.width=24"]}.items():
         captured, _ = fit(tmp_path, *CAPTURED, *words, name=name, dist=dist)

@@ -231,6 +231,7 @@ def test_a_slow_disk_holds_up_no_evaluation_but_one_whose_workers_are_forked(wor
     assert order == ["first evaluation", "waited for" if workers else "writes"]
 
 
+@pytest.mark.slow
 def test_a_run_ends_well_where_only_its_checkpoints_find_no_room(tmp_path):
     run = Training([*SMALL, "fit.steps=8", f"system.runs={tmp_path}/runs"], tmp_path / "out.txt", largest=50_000)
     assert run.wait() == [0], run.said
@@ -286,6 +287,7 @@ def test_a_signal_saves_leaves_and_says_how_to_go_on(number, tmp_path):
     assert checkpoint.load(only(folder).last)["step"] >= 3
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     slow = ["patch=p1", "model.width=128", "model.depth=6", "fit.batch_size=60", "fit.steps=1000"]
     run = Training([*SMALL, *slow, f"system.runs={tmp_path}/runs"], tmp_path / "out.txt")
@@ -430,6 +432,7 @@ def test_too_many_skipped_updates_end_the_training(every, tmp_path, poison, said
     assert said.text.count("the loss is NaN or infinite at step 5: such updates are skipped") == 1
 
 
+@pytest.mark.slow
 def test_a_nonfinite_loss_can_be_answered_with_the_last_good_weights(tmp_path, poison, said, stop):
     poison(2, 6)
     words = [*STEM, "fit.on_nonfinite=rollback", "fit.ema_decay=0.9"]
@@ -507,6 +510,7 @@ def test_computing_activations_again_changes_nothing(tmp_path):
     assert equal(checkpoint.load(kept.last), checkpoint.load(again.last))
 
 
+@pytest.mark.slow
 def test_a_longer_training_is_another_run(tmp_path, capsys):
     words = [*SMALL, f"system.runs={tmp_path}"]
     assert main([*words, "fit.steps=2"]) == 0

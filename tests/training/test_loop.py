@@ -111,6 +111,7 @@ def test_accumulating_two_halves_is_one_whole_batch(tmp_path):
     torch.testing.assert_close(weights(whole), weights(halves), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     varied = ["model.drop_path=0.2", "augment.mixup=0.2", "fit.ema_decay=0.9", "fit.steps=12"]
     whole, expected = fit(tmp_path, *varied, name="whole")

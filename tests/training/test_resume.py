@@ -19,11 +19,11 @@ SMALL += ["fit.batch_size=16", "fit.precision=fp32", "fit.steps=60", "fit.evalua
 DRAWS = ["model.dropout=0.1", "model.drop_path=0.2", "augment.mixup=0.4", "augment.cutmix=1.0", "fit.ema_decay=0.9"]
 RECIPES = {
     "dropout, drop-path, mixup, EMA, accumulation": [*DRAWS, "fit.accumulate=2"],
-    "bf16, augmented by workers, early stopping": ["fit.precision=bf16", "augment=flip_crop", "fit.patience=3"],
+    "augmented by workers, early stopping": ["augment=flip_crop", "fit.patience=3"],
     "batch normalisation, erasing, Muon": ["model/stem=convolution", "augment.erase=0.5", "optimizer=muon"],
     "schedule-free, fp16, rows far apart": ["optimizer=schedulefree", "fit.precision=fp16", "system.log_every=7"],
 }
-WORKERS = {"bf16, augmented by workers, early stopping": ["0", "2", "1"]}
+WORKERS = {"augmented by workers, early stopping": ["0", "2", "1"]}
 TIMES = ("seconds", "images_per_second", "data_wait", "peak_memory_bytes")
 
 

@@ -320,6 +320,7 @@ def batches(tmp_path, train, workers=0, rank=0, world=1, start=0, **values):
     return [pixels for pixels, _ in found], [labels for _, labels in found]
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_for_any_workers_and_ranks_and_from_any_step(tmp_path, remote_folder):
     write_shards(remote_folder.folder)
     size = (remote_folder.folder / "train-000.tar").stat().st_size
