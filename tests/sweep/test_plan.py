@@ -195,9 +195,9 @@ def test_a_wrong_word_is_refused_in_one_sentence(file, tmp_path, capsys, words):
 def test_a_sweep_that_is_killed_again_and_again_ends_in_the_same_table(file, tmp_path):
     """Killed in the middle, in processes of its own; beside one that nobody disturbs, one run after the other."""
     torch.set_num_threads(1)
-    words = ["sweep", str(file), f"system.runs={tmp_path}/calm", "launcher=serial"]
+    words = ["sweep", str(file), f"system.runs={tmp_path}/calm", "launcher=serial", "seeds=0"]
     assert main(words) == 0
-    words = [sys.executable, "-m", "vitlab", "sweep", str(file), f"system.runs={tmp_path}/wild", "slots=2"]
+    words = [sys.executable, "-m", "vitlab", "sweep", str(file), f"system.runs={tmp_path}/wild", "slots=2", "seeds=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (tmp_path / "said.txt").open("a") as out:
         process = subprocess.Popen(words, stdout=out, stderr=out, env=environment)
