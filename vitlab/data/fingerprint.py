@@ -85,7 +85,7 @@ def changed_images(run: Run, fingerprint_now: Callable[[], Node]) -> str:
 
 
 def read(run: Run) -> Node:
-    """The fingerprint in a run's data.json, which may be a stranger's.
+    """The fingerprint in a run's data.json, which somebody else may have written.
 
     Raises:
         StorageError: it is damaged.
