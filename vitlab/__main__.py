@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "evaluate a trained run again, with calibration and confusions: vitlab evaluate RUN",
     "probe": "measure few-shot, linear and k-NN accuracy of frozen features: vitlab probe RUN",
     "predict": "predict the classes of images: vitlab predict RUN IMAGE...",
+    "inspect": "draw attention, positions, filters and tokens of a trained run: vitlab inspect RUN [IMAGE...]",
     "sync": "upload offline runs to Weights & Biases: vitlab sync [RUN...]",
 }
 FLAGS = ("sweep", "project", "examples")  # of commands that have overrides too, and of keys the last word

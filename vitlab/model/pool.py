@@ -27,6 +27,17 @@ class Pool(Part):
     def forward(self, prefix: Float[Tensor, "b p d"], patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
+    def reads(self, prefix: Float[Tensor, "b p d"], patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b t"]:
+        """How much of each token is in the vector, summing to 1, for pictures of attention.
+
+        Of a pool with tokens of its own these alike, else all patches alike.
+        """
+        own = self.prefix or patches.shape[1]
+        start = 0 if self.prefix else prefix.shape[1]
+        weights = patches.new_zeros(len(patches), prefix.shape[1] + patches.shape[1])
+        weights[:, start : start + own] = 1 / own
+        return weights
+
 
 class Cls(Pool):
     """The class token: a learned token in front, read at the end (Dosovitskiy et al. 2021, eq. 4)."""
@@ -62,9 +73,16 @@ class Map(Pool):
         for part in self.key_value.weight.chunk(2):
             nn.init.xavier_uniform_(part)
 
-    def forward(self, prefix: Float[Tensor, "b p d"], patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+    def attend(self, patches: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b heads 1 k"], Tensor]:
+        """What the probe takes from the patches, and its weights (b heads 1 n)."""
         key, value = self.key_value(patches).chunk(2, dim=-1)
         query = self.query(self.probe).expand(patches.shape[0], -1, -1)
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        x = self.output(explicit(q, k, v, None, 0.0)[0].transpose(1, 2).flatten(2))[:, 0]
+        return explicit(q, k, v, None, 0.0)
+
+    def forward(self, prefix: Float[Tensor, "b p d"], patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        x = self.output(self.attend(patches)[0].transpose(1, 2).flatten(2))[:, 0]
         return x + self.mlp(self.norm(x))
+
+    def reads(self, prefix: Float[Tensor, "b p d"], patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b t"]:
+        return torch.cat((prefix.new_zeros(prefix.shape[:2]), self.attend(patches)[1].mean(dim=(1, 2))), dim=1)

@@ -29,10 +29,17 @@ def page(comparison: Comparison, facts: Mapping[str, str], finding: str = "") ->
         facts: of how it was made, by name.
         finding: what somebody concluded, in words.
     """
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    before, between, after = (part for half in template.split(TITLE) for part in half.split(DATA))
+    before, between, after = (part for half in template("page.html").split(TITLE) for part in half.split(DATA))
     title = html.escape(" ".join(comparison.title.split()))
     return "".join((before, title, between, embedded(data(comparison, facts, finding)), after))
+
+
+def template(name: str) -> str:
+    """A page without its contents, with the style and the light and dark themes that all pages share."""
+    text, *shared = (
+        Path(__file__).with_name(file).read_text(encoding="utf-8") for file in (name, "page.css", "theme.js")
+    )
+    return text.replace("{{style}}", shared[0]).replace("{{theme}}", shared[1])
 
 
 def embedded(value: Any) -> str:
