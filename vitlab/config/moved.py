@@ -39,6 +39,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "vitlab.data.datasets.image_folder.ImageFolder": PIXELS | dict.fromkeys(("train", "validation", "test"), "auto"),
     "vitlab.data.datasets.webdataset.WebDataset": PIXELS,
     "vitlab.training.recipe.Fit": {"best": "val/accuracy", "sampling": "uniform"},
+    "vitlab.model.resnet.ResNet": {"padding": "both"},
     "vitlab.training.loss.CrossEntropy": {"class_weights": None},
     "vitlab.training.loss.SigmoidCrossEntropy": {"class_weights": None},
 }
@@ -63,7 +64,7 @@ def upgrade(config: Node) -> Node:
             config = {**rest, "model": {**model, "patch": size}}
     if not isinstance(config, dict):
         return config
-    return {group: {**added(group, part), **part} if isinstance(part, dict) else part for group, part in config.items()}
+    return {group: with_added(group, part) for group, part in config.items()}
 
 
 def first_layout(config: Node) -> Node:
@@ -73,12 +74,20 @@ def first_layout(config: Node) -> Node:
     return with_first_names({**config, "model": model, "patch": {"size": config["model"]["patch"]}})
 
 
+def with_added(group: str, part: Any) -> Any:
+    """A part, and those in it, with the options that came later."""
+    if not isinstance(part, dict):
+        return part
+    return {**added(group, part), **{key: with_added(f"{group}.{key}", value) for key, value in part.items()}}
+
+
 def without_added(group: str, part: Any) -> Any:
-    """A part without those of its options that came later and change nothing."""
+    """A part, and those in it, without the options that came later and change nothing."""
     if not isinstance(part, dict):
         return part
     later = added(group, part)
-    return {key: value for key, value in part.items() if key not in later or value != later[key]}
+    kept = {key: value for key, value in part.items() if key not in later or value != later[key]}
+    return {key: without_added(f"{group}.{key}", value) for key, value in kept.items()}
 
 
 def with_first_names(node: Any) -> Any:

@@ -1,5 +1,6 @@
 """Trained models, loaded from runs. Nothing in a run's folder is executed."""
 
+import logging
 import reprlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,16 +13,19 @@ from torch import Tensor, nn
 
 from vitlab.config.build import build
 from vitlab.config.check import LARGEST, MODELS, check, describes, locate
+from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError, Node, VitlabError
 from vitlab.config.own import Own, command, using
 from vitlab.data.fingerprint import changed_code
 from vitlab.data.preprocess import Preprocess
 from vitlab.evaluation.untrusted import describe_error, read_config
 from vitlab.model.vit import ViT
-from vitlab.storage import checkpoint
+from vitlab.storage import checkpoint, foreign
 from vitlab.storage.run import Run
 from vitlab.system import footprint
 from vitlab.system.hardware import device_named
+
+log = logging.getLogger("vitlab")
 
 
 class Trained(nn.Module):
@@ -53,10 +57,10 @@ def load(
     allow: Sequence[str] = (),
     changed_data: bool = False,
 ) -> Trained:
-    """The trained model of a run, with the weights that validation chose.
+    """The trained model of a run, with the weights that validation chose; or one of another library.
 
     Args:
-        run: the run's folder.
+        run: the run's folder; or a file or folder of weights, as `init` takes it.
         device: where the model goes: cpu, cuda, cuda:1, mps or auto.
         allow: packages of your own whose classes the run names; they are imported, which runs their code.
         classifies: whether it must have learned the classes, and not only to represent images.
@@ -65,28 +69,25 @@ def load(
     Raises:
         ConfigError: no run, no weights yet, no such device, or a file that cannot be read safely.
     """
-    folder = Run(Path(run))
-    config = read_config(folder)
-    if not folder.best.is_file():
-        raise ConfigError(f"{folder.folder} has no weights yet: train it first")
     device = device_named(device)
-    with warnings.catch_warnings(action="ignore"):
-        saved = checkpoint.load(folder.best)
-    facts = facts_of(saved.get("facts"), folder.best)
+    if foreign.is_foreign(Path(run).expanduser()):
+        node, weights, facts, names = of_library(Path(run).expanduser(), classifies)
+    else:
+        node, weights, facts, names = of_run(Run(Path(run)))
     size, channels, classes = tuple(facts["image_size"]), facts["channels"], tuple(facts["classes"])
     shape: dict[str, Any] = {"image_size": size, "channels": channels, "classes": len(classes)}
     try:
         with using(Own(packages=tuple(allow))):
-            make = factory(config["model"])
-            check_code(folder, config["model"], changed_data=changed_data)
+            make = factory(node)
+            check_code(Run(Path(run)), node, changed_data=changed_data)
         footprint.check_memory(make, **shape, device=device)
         model = make(**shape)
     except VitlabError:
         raise
     except Exception as error:  # untrusted values may make a model fail in any way
-        raise ConfigError(f"{folder.config}: {describe_error(error)}") from error
+        raise ConfigError(f"{names[0]}: {describe_error(error)}") from error
     try:
-        fill(model, checkpoint.model_weights(saved))
+        fill(model, weights)
         learned = model.objective.classifies
         with torch.no_grad():
             logits = model.to(device).eval()(torch.zeros(1, channels, *size, device=device))
@@ -94,12 +95,12 @@ def load(
             raise ConfigError(f"the output for a black image is not {len(classes)} finite numbers")
     except Exception as error:
         raise ConfigError(
-            f"{folder.best} does not fit {folder.config} ({describe_error(error)}): get both again, or train it again"
+            f"{names[1]} does not fit {names[0]} ({describe_error(error)}): get them again, or train it again"
         ) from error
     if classifies and not learned:
         raise ConfigError(
-            f"{folder.folder} was trained to predict masked patches, not classes: use"
-            f" {command('probe', folder.folder)}, or start another training from it, init={folder.folder}"
+            f"{run} was trained to predict masked patches, not classes: use"
+            f" {command('probe', run)}, or start another training from it, init={run}"
         )
     mean, std = ([float(value) for value in facts[key]] for key in ("mean", "std"))
     preprocess = Preprocess(
@@ -112,6 +113,56 @@ def load(
         range=facts["range"] and (float(facts["range"][0]), float(facts["range"][1])),
     )
     return Trained(model, classes, preprocess)
+
+
+def of_run(run: Run) -> tuple[Node, Any, Node, tuple[str | Path, Path]]:
+    """What `load` needs of a run: the node of its model, the weights, the facts, and the files that these are in.
+
+    Raises:
+        ConfigError: no run, no weights yet, or facts that cannot be.
+        StorageError: a file that cannot be read safely.
+    """
+    config = read_config(run)
+    if not run.best.is_file():
+        raise ConfigError(f"{run.folder} has no weights yet: train it first")
+    with warnings.catch_warnings(action="ignore"):
+        saved = checkpoint.load(run.best)
+    return (
+        config["model"],
+        checkpoint.model_weights(saved),
+        facts_of(saved.get("facts"), run.best),
+        (run.config, run.best),
+    )
+
+
+def of_library(path: Path, classifies: bool) -> tuple[Node, Any, Node, tuple[str | Path, Path]]:
+    """The same of a model of another library; what is only assumed of it is logged.
+
+    Args:
+        path: of its file or folder.
+        classifies: whether it must have a head.
+
+    Raises:
+        ConfigError: it holds none, or one that vitlab's ViT cannot be.
+    """
+    found = foreign.read(path)
+    if found.heads is None:
+        raise ConfigError(f'{path} does not say how many heads it has: write {{"heads": 3}} or so into {found.note}')
+    classes, weights = found.classes or ("unknown",), dict(found.weights)
+    if not found.classes:
+        if classifies:
+            raise ConfigError(
+                f"{path} has no head, it only represents images: use {command('probe', path, 'dataset=NAME')}, or"
+                f" start a training from it, init={path}"
+            )
+        weights |= {"head.output.weight": torch.zeros(1, found.width), "head.output.bias": torch.zeros(1)}
+    pixels = {key: list(each[: found.channels]) for key, each in zip(("mean", "std"), found.layout.pixels, strict=True)}
+    facts = {"image_size": list(found.image_size), "channels": found.channels, "crop": found.layout.crop, **pixels}
+    facts |= {key: found.said[key] for key in facts if key in found.said}
+    if assumed := found.unsaid():
+        log.warning("%s is %s; %s", path, found, assumed)
+    node = compose(found.options())[0]["model"]
+    return node, weights, facts_of({**facts, "classes": list(classes)}, path), ("the ViT of these sizes", path)
 
 
 def check_code(run: Run, node: Node, *, changed_data: bool) -> None:

@@ -16,30 +16,58 @@ EPSILON = 1e-5  # added to the deviation of a filter, as in the authors' code
 GROUPS = 32
 WIDER = 4  # channels that a bottleneck gives over those of its 3x3 convolution
 NARROWEST = 8  # channels; of a single one, a 1x1 filter is one number and has no deviation
+REDUCED = 4  # how much smaller a side of the image is after the root, of the kind `imagenet`
+Padding = Literal["both", "far"]
 STAGES, MOST = 4, 100  # stages, and bottlenecks of one; ResNet-200 has 36
 
 
 class StandardisedConv(nn.Conv2d):
     """A convolution whose every filter has mean 0 and deviation 1 (weight standardisation, Qiao et al. 2019); no bias.
 
-    Both sides of an image are padded alike, as torchvision does; the authors' code pads the far side more at a stride.
-
     Args:
         before: channels that come in.
         after: channels that go out.
         kernel: side of a filter, odd.
         stride: of the filter over the image.
+        padding: see `ResNet`.
     """
 
-    def __init__(self, before: int, after: int, kernel: int, stride: int = 1):
-        super().__init__(before, after, kernel, stride, padding=kernel // 2, bias=False)
+    def __init__(self, before: int, after: int, kernel: int, stride: int = 1, padding: Padding = "both"):
+        super().__init__(before, after, kernel, stride, bias=False)
+        self.sides = sides(kernel, stride, padding)
 
     def standardised(self) -> Float[Tensor, "d c p q"]:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
         return (self.weight - mean) / (variance.sqrt() + EPSILON)
 
     def forward(self, input: Float[Tensor, "b c y x"]) -> Float[Tensor, "b d h w"]:
-        return functional.conv2d(input, self.standardised(), None, self.stride, self.padding)
+        near, far = self.sides
+        if near != far:
+            input = functional.pad(input, (near, far, near, far))
+        return functional.conv2d(input, self.standardised(), None, self.stride, near if near == far else 0)
+
+
+class Maximum(nn.MaxPool2d):
+    """The maximum over 3x3 with stride 2, half of the map's size; `padding` as for `ResNet`."""
+
+    def __init__(self, padding: Padding):
+        near, far = sides(3, 2, padding)
+        super().__init__(3, stride=2, padding=near if near == far else 0)
+        self.sides = (near, far)
+
+    def forward(self, input: Float[Tensor, "b d y x"]) -> Float[Tensor, "b d h w"]:
+        near, far = self.sides
+        if near != far:
+            input = functional.pad(input, (near, far, near, far), value=-torch.inf)
+        return super().forward(input)
+
+
+def sides(kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
+    """Pixels of padding at the near and the far side of an image whose sides are multiples of the stride."""
+    if padding == "both":
+        return kernel // 2, kernel // 2
+    total = max(0, kernel - stride)
+    return total // 2, total - total // 2
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -58,9 +86,10 @@ class Bottleneck(nn.Module):
         before: channels that come in.
         inner: channels of the 3x3 convolution; four times as many go out.
         stride: of the 3x3 convolution.
+        padding: see `ResNet`.
     """
 
-    def __init__(self, before: int, inner: int, stride: int = 1):
+    def __init__(self, before: int, inner: int, stride: int = 1, padding: Padding = "both"):
         super().__init__()
         after = WIDER * inner
         last = norm(after)
@@ -69,7 +98,7 @@ class Bottleneck(nn.Module):
             StandardisedConv(before, inner, 1),
             norm(inner),
             nn.ReLU(),
-            StandardisedConv(inner, inner, 3, stride),
+            StandardisedConv(inner, inner, 3, stride, padding),
             norm(inner),
             nn.ReLU(),
             StandardisedConv(inner, after, 1),
@@ -98,6 +127,8 @@ class ResNet(Stem):
         root: the layers before the stages: `imagenet` is a 7x7 convolution and a maximum over 3x3, of stride 2 each;
             `small` is a 3x3 convolution, which leaves small images their size.
         project: whether a linear layer leads from the feature map's channels to the width.
+        padding: where a convolution or a maximum of stride 2 pads: `both` sides of an image alike, as torchvision, or
+            the `far` side more, as the authors' code ("SAME"), which their weights need.
 
     Raises:
         ConfigError: blocks or channels that cannot be, a patch that is not reduced to, a width that does not come out.
@@ -114,6 +145,7 @@ class ResNet(Stem):
         widen: float = 1.0,
         root: Literal["imagenet", "small"] = "imagenet",
         project: bool = True,
+        padding: Padding = "both",
     ):
         which = f"model.stem.blocks={list(blocks)}"
         if len(blocks) > STAGES or not all(1 <= count <= MOST for count in blocks):
@@ -122,7 +154,7 @@ class ResNet(Stem):
             raise ConfigError(
                 f"model.stem.widen={widen}: 64 channels times that must be {NARROWEST} at least; 1.0 is usual"
             )
-        reduced = (4 if root == "imagenet" else 1) * 2 ** max(0, len(blocks) - 1)
+        reduced = (REDUCED if root == "imagenet" else 1) * 2 ** max(0, len(blocks) - 1)
         if patch % reduced:
             raise ConfigError(
                 f"patch={patch}: a ResNet of {which} and model.stem.root={root} has a token for every {reduced} pixels"
@@ -141,20 +173,21 @@ class ResNet(Stem):
                 f"model.width={width} with patch={patch}: model.stem.project=false keeps the ResNet's channels: use"
                 f" model.width={given} with patch=p{reduced}, or model.stem.project=true"
             )
+        self.padding = padding
         layers: list[nn.Module] = [
-            StandardisedConv(channels, inner, *((7, 2) if root == "imagenet" else (3, 1))),
+            StandardisedConv(channels, inner, *((7, 2) if root == "imagenet" else (3, 1)), padding),
             norm(inner),
             nn.ReLU(),
         ]
         if root == "imagenet":
-            layers.append(nn.MaxPool2d(3, stride=2, padding=1))
+            layers.append(Maximum(padding))
         before, places = inner, image_size[0] * image_size[1] // (16 if root == "imagenet" else 1)
         self.kept = inner * places * (4 if root == "imagenet" else 1)
         for stage, count in enumerate(blocks):
             own = inner * 2**stage
             for block in range(count):
                 stride = 2 if stage and not block else 1
-                layers.append(Bottleneck(before, own, stride))
+                layers.append(Bottleneck(before, own, stride, padding))
                 after = places // stride**2
                 self.kept += own * (places + after + WIDER * after)
                 before, places = WIDER * own, after

@@ -42,8 +42,13 @@ def save(path: Path, state: dict[str, Any], before: Path | None = None) -> None:
     write_whole(path, write, before)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load(path: Path, device: torch.device | str = "cpu", *, zipped: bool = True) -> dict[str, Any]:
     """Loads what `save` wrote. Only tensors and plain values are read: a pickle that would run code is refused.
+
+    Args:
+        path: of the file.
+        device: where its tensors go.
+        zipped: whether it is a zip file with checksums, as it is but for files of torch before 1.6.
 
     Raises:
         CheckpointError: the file is truncated, changed, or not a checkpoint.
@@ -51,11 +56,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     with file_errors(path), path.open("rb") as file:  # one that cannot be read is not damaged for it
         try:
-            archive = zipfile.ZipFile(file)
-            if any(entry.compress_type for entry in archive.infolist()):
-                raise zipfile.BadZipFile("it is compressed, which vitlab's are not")
-            if (wrong := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
+            if zipped:
+                check_archive(zipfile.ZipFile(file))
             file.seek(0)
             state = torch.load(file, map_location=device, weights_only=True)
         except Exception as error:
@@ -63,6 +65,14 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is not a checkpoint of vitlab: it holds a {type(state).__name__}")
     return state
+
+
+def check_archive(archive: zipfile.ZipFile) -> None:
+    """Raises BadZipFile for a file of torch's that is compressed, or whose checksums are wrong."""
+    if any(entry.compress_type for entry in archive.infolist()):
+        raise zipfile.BadZipFile("it is compressed, which torch's files are not")
+    if (wrong := archive.testzip()) is not None:
+        raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
 
 
 def model_weights(state: dict[str, Any]) -> Any:

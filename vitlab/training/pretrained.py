@@ -1,10 +1,9 @@
 """Initial weights: random, or those of a trained model (`init=RUN`)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +11,10 @@ from torch import Tensor
 from vitlab.config.errors import ConfigError
 from vitlab.model.part import Part, Resizing
 from vitlab.model.vit import ViT
-from vitlab.storage import checkpoint
+from vitlab.storage import checkpoint, foreign
 from vitlab.storage.files import file_errors
+from vitlab.storage.foreign import Foreign
+from vitlab.storage.foreign_files import contents
 from vitlab.storage.run import Run
 
 SHARED = ("stem.", "blocks.", "norm.")  # parts that must fit those of the trained model
@@ -21,12 +22,13 @@ SHARED = ("stem.", "blocks.", "norm.")  # parts that must fit those of the train
 
 @dataclass(frozen=True)
 class Source:
-    """Trained weights, and the images that their model was trained on."""
+    """Trained weights, and the images that their model was trained on; `foreign` are those of another library."""
 
     file: Path
     weights: Mapping[str, Tensor]
     image_size: tuple[int, int]
     classes: tuple[str, ...]
+    foreign: Foreign | None = None
 
 
 @dataclass(kw_only=True)
@@ -34,7 +36,8 @@ class Start:
     """The initial weights of a training: the `init` group of the configuration.
 
     Args:
-        weights: a run's folder, or its best.pt or best.safetensors; None draws random weights. Other classes get a new
+        weights: a run's folder, or its best.pt or best.safetensors; or a ViT of Google's (.npz), timm's, DeiT's,
+            torchvision's, or Hugging Face's (a folder); None draws random weights. Other classes get a new
             head; for another image size position embeddings are interpolated (Dosovitskiy et al. 2021, 3.2).
         origin: the `cell` in the run's result.json, which is the same for all seeds. With it, trainings that each start
             from the run of their own seed are one cell; without it they differ by the path.
@@ -73,6 +76,8 @@ class Start:
         if self.weights is None:
             return None
         path = Path(self.weights)
+        if self.origin is None and path.is_dir() and foreign.is_foreign(path):
+            return of_library(foreign.read(path))
         file = path / "best.pt" if path.is_dir() else path
         if not file.is_file():
             there = "that run has no weights yet: train it first" if path.is_dir() else "there is no such run or file"
@@ -81,7 +86,9 @@ class Start:
             raise ConfigError(
                 f"init.origin={self.origin}: {self.weights} is of the cell {cell or 'unknown'}: leave it out"
             )
-        saved = exported(file) if file.suffix == ".safetensors" else checkpoint.load(file)
+        saved = contents(file)
+        if "facts" not in saved:
+            return of_library(foreign.of_state(path, saved))
         weights, facts = checkpoint.model_weights(saved), saved.get("facts")
         facts = facts if isinstance(facts, dict) else {}
         size = facts.get("image_size")
@@ -101,8 +108,10 @@ class Start:
             classes: names of its classes. Others than the source's get a new head.
 
         Raises:
-            ConfigError: stem, blocks or norm do not fit.
+            ConfigError: stem, blocks, norm or heads do not fit.
         """
+        if source.foreign:
+            source.foreign.check_heads(model)
         own, new, resized = model.state_dict(), {}, []
         kept = {name: each for name, each in source.weights.items() if self.keeps(name, source, classes)}
         for name, value in kept.items():
@@ -114,11 +123,17 @@ class Start:
                 new[name] = fitted
                 resized.append(f"{name} {shape(value)} to {shape(fitted)}")
         odd = [name for name in {**own, **kept} if name.startswith(SHARED) and name not in new]
+        library = source.foreign
         if odd:
             theirs, ours = (shape(held[odd[0]]) if odd[0] in held else "none" for held in (kept, own))
+            same = (
+                f"they are of {library}: use {' '.join(library.options())}"
+                if library
+                else "take the same model and patch"
+            )
             raise ConfigError(
                 f"init={self.weights}: {len(odd)} tensors do not fit, the first of them {odd[0]}: {theirs} there,"
-                f" {ours} in this model: take the same model and patch, or for another patch size init.patch=resize"
+                f" {ours} in this model: {same}, or for another patch size init.patch=resize"
             )
         left, fresh = sorted(kept.keys() - new.keys()), sorted(own.keys() - new.keys())
         left += sorted(source.weights.keys() - kept.keys())
@@ -129,6 +144,9 @@ class Start:
         if self.freeze:
             freeze(model)
         lists = {"resized": resized, "left out": left, "drawn at random": fresh}
+        if library:
+            left += library.left_out
+            lists["computed otherwise there, unless you add"] = library.differences(model)
         clauses = [f"{len(new)} tensors are loaded from {source.file}"]
         clauses += [f"{what}: {', '.join(names)}" for what, names in lists.items() if names]
         return "; ".join(clauses) + ("; all but the head is frozen" if self.freeze else "")
@@ -147,6 +165,11 @@ class Start:
         return None
 
 
+def of_library(found: Foreign) -> Source:
+    """The weights of another library."""
+    return Source(found.path, found.weights, found.image_size, tuple(found.said.get("classes", ())), found)
+
+
 def freeze(model: ViT) -> None:
     """Leaves only the head trainable."""
     for name, parameter in model.named_parameters():
@@ -156,23 +179,6 @@ def freeze(model: ViT) -> None:
 def to_come(file: Path, model: ViT, image_size: tuple[int, int], classes: tuple[str, ...]) -> Source:
     """The weights of a training that has not run yet; its model may be on the meta device."""
     return Source(file, model.state_dict(), image_size, classes)
-
-
-def exported(file: Path) -> dict[str, Any]:
-    """The contents of best.safetensors in the layout of best.pt.
-
-    Raises:
-        ConfigError: it is no such file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as held:
-            facts = json.loads((held.metadata() or {}).get("vitlab", "{}"))
-            weights = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (it is no dictionary)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}): get it again") from error
-    return {"model": weights, "facts": facts.get("facts") if isinstance(facts, dict) else None}
 
 
 def shape(tensor: Tensor) -> str:
