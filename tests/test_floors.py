@@ -83,6 +83,8 @@ def test_timm_is_used_for_augmentation_and_schedules_alone():
         "vitlab.data.mixing",
         "vitlab.system.lazy_imports",
         "vitlab.bench.libraries",
+        "vitlab.evaluation.export.weights",  # reads what was written for it
+        "vitlab.evaluation.export.usage",  # says so in a card
     }
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "probe": "measure few-shot, linear and k-NN accuracy of frozen features: vitlab probe RUN",
     "predict": "predict the classes of images: vitlab predict RUN IMAGE...",
     "inspect": "draw attention, positions, filters and tokens of a trained run: vitlab inspect RUN [IMAGE...]",
+    "export": "write a trained model as ONNX, for transformers, timm or torch: vitlab export RUN --to onnx",
     "sync": "upload offline runs to Weights & Biases: vitlab sync [RUN...]",
 }
 FLAGS = ("sweep", "project", "examples")  # of commands that have overrides too, and of keys the last word

@@ -44,9 +44,9 @@ LAUNCHERS = ("serial", "local", "hydra")
 def main(words: list[str]) -> int:
     """Runs a sweep; 1 where a training failed."""
     if words[:1] == ["export"]:
-        from vitlab.cli import export
+        from vitlab.cli import sweep_export
 
-        return export.main(words[1:])
+        return sweep_export.main(words[1:])
     parser = argparse.ArgumentParser(
         prog="vitlab sweep",
         usage="vitlab sweep QUESTION [word ...] [--dry] [--retries N] [--wandb] [--publish]",

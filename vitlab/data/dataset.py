@@ -76,6 +76,7 @@ class Dataset:
     flip: bool = field(init=False)  # whether a horizontal flip keeps the class
     citation: str = field(init=False)
 
+    licence: ClassVar[str] = ""  # of the images, where it is known for certain
     path_options: ClassVar[tuple[str, ...]] = ("root", "download")  # options that do not change the images
     hashed_paths: ClassVar[frozenset[str]] = frozenset()  # paths that do, however they are spelt
     in_shards: ClassVar[bool] = False  # whether only some orders of the images can be read fast (`Examples.shuffle`)

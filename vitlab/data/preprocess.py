@@ -204,6 +204,7 @@ class Preprocess:
     ):
         self.resize = Resize(size, crop)
         self.decoding = Decoding("L" if channels == 1 else "RGB", background, range)
+        self.mean, self.std = tuple(mean), tuple(std)
         self.normalize = Normalize(mean, std)
 
     def __call__(self, image: Image.Image | str | Path) -> Float[Tensor, "c y x"]:

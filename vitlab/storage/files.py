@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,6 +72,27 @@ def write_whole(path: Path, write: Callable[[Path], object], before: Path | None
             os.fsync(folder)  # the name too
         finally:
             os.close(folder)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Generator[Path]:
+    """A temporary folder beside `path`, renamed to it at the end of the block; where that fails, nothing is left.
+
+    Raises:
+        StorageError: it cannot be written, or `path` is there already.
+    """
+    part = path.with_name(f".{path.name}.part")
+    with file_errors(path, "written", "give another place, which can be written to"):
+        shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+        part.mkdir(parents=True)
+        try:
+            yield part
+            for file in filter(Path.is_file, part.rglob("*")):
+                with file.open("rb+") as written:
+                    os.fsync(written.fileno())
+            part.rename(path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def read_text(path: Path, most: int) -> str:

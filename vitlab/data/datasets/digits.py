@@ -32,6 +32,7 @@ class Digits(Dataset):
     citation = (
         "Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, UCI (the test part, in scikit-learn)"
     )
+    licence = "CC BY 4.0"
 
     test_fraction: float
 

@@ -32,6 +32,7 @@ class ImageNet(ClassFolders):
     std = STD
     flip = True
     citation = "Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge"
+    licence = "for non-commercial research and education alone"
 
     name = "imagenet"
     published = (1_281_167, 1000)

@@ -51,6 +51,7 @@ class Mnist(Dataset):
     flip = False
     published = (60_000, 10)
     citation = "LeCun, Bottou, Bengio and Haffner 1998, Gradient-based learning applied to document recognition"
+    licence = "none stated by the authors; Keras's documentation says CC BY-SA 3.0"
 
     name: ClassVar[str] = "mnist"
     folder: ClassVar[str] = "MNIST"  # name of torchvision's class and of its folder
@@ -99,6 +100,7 @@ class FashionMnist(Mnist):
     std = (0.3530,)
     flip = True
     citation = "Xiao, Rasul and Vollgraf 2017, Fashion-MNIST: a novel image dataset for benchmarking machine learning"
+    licence = "MIT"
 
     name = "fashion_mnist"
     folder = "FashionMNIST"
@@ -113,6 +115,7 @@ class Kmnist(Mnist):
     mean = (0.1918,)
     std = (0.3483,)
     citation = "Clanuwat et al. 2018, Deep learning for classical Japanese literature"
+    licence = "CC BY-SA 4.0"
 
     name = "kmnist"
     folder = "KMNIST"

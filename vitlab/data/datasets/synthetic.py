@@ -26,6 +26,7 @@ class Synthetic(Dataset):
     std = (0.289,)
     flip = True
     citation = "random numbers"
+    licence = "none needed"
 
     examples: int
     classes_count: int

@@ -94,6 +94,7 @@ class Cifar10(TorchvisionDataset):
     std = (0.2470, 0.2435, 0.2616)
     published = (50_000, 10)
     citation = "Krizhevsky 2009, Learning multiple layers of features from tiny images"
+    licence = "none stated; the authors ask that their report be cited"
 
     name = "cifar10"
     torchvision_name = "cifar.CIFAR10"
@@ -137,6 +138,7 @@ class Svhn(TorchvisionDataset):
     std = (0.1980, 0.2010, 0.1970)
     flip = False
     citation = "Netzer et al. 2011, Reading digits in natural images with unsupervised feature learning"
+    licence = "for non-commercial use alone"
 
     name = "svhn"
     torchvision_name = "svhn.SVHN"
@@ -159,6 +161,7 @@ class Stl10(Svhn):
     std = (0.2603, 0.2566, 0.2713)
     flip = True
     citation = "Coates, Lee and Ng 2011, An analysis of single-layer networks in unsupervised feature learning"
+    licence = "images of ImageNet, for non-commercial research and education alone"
 
     name = "stl10"
     torchvision_name = "stl10.STL10"
@@ -238,6 +241,7 @@ class OxfordPets(TorchvisionFiles):
         "Staffordshire Bull Terrier,Wheaten Terrier,Yorkshire Terrier"
     )
     citation = "Parkhi, Vedaldi, Zisserman and Jawahar 2012, Cats and dogs"
+    licence = "CC BY-SA 4.0"
 
     name = "oxford_pets"
     torchvision_name = "oxford_iiit_pet.OxfordIIITPet"
@@ -291,6 +295,7 @@ class EuroSat(TorchvisionFiles):
     mean = (0.3444, 0.3803, 0.4078)
     std = (0.2037, 0.1366, 0.1148)
     citation = "Helber, Bischke, Dengel and Borth 2019, EuroSAT: a novel dataset for land use classification"
+    licence = "MIT"
 
     name = "eurosat"
     torchvision_name = "eurosat.EuroSAT"
@@ -313,6 +318,7 @@ class Imagenette(TorchvisionFiles):
     """
 
     citation = "Howard 2019, Imagenette: a smaller subset of 10 easily classified classes from ImageNet"
+    licence = "images of ImageNet, for non-commercial research and education alone"
 
     name = "imagenette"
     torchvision_name = "imagenette.Imagenette"

@@ -1,0 +1,292 @@
+"""What leaves vitlab computes what the model does, says how to load it, and names what a format has no place for."""
+
+import contextlib
+import io
+import json
+import re
+import warnings
+from functools import partial
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from tests.training.test_loop import fit
+from vitlab.__main__ import main
+from vitlab.config.errors import ConfigError, DataError, StorageError
+from vitlab.data.preprocess import Preprocess
+from vitlab.evaluation.export import formats, graphs, images, weights
+from vitlab.evaluation.export.formats import FORMATS, Interface
+from vitlab.evaluation.load import Trained, load
+from vitlab.evaluation.reevaluate import training_dataset
+from vitlab.model.attention import Attention, Axial
+from vitlab.model.head import TanhMlp
+from vitlab.model.mlp import Mlp, SwiGlu
+from vitlab.model.pool import Gap, Map
+from vitlab.model.position import Learned1d, Learned2d, Position, Relative, Rope, SinCos2d
+from vitlab.model.stem import Convolutions
+from vitlab.model.vit import ViT
+from vitlab.report.card import card, dataset_class
+
+warnings.filterwarnings("ignore", module="transformers|timm")
+BOTH, TIMM, HF, NONE = ("timm", "hf"), ("timm",), ("hf",), ()
+TANH = partial(Mlp, gelu="tanh")
+
+
+class Mine(Position):
+    """A class of the user's own."""
+
+
+CASES = [  # a composition; which of timm and transformers have it; and how it is named where one has not
+    ({}, BOTH, ""),
+    ({"position": Learned2d}, BOTH, ""),
+    ({"position": SinCos2d, "mlp": TANH}, BOTH, ""),
+    ({"position": Position, "pool": Gap}, BOTH, ""),
+    ({"pool": Gap, "layer_scale": 0.1}, BOTH, ""),
+    ({"layer_scale": 0.1, "mlp": partial(Mlp, ratio=3.3)}, BOTH, ""),
+    ({"attention": partial(Attention, qkv_bias=False)}, BOTH, ""),
+    ({"attention": partial(Attention, qkv_bias=False), "pool": Gap}, BOTH, ""),
+    ({"epsilon": 1e-3}, HF, "model.epsilon=0.001"),
+    ({"pool": Map}, TIMM, "Map as model/pool"),
+    ({"registers": 2}, TIMM, "model.registers=2"),
+    ({"registers": 2, "pool": Gap}, TIMM, "model.registers=2"),
+    ({"mlp": SwiGlu}, TIMM, "SwiGlu as model/mlp"),
+    ({"final_norm": False}, TIMM, "model.final_norm=false"),
+    ({"image_size": (8, 12)}, TIMM, "image_size=8x12"),
+    ({"pool": Map, "mlp": TANH}, NONE, "another MLP than that of model/pool=map"),
+    ({"position": Rope}, NONE, "Rope as model/position"),
+    ({"position": Relative}, NONE, "Relative as model/position"),
+    ({"position": Mine}, NONE, "Mine as model/position"),
+    ({"position": partial(Learned1d, at="every_block")}, NONE, "model.position.at=every_block"),
+    ({"attention": Axial, "pool": Gap}, NONE, "Axial as model/attention"),
+    ({"attention": partial(Attention, qk_norm=True)}, NONE, "model.attention.qk_norm=true"),
+    ({"head": TanhMlp}, NONE, "TanhMlp as model/head"),
+    ({"stem": Convolutions}, NONE, "Convolutions as model/stem"),
+    ({"depth": 0, "pool": Gap}, NONE, "model.depth=0"),
+]
+
+
+def trained(**options):
+    options = {"image_size": (8, 8), "channels": 1, "depth": 2} | options
+    vit = ViT(classes=5, patch=2, width=24, heads=3, **options)
+    for parameter in vit.parameters():  # zero and one show nothing
+        torch.nn.init.normal_(parameter, std=0.6)
+    some = [0.3, 0.4, 0.5][: options["channels"]]
+    preprocess = Preprocess(size=options["image_size"], channels=options["channels"], crop=1.0, mean=some, std=some)
+    return Trained(vit, tuple("abcde"), preprocess)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two seeds of a cell; the first one."""
+    folder = tmp_path_factory.mktemp("runs")
+    fit(folder, "fit.steps=2", "seed=1", name="digits-s1-00000001")
+    return fit(folder, "fit.steps=2", "optimizer.lr=0.005", name="digits-s0-00000000")[0]
+
+
+@pytest.fixture(scope="module")
+def pixels(run):
+    test = training_dataset(run.folder).splits()["test"]
+    return test.pixels[:100]
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """The folder of a format, written once: ONNX with all that can be inside."""
+    folder, done = tmp_path_factory.mktemp("exported"), {}
+
+    def export(to):
+        if to not in done:
+            words = ["--preprocess", "--probabilities"] if to == "onnx" else []
+            assert main(["export", str(run.folder), "--to", to, "--out", str(folder / to), *words]) == 0
+            done[to] = folder / to
+        return done[to]
+
+    return export
+
+
+@pytest.mark.parametrize(("to", "write"), [("timm", weights.write_timm), ("hf", weights.write_hugging_face)])
+@pytest.mark.parametrize(("options", "holders", "name"), CASES)
+def test_timm_and_transformers_have_the_logits_of_the_model_or_it_is_refused_by_name(
+    options, holders, name, to, write, pixels, tmp_path
+):
+    model = trained(**options)
+    if to not in holders:
+        others = "--to onnx, torch" + "".join(f", {other}" for other in ("hf", "timm") if other in holders)
+        with pytest.raises(ConfigError, match=f"has no .*{re.escape(name)}.*: use {others} or safetensors"):
+            formats.check(model, to, Interface())
+        return
+    formats.check(model, to, Interface())
+    file, reader = write(model, tmp_path)
+    images = pixels if model.preprocess.resize.size == (8, 8) else torch.cat((pixels, pixels[:, :, :, :4]), dim=3)
+    assert formats.compare(reader, model, Interface(), images, file) < 1e-4
+    assert model(model.preprocess.normalize(images)).std(dim=0).min() > 0.03  # it does look at the image
+
+
+def test_colour_images_too(tmp_path):
+    model, images = trained(channels=3), torch.randint(256, (9, 3, 8, 8), dtype=torch.uint8)
+    for write in (weights.write_timm, weights.write_hugging_face):
+        file, reader = write(model, tmp_path)
+        assert formats.compare(reader, model, Interface(), images, file) < 1e-4
+
+
+def test_onnx_takes_pixels_in_batches_of_any_size_and_its_metadata_say_what_it_needs(run, exported, pixels):
+    session = onnxruntime.InferenceSession(exported("onnx") / "model.onnx")
+    model = load(run.folder)
+    expected = model(model.preprocess.normalize(pixels)).softmax(-1).detach().numpy()
+    for batch in (1, 7, 100):
+        (found,) = session.run(None, {"images": pixels[:batch].numpy()})
+        assert np.abs(found - expected[:batch]).max() < 1e-4
+    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert facts["classes"] == [str(digit) for digit in range(10)]
+    assert facts["mean"] == list(model.preprocess.mean)
+    assert facts["std"] == list(model.preprocess.std)
+    assert (facts["image_size"], facts["channels"], facts["crop"]) == ([8, 8], 1, 1.0)
+    assert (facts["background"], facts["range"]) == ([255, 255, 255], None)
+    assert (facts["input"], facts["output"]) == ("uint8 pixels, 0 to 255", "probabilities")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("write", "options"),
+    [
+        (graphs.write_onnx, {"position": Rope, "mlp": SwiGlu, "pool": Map, "image_size": (8, 12)}),
+        (graphs.write_torch, {"position": Relative}),
+        (graphs.write_torch, {"attention": Axial, "pool": Gap}),
+    ],
+)
+def test_graphs_hold_what_other_formats_have_no_place_for(write, options, tmp_path):
+    model = trained(**options)
+    some = torch.randint(256, (9, 1, *model.preprocess.resize.size), dtype=torch.uint8)
+    file, reader = write(model, tmp_path, Interface())
+    assert formats.compare(reader, model, Interface(), some, file) < 1e-4
+
+
+def test_a_torch_program_takes_normalized_images_and_gives_logits(run, exported, pixels):
+    facts = {"facts.json": ""}
+    program = torch.export.load(exported("torch") / "model.pt2", extra_files=facts).module()
+    model = load(run.folder)
+    for batch in (1, 100):
+        inputs = model.preprocess.normalize(pixels[:batch])
+        torch.testing.assert_close(program(inputs), model(inputs), atol=1e-4, rtol=0)
+    assert json.loads(facts["facts.json"])["output"] == "logits"
+
+
+def test_the_folder_for_transformers_has_its_image_processor(run, exported):
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    folder, model = exported("hf"), load(run.folder)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    reader = AutoModelForImageClassification.from_pretrained(folder)
+    test = training_dataset(run.folder).splits()["test"]
+    pictures = [test.image(i) for i in range(100)]
+    with torch.no_grad():
+        found = reader(**processor(pictures, return_tensors="pt")).logits
+        expected = model(torch.stack([model.preprocess(picture) for picture in pictures]))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert [reader.config.id2label[i] for i in range(10)] == list(model.classes)
+    larger = pictures[0].resize((50, 50))
+    resized = processor(larger, return_tensors="pt")["pixel_values"][0]
+    assert (resized - model.preprocess(larger)).abs().max() < 0.02  # one level of 256, by other roundings
+
+
+def test_timm_makes_the_model_from_the_folder_alone(run, exported, pixels):
+    import timm
+
+    reader = timm.create_model(f"local-dir:{exported('timm')}", pretrained=True).eval()
+    model = load(run.folder)
+    inputs = model.preprocess.normalize(pixels)
+    torch.testing.assert_close(reader(inputs), model(inputs), atol=1e-4, rtol=0)
+
+
+def test_a_training_starts_from_exported_weights(run, exported, tmp_path):
+    started, _ = fit(tmp_path, f"init={exported('safetensors')}/model.safetensors", "fit.steps=1", "optimizer.lr=0")
+    one, two = load(run.folder).state_dict(), load(started.folder).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_the_code_of_the_card_runs_and_predicts_what_the_run_does(run, exported, to, tmp_path, monkeypatch):
+    text = (exported(to) / "README.md").read_text()
+    monkeypatch.chdir(exported(to))
+    model, test = load(run.folder), training_dataset(run.folder).splits()["test"]
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    for index in (0, 1, 2):
+        picture = test.image(index)
+        picture.save("image.png")
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            exec(code, {})
+        assert said.getvalue().strip() == model.classes[model(model.preprocess(picture)[None]).argmax()]
+
+
+def test_a_card_has_data_recipe_results_with_their_spread_and_the_licence(run, exported):
+    text = (exported("safetensors") / "README.md").read_text()
+    assert text.startswith('---\nlibrary_name: "vitlab"\n')
+    assert "| licence of the images | CC BY 4.0 |" in text
+    assert re.search(r"\| optimizer \| adamw, lr=0.005, ", text)
+    (row,) = re.findall(r"\| test accuracy \(%\) \| (\S+) \| (\S+) ± (\S+) \| (\S+) … (\S+) \| 2 \|", text)
+    scores = [
+        json.loads((folder / "result.json").read_text())["test/accuracy"]
+        for folder in run.folder.parent.glob("digits*")
+    ]
+    assert float(row[0]) == pytest.approx(100 * run.result()["test/accuracy"], abs=0.01)
+    assert float(row[1]) == pytest.approx(50 * sum(scores), abs=0.01)
+    assert str(run.folder.parent) not in text
+
+
+def test_a_card_of_an_unfinished_run_of_unknown_data_says_so(run, tmp_path, exported):
+    from vitlab.storage.run import Run
+
+    (tmp_path / "config.yaml").write_text(
+        run.config.read_text().replace("vitlab.data.datasets.digits.Digits", "mine.Set")
+    )
+    facts = Interface().facts(load(run.folder))
+    text = card(Run(tmp_path), "timm", "", facts, "It was not run")
+    assert "The training is interrupted: there are no test scores yet." in text
+    assert "| licence of the images | not known |" in text
+    assert dataset_class("vitlab.dataset.digits.Digits").licence == "CC BY 4.0"  # its earlier name
+    assert dataset_class("os.system") is None
+
+
+def refused(capsys, *words):
+    assert main(["export", *map(str, words)]) == 2
+    return capsys.readouterr().err
+
+
+def test_what_cannot_be_done_is_one_sentence_and_writes_nothing(run, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    words = (run.folder, "--out", out, "--to")
+    assert "--to tflite: there is no such format; there are onnx (" in refused(capsys, *words, "tflite")
+    assert "--preprocess is for --to onnx and torch" in refused(capsys, *words, "hf", "--preprocess")
+    assert "is not a run" in refused(capsys, tmp_path, "--to", "timm")
+    monkeypatch.setattr(formats, "TOLERANCE", -1.0)
+    assert "its outputs differ from the model's" in refused(capsys, *words, "safetensors")
+    monkeypatch.setattr(graphs, "find_spec", lambda name: None if name == "onnxscript" else name)
+    assert '--to onnx needs onnxscript: pip install "vitlab[onnx]"' in refused(capsys, *words, "onnx")
+    assert not list(tmp_path.iterdir())
+    out.mkdir()
+    assert f"{out} is there already" in refused(capsys, *words, "timm")
+    assert not list(out.iterdir())
+
+
+def test_without_the_images_random_pixels_are_compared_and_that_is_said(run, tmp_path, capsys, monkeypatch):
+    def gone(*_, root, **__):
+        raise DataError("no images at /home/me")
+
+    monkeypatch.setattr(images, "training_dataset", gone)
+    assert main(["export", str(run.folder), "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "random pixels are compared: no images at /home/me" in said.err
+    assert "for 100 random images" in said.out
+    assert "/home/me" not in (tmp_path / "out" / "README.md").read_text()
+    assert "no images at" in refused(
+        capsys, run.folder, "--to", "timm", "--out", tmp_path / "two", "--root", "elsewhere"
+    )
+
+
+def test_a_difference_is_found(pixels, tmp_path):
+    model = trained()
+    file, reader = weights.write_timm(model, tmp_path)
+    with pytest.raises(StorageError, match="differ from the model's by up to"):
+        formats.compare(lambda inputs: reader(inputs) + 0.01, model, Interface(), pixels, file)
