@@ -65,6 +65,8 @@ def test_the_model_knows_torch_and_einops_alone(module):
         "math",
         "typing",
         "collections",
+        "contextlib",
+        "contextvars",
         "dataclasses",
         "copy",
         "functools",

@@ -14,8 +14,8 @@ from vitlab.config.check import check
 from vitlab.config.compose import compose
 from vitlab.model import count
 from vitlab.model.attention import Attention, Axial, Products
-from vitlab.model.block import Residual, drop_path
-from vitlab.model.dropout import Dropout, dropout
+from vitlab.model.block import Residual
+from vitlab.model.dropout import Dropout, drop_path, dropout
 from vitlab.model.head import Linear, TanhMlp
 from vitlab.model.init import Init
 from vitlab.model.mlp import Mlp, SwiGlu

@@ -22,6 +22,8 @@ from vitlab.config.own import command
 
 if TYPE_CHECKING:
     from vitlab.storage.run import Run
+    from vitlab.system.signals import Signals
+    from vitlab.training.loop import Updates
 
 WAITED = (0.2, 5.0)  # share of a training, and seconds of it, from which waiting for images is said
 TAGGED = ("experiment", "dataset", "model", "patch", "augment", "loss", "optimizer", "schedule")
@@ -52,11 +54,20 @@ def train(node: Node, choices: dict[str, str], *, reraise: bool = False) -> int:
         choices: option of each group.
         reraise: whether what ends the training is raised, and not turned into an exit status.
     """
+    from vitlab.training.loop import train_alone
+
+    return train_alone(training(node, choices, reraise=reraise))
+
+
+def training(
+    node: Node, choices: dict[str, str], *, reraise: bool = False, signals: "Signals | None" = None
+) -> "Updates[int]":
+    """The same as a generator, which leaves each update to the caller; `signals` as for `training_loop`."""
     from vitlab.data.fingerprint import outdated
     from vitlab.system.distributed import detect_lost_rank, join_processes
     from vitlab.tracking.logs import logging_to
     from vitlab.training.batches import faster_input
-    from vitlab.training.loop import fit
+    from vitlab.training.loop import training_loop
     from vitlab.training.setup import prepare
 
     config = check(node)
@@ -89,7 +100,7 @@ def train(node: Node, choices: dict[str, str], *, reraise: bool = False) -> int:
         began = time.perf_counter()
         try:
             with detect_lost_rank(dist):
-                result = fit(setup, folder, config)
+                result = yield from training_loop(setup, folder, config, signals)
         except Interrupted as leave:
             log.warning("%s:\n%s", leave, command_line())
             if reraise:

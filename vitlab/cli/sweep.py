@@ -29,16 +29,17 @@ finished is not trained again, what was interrupted continues: run the same comm
 EPILOG = """words:
   scale=NAME               one of the file's scales; by default the first
   seeds=0,1,2              instead of the file's
-  launcher=serial|local|hydra   one after the other in this process; a fresh process each, as many at once as there are
-                           slots (the default where there is more than one); a Hydra launcher's:
-                           hydra/launcher=submitit_slurm, ray, joblib, ...
-  slots=N                  trainings at once; one a GPU, or else one a core
+  launcher=packed|local|serial|hydra   runs of one shape as one batched model, a process a slot (the default where there
+                           are some, and more than slots); a fresh process each, as many at once as there are slots;
+                           one after the other in this process; a Hydra launcher's: hydra/launcher=submitit_slurm, ...
+  slots=N                  processes at once; one a GPU, or else one a core
+  pack=N                   runs a process trains together, at most, with launcher=packed
   group=option key=value   of every run: fit.epochs=5 system.device=cpu tracking=off
 
 vitlab sweep export QUESTION --wandb   writes it as a Weights & Biases sweep instead
 """
-WORDS = ("scale", "seeds", "launcher", "slots")
-LAUNCHERS = ("serial", "local", "hydra")
+WORDS = ("scale", "seeds", "launcher", "slots", "pack")
+LAUNCHERS = ("auto", "packed", "local", "serial", "hydra")
 
 
 def main(words: list[str]) -> int:
@@ -77,13 +78,19 @@ def run_sweep(options: argparse.Namespace) -> int:
     asked = read(find(options.question), given.get("scale"))
     if "seeds" in given:
         asked = replace(asked, seeds=parse_seeds(given["seeds"]))
-    launcher = given.get("launcher", "hydra" if any(word.startswith("hydra/launcher") for word in overrides) else None)
-    if launcher not in (None, *LAUNCHERS):
+    launcher = given.get(
+        "launcher", "hydra" if any(word.startswith("hydra/launcher") for word in overrides) else "auto"
+    )
+    if launcher not in LAUNCHERS:
         raise ConfigError(f"launcher={launcher}: one of {', '.join(LAUNCHERS)}")
-    if "slots" in given and not (given["slots"].isdecimal() and int(given["slots"]) > 0):
-        raise ConfigError(f"slots={given['slots']}: expected 1 or more")
+    for name in ("slots", "pack"):
+        if name in given and not (given[name].isdecimal() and int(given[name]) > 0):
+            raise ConfigError(f"{name}={given[name]}: expected 1 or more")
+    if "pack" in given and launcher not in ("auto", "packed"):
+        raise ConfigError(f"pack={given['pack']} with launcher={launcher}: it is of launcher=packed: leave one out")
 
     from vitlab.sweep import local as local_launcher
+    from vitlab.sweep import packs
     from vitlab.sweep import plan as planning
     from vitlab.sweep.job import Failure
     from vitlab.sweep.local import Listed, Local
@@ -103,8 +110,10 @@ def run_sweep(options: argparse.Namespace) -> int:
     parts = local_launcher.slots(int(given["slots"]) if "slots" in given else None, most, device)
     jobs = plan.jobs
     changed = plan.outdated()
+    seats = packs.seats(jobs, len(parts), device, launcher, int(given["pack"]) if "pack" in given else None)
     if options.dry:
         print_plan(plan, len(parts), changed)
+        print(packs.describe(jobs, len(parts), seats))
         return DONE
     planning.set_changed_aside(changed, plan.cells[0].config)
     todo = [job for job in jobs if job.run.result()["status"] != "finished"]
@@ -128,7 +137,8 @@ def run_sweep(options: argparse.Namespace) -> int:
         return DONE
     ignore_run_id()
     progress = Progress(before=len(jobs) - len(todo))
-    launcher = launcher or ("local" if len(parts) > 1 else "serial")
+    if launcher == "auto":
+        launcher = "packed" if seats > 1 else "local" if len(parts) > 1 else "serial"
     failures: list[Failure] = []
     if asked.search is not None:
         from vitlab.sweep import search
@@ -139,9 +149,9 @@ def run_sweep(options: argparse.Namespace) -> int:
             record["cells"][cell.name] = {"cell": cell.identity, "overrides": list(cell.overrides)}
         record["search"] = found.record
         write_json(plan.folder / "sweep.json", record)
-    elif launcher == "local":
-        local = Local(parts, plan.folder / "logs", progress, options.retries)
-        status = local.run(Listed(todo))
+    elif launcher in ("local", "packed"):
+        local = Local(parts, plan.folder / "logs", progress, options.retries, seats)
+        status = local.run(Listed(packs.grouped(todo) if seats > 1 else todo))
         failures = local.failures
     elif launcher == "hydra":
         from vitlab.cli import hydra_launcher

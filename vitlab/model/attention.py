@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from vitlab.config.errors import ConfigError
-from vitlab.model.dropout import Dropout
+from vitlab.model.dropout import GENERATORS, Dropout, Rate, is_off
 from vitlab.model.dropout import dropout as drop
 from vitlab.model.grid import Grid
 from vitlab.model.part import Part
@@ -24,7 +24,7 @@ Weights = Float[Tensor, "b heads q t"]
 Projected = Float[Tensor, "three b heads t k"]  # queries, keys and values
 
 
-def explicit(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) -> tuple[Queries, Weights]:
+def explicit(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: Rate) -> tuple[Queries, Weights]:
     """softmax((Q K^T + bias) / sqrt(d_k)) V, written out; and the weights."""
     scale = q.shape[-1] ** -0.5
     logits = (q * scale) @ k.transpose(-2, -1)
@@ -118,7 +118,7 @@ class Attention(Part):
                 f"model.attention.dropout={dropout}: a dropout probability must be at least 0 and below 1"
             )
         self.heads = heads
-        self.dropout = dropout
+        self.dropout: Rate = dropout
         self.kernel = kernel
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.q_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
@@ -168,13 +168,15 @@ class Attention(Part):
 
     def attend(self, qkv: Projected, bias: Weights | None, weights: list[Tensor] | None) -> Keys:
         dropout = self.dropout if self.training else 0.0
-        plain, full, device = bias is None and dropout == 0, qkv.dtype == torch.float32, qkv.device.type
+        packed, drops = GENERATORS.get() is not None, not is_off(dropout)
+        plain, full, device = bias is None and not drops, qkv.dtype == torch.float32, qkv.device.type
         kernel = self.chosen(tokens=qkv.shape[-2], device=device, full=full, plain=plain)
-        if weights is None and kernel == "explicit" and plain and device == "cpu" and qkv[0, :, 0].numel() >= WORTHY:
+        large = plain and device == "cpu" and not packed and qkv[0, :, 0].numel() >= WORTHY
+        if weights is None and kernel == "explicit" and large:
             return Products.apply(qkv)
         q, k, v = qkv
-        if weights is None and kernel == "fused":
-            return fused(q, k, v, bias, dropout)
+        if weights is None and kernel == "fused" and not (packed and drops):  # its draws are those of one generator
+            return fused(q, k, v, bias, dropout if isinstance(dropout, float) else 0.0)
         out, seen = explicit(q, k, v, bias, dropout)
         if weights is not None:
             weights.append(seen)

@@ -4,15 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitlab.model.dropout import Rate, drop_path
 from vitlab.model.position import Position
-
-
-def drop_path(x: Float[Tensor, "b t d"], rate: float, training: bool) -> Float[Tensor, "b t d"]:
-    """Stochastic depth (Huang et al. 2016): drops the branch of some images; scales the others to keep the mean."""
-    if not training or rate == 0.0:
-        return x
-    keep = x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - rate)
-    return x * keep.div_(1 - rate)
 
 
 class Residual(nn.Module):
@@ -31,7 +24,7 @@ class Residual(nn.Module):
         self.norm = nn.LayerNorm(width, eps=epsilon)
         self.branch = branch
         self.scale = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
-        self.drop_rate = drop_rate
+        self.drop_rate: Rate = drop_rate
 
     def forward(self, x: Float[Tensor, "b t d"], *args: object) -> Float[Tensor, "b t d"]:
         change = self.branch(self.norm(x), *args)

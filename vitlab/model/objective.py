@@ -1,6 +1,7 @@
 """Objectives: the outputs a ViT is trained for, their loss and their scores."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitlab.config.errors import ConfigError
+from vitlab.model.dropout import draw
 from vitlab.model.grid import Grid
 
 Tokens = Float[Tensor, "b n d"]
@@ -151,18 +153,22 @@ class MaskedPatch(Classify):
 
     def forward(self, vit: Any, images: Float[Tensor, "b c y x"]) -> tuple[Tensor, Tensor]:
         """Predictions for the corrupted patches (b m ...), and their targets."""
-        where = torch.rand(len(images), self.grid.patches, device=images.device).argsort(dim=1)[:, : self.count]
+        where = draw(self.order, images)[:, : self.count]
         encoded = vit.encode(self.corrupted(vit.stem(images), where))
         predicted = self.predict(select(encoded[:, self.grid.prefix :], where))
         return predicted, select(self.targets(images), where)
 
+    def order(self, shape: torch.Size, like: Tensor, generator: torch.Generator | None, _: object) -> Tensor:
+        """The patches of each image (b n) in random order."""
+        return torch.rand(shape[0], self.grid.patches, device=like.device, generator=generator).argsort(dim=1)
+
     def corrupted(self, patches: Tokens, where: Int[Tensor, "b m"]) -> Tokens:
         """The patches with those of `where` corrupted."""
         b, n, d = patches.shape
-        draw = torch.rand(where.shape, device=patches.device)[:, :, None]
-        others = (where + torch.randint(1, max(2, n), where.shape, device=patches.device)) % n
-        new = torch.where(draw < self.mask + self.swap, select(patches, others), select(patches, where))
-        new = torch.where(draw < self.mask, self.token.to(patches.dtype), new)
+        chance = draw(uniform, where)[:, :, None]
+        others = (where + draw(partial(integers, most=max(2, n)), where)) % n
+        new = torch.where(chance < self.mask + self.swap, select(patches, others), select(patches, where))
+        new = torch.where(chance < self.mask, self.token.to(patches.dtype), new)
         return patches.scatter(1, where[:, :, None].expand(b, -1, d), new)
 
     def targets(self, images: Float[Tensor, "b c y x"]) -> Tensor:
@@ -199,6 +205,16 @@ class MaskedPatch(Classify):
         true = true.view(logits.shape[:-1])
         loss = functional.cross_entropy(logits.flatten(0, -2), true.flatten(), reduction="none").view(true.shape)
         return loss.flatten(1).mean(dim=1), (logits.argmax(dim=-1) == true).float().flatten(1).mean(dim=1)
+
+
+def uniform(shape: torch.Size, like: Tensor, generator: torch.Generator | None, _: object) -> Tensor:
+    """Numbers in 0 ... 1, for `draw`."""
+    return torch.rand(shape, device=like.device, generator=generator)
+
+
+def integers(shape: torch.Size, like: Tensor, generator: torch.Generator | None, _: object, *, most: int) -> Tensor:
+    """Integers from 1 to below `most`, for `draw`."""
+    return torch.randint(1, most, shape, device=like.device, generator=generator)
 
 
 def select(values: Tensor, where: Int[Tensor, "b m"]) -> Tensor:

@@ -8,6 +8,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,9 @@ class Checkpoints:
             return
         self.wait()
         self.best = best or self.best
-        self.thread = threading.Thread(target=self.write, args=(state, keep, ready), name="checkpoint", daemon=True)
+        self.thread = threading.Thread(
+            target=copy_context().run, args=(self.write, state, keep, ready), name="checkpoint", daemon=True
+        )
         self.thread.start()
 
     def write(self, state: dict[str, Any], keep: bool, ready: Callable[[], None]) -> None:

@@ -1,7 +1,6 @@
 """One training of a sweep: the job, its slot, its process and its failure."""
 
 import shlex
-import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,8 @@ class Job:
         run: its folder.
         steps: of the whole training.
         after: the run whose weights it starts from.
+        pack: what the runs that can be trained together with it have in common; None where none can.
+        alone: why none can.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Job:
     run: Run
     steps: int
     after: Run | None = None
+    pack: str | None = None
+    alone: str = ""
 
     @property
     def command(self) -> str:
@@ -75,7 +78,7 @@ class Child:
 
     job: Job
     slot: Slot
-    process: "subprocess.Popen[bytes]"
+    process: Any  # a subprocess.Popen, or a `Seat` of one that trains several
     out: Path
     attempt: int
     began: float = field(default_factory=time.monotonic)

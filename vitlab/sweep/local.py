@@ -17,6 +17,7 @@ import psutil
 
 from vitlab.storage.metrics import SELECTED_BY
 from vitlab.sweep.job import Child, Failure, Job, Slot
+from vitlab.sweep.packs import PackProcess
 from vitlab.sweep.progress import Progress
 from vitlab.system.signals import Signals
 
@@ -117,6 +118,21 @@ def start(job: Job, slot: Slot, out: Path, attempt: int) -> Child:
 
     On macOS and Windows, where this was not run, it shares all cores, and outlives this process.
     """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("ab") as file:
+        process: Any = subprocess.Popen(
+            [sys.executable, "-m", "vitlab", *job.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1"},
+            **settings_of(slot),
+        )
+    return Child(job=job, slot=slot, process=process, out=out, attempt=attempt)
+
+
+def settings_of(slot: Slot) -> dict[str, Any]:
+    """The options of `subprocess.Popen` for a process in a slot."""
     settings: dict[str, Any] = {"start_new_session": True}  # Ctrl-C is this process's to answer
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -128,18 +144,7 @@ def start(job: Job, slot: Slot, out: Path, attempt: int) -> Child:
         settings["preexec_fn"] = settle
     elif sys.platform == "win32":
         settings = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("ab") as file:
-        process: Any = subprocess.Popen(
-            [sys.executable, "-m", "vitlab", *job.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1"},
-            **settings,
-        )
-    return Child(job=job, slot=slot, process=process, out=out, attempt=attempt)
+    return settings
 
 
 class Local:
@@ -150,15 +155,19 @@ class Local:
         logs: folder for what the trainings print.
         progress: shows progress.
         retries: how often a failed training is started again.
+        seats: how many trainings a process computes together, at most (`vitlab.sweep.packs`); 1 is a process each.
     """
 
-    def __init__(self, parts: Sequence[Slot], logs: Path, progress: Progress, retries: int = 0):
+    def __init__(self, parts: Sequence[Slot], logs: Path, progress: Progress, retries: int = 0, seats: int = 1):
         self.parts = parts
+        self.seats = seats
+        self.packs: dict[str, PackProcess] = {}  # of each slot
         self.logs = logs
         self.progress = progress
         self.retries = retries
         self.running: list[Child] = []
         self.waiting: deque[tuple[Job, int]] = deque()  # to be retried, or running in another process
+        self.held: tuple[Job, int] | None = None  # the next one, which goes with none of those that are running
         self.failures: list[Failure] = []
         self.largest = FIRST  # bytes that a training needed so far
 
@@ -180,7 +189,7 @@ class Local:
                         self.look(source)
                         if not leaving:
                             self.fill(source)
-                        if not self.running and (leaving or not self.waiting):
+                        if not self.running and (leaving or not (self.waiting or self.held)):
                             break
                     self.progress.show(self.running, source.total)
                     time.sleep(WATCH)
@@ -189,21 +198,43 @@ class Local:
             finally:
                 for child in self.running:
                     kill(child.process)
+                for pack in self.packs.values():
+                    pack.close()
         if leaving:
             return 128 + interrupt.received
         return 1 if self.failures else 0
 
     def fill(self, source: Source) -> None:
         """Starts jobs in free slots."""
-        for part in self.parts:
-            if any(child.slot is part for child in self.running):
-                continue
-            if self.running and not self.room():
+        while True:
+            used = {part.name: [child for child in self.running if child.slot is part] for part in self.parts}
+            free = [part for part in self.parts if not self.full(used[part.name])]
+            if not free or (self.running and not self.room()):
                 return
-            if (found := self.choose(source)) is None:
+            found = self.held or self.choose(source)
+            if found is None:
                 return
-            job, attempt = found
-            self.running.append(start(job, part, self.logs / f"{job.run.folder.name}.txt", attempt))
+            self.held, (job, attempt) = None, found
+            fitting = [part for part in free if all(child.job.pack == job.pack for child in used[part.name])]
+            if not fitting:
+                self.held = found
+                return
+            part = min(fitting, key=lambda each: len(used[each.name]))
+            self.running.append(self.start(job, part, attempt))
+
+    def full(self, children: Sequence[Child]) -> bool:
+        """Whether a slot with these trainings takes no more."""
+        return bool(children) and (children[0].job.pack is None or len(children) >= self.seats)
+
+    def start(self, job: Job, part: Slot, attempt: int) -> Child:
+        """Starts a job: in the slot's pack, or in a process of its own."""
+        if job.pack is None or self.seats == 1:
+            return start(job, part, self.logs / f"{job.run.folder.name}.txt", attempt)
+        pack = self.packs.get(part.name)
+        if pack is None or pack.process.poll() is not None:
+            out = self.logs / f"pack of {part.name}.txt"
+            pack = self.packs[part.name] = PackProcess(part, self.seats, out, settings_of(part))
+        return Child(job=job, slot=part, process=pack.train(job), out=job.run.log, attempt=attempt)
 
     def choose(self, source: Source) -> tuple[Job, int] | None:
         """The next job that no process trains; jobs that finished meanwhile are not trained again."""
@@ -234,7 +265,7 @@ class Local:
         """Whether one more training fits in memory, if every one takes as much as the largest so far."""
         from vitlab.system.memory import total_memory
 
-        sizes = [resident(child.process.pid) for child in self.running]
+        sizes = [resident(process) for process in {child.process.pid for child in self.running}]
         self.largest = max([*sizes, self.largest])
         free = min(psutil.virtual_memory().available, total_memory() - sum(sizes))
         return free > self.largest + sum(self.largest - size for size in sizes)

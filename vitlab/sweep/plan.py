@@ -28,6 +28,7 @@ from vitlab.storage.lock import Lock
 from vitlab.storage.metrics import metric
 from vitlab.storage.run import Run, find, set_aside
 from vitlab.sweep.job import Job
+from vitlab.sweep.packs import packing
 from vitlab.sweep.question import BASELINE, FOLD, PRETRAIN, Cell, Question, source_of
 from vitlab.system.distributed import single_process
 from vitlab.system.hardware import device_named
@@ -97,12 +98,12 @@ class Checked:
         if self.folds:
             config["dataset"] = {**config["dataset"], "fold": fold}
             words = (*words, f"{FOLD}={fold}")
-        run, after = find(config["system"]["runs"], *names(config, dict(self.choices))), None
+        facts: Node = {"fold": fold if self.folds else None, **packing(config, self.shape, self.flops_per_image)}
         if self.source is not None:
-            after = self.source.job(seed, fold).run
-            words = merged(words, start_from(after.folder, self.source.identity))
-        own = fold if self.folds else None
-        return Job(name=self.name, seed=seed, fold=own, words=words, run=run, steps=self.steps, after=after)
+            facts["after"] = self.source.job(seed, fold).run
+            words = merged(words, start_from(facts["after"].folder, self.source.identity))
+        run = find(config["system"]["runs"], *names(config, dict(self.choices)))
+        return Job(name=self.name, seed=seed, words=words, run=run, steps=self.steps, **facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +147,7 @@ class Plan:
         return found
 
     @property
-    def runs(self) -> Path:
-        """The folder of all runs."""
+    def runs(self) -> Path:  # the folder of all of them
         return Path(self.cells[0].config["system"]["runs"])
 
     @property

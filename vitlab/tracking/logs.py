@@ -4,11 +4,13 @@ import logging
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from tqdm import tqdm
 
 log = logging.getLogger("vitlab")
+OWNER: ContextVar[object] = ContextVar("OWNER", default=None)  # whose log the lines of this context go to; None is any
 
 
 class LogFile(logging.FileHandler):
@@ -49,19 +51,25 @@ def in_notebook() -> bool:
 
 @contextmanager
 def logging_to(file: Path | None, *, speak: bool = True) -> Generator[None]:
-    """Sends vitlab's log to the terminal and, with times, to a file."""
+    """Sends vitlab's log to the terminal and, with times, to a file.
+
+    Of several trainings that take turns in one process, each in a context of its own, each gets its own lines.
+    """
     handlers: list[logging.Handler] = [Console() if speak else logging.NullHandler()]
     if file is not None:
         handlers.append(LogFile(file, delay=True, encoding="utf-8", errors="backslashreplace"))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    before = log.level, log.propagate
+    before, owner, outer = (log.level, log.propagate), object(), OWNER.get()
+    OWNER.set(owner)
     log.setLevel(logging.INFO)
     log.propagate = False
     for handler in handlers:
+        handler.addFilter(lambda _: OWNER.get() in (owner, None))
         log.addHandler(handler)
     try:
         yield
     finally:
+        OWNER.set(outer)
         for handler in handlers:
             log.removeHandler(handler)
             handler.close()

@@ -5,6 +5,7 @@ import os
 import queue
 import secrets
 import threading
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Mirror:
         self.rows: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.summary: dict[str, Any] = {}
         self.views: ValidationMedia | None = None
-        self.thread = threading.Thread(target=self.work, name="wandb", daemon=True)
+        self.thread = threading.Thread(target=copy_context().run, args=(self.work,), name="wandb", daemon=True)
         if tracking.mode != "off":
             self.thread.start()
 

@@ -21,6 +21,10 @@ class Ema:
         decay: weight of the old average in each update, 0 for no average; at most (1 + update) / (10 + update), a
             warm-up that soon forgets the initial weights.
         captured: whether the weight of the parameters, which the warm-up changes, lies in a tensor.
+
+    Attributes:
+        pieces: the averages and the parameters, as an update works on them: in a pack, the same numbers in larger
+            pieces.
     """
 
     def __init__(self, model: nn.Module, decay: float, captured: bool = False):
@@ -28,6 +32,7 @@ class Ema:
         self.weight: float | Tensor = 1.0
         self.parameters: list[Tensor] = list(model.parameters())
         self.average = [p.detach().clone() for p in self.parameters] if decay else []
+        self.pieces = (self.average, self.parameters if decay else [])
         if captured and decay:
             self.weight = torch.ones((), device=self.parameters[0].device)
 
@@ -40,7 +45,7 @@ class Ema:
     def update(self) -> None:
         """Updates the average after an optimizer update."""
         if self.average:
-            average, parameters = [local_tensor(a) for a in self.average], [local_tensor(p) for p in self.parameters]
+            average, parameters = ([local_tensor(each) for each in pieces] for pieces in self.pieces)
             if isinstance(self.weight, Tensor):
                 change = torch._foreach_sub(parameters, average)
                 torch._foreach_mul_(change, self.weight)

@@ -1,12 +1,14 @@
 """The training loop: `fit` trains what `setup.prepare` made ready."""
 
 import logging
-from contextlib import closing
+from collections.abc import Generator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from vitlab.config.errors import Interrupted
 from vitlab.config.identity import identity
+from vitlab.data.batch import Batch
 from vitlab.storage.checkpoint import Checkpoints
 from vitlab.storage.run import Run
 from vitlab.system.contention import WaitPolicy
@@ -21,17 +23,28 @@ from vitlab.training.state import TrainState
 from vitlab.training.step import train_step
 
 log = logging.getLogger("vitlab")
+Result = TypeVar("Result")
+Updates = Generator[tuple[TrainState, Batch], None, Result]  # before each update; whoever goes on has computed it
 
 
 def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any]:
+    """Trains one model: see `training_loop`."""
+    return train_alone(training_loop(setup, run, config))
+
+
+def training_loop(
+    setup: TrainingSetup, run: Run, config: dict[str, Any], signals: Signals | None = None
+) -> Updates[dict[str, Any]]:
     """Trains, keeps the best weights by `fit.best` on the validation split, and evaluates them once on the test split.
 
     A run that was interrupted continues from its last checkpoint as if it had never stopped: on a CPU to the last bit.
+    The updates are left to the caller: `train_alone` computes them one by one, a pack those of several trainings.
 
     Args:
         setup: from `prepare`.
         run: the folder that everything is written to.
         config: for `config.yaml` and Weights & Biases.
+        signals: of a process that trains several models, and answers them; None where it trains this one.
 
     Returns:
         The contents of result.json.
@@ -49,8 +62,10 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
     tracker = Tracker(run, setup.tracking, config, steps=setup.steps, start=state.step, on=dist.is_rank0)
     profiler = Profiler(system.profile_steps if dist.is_rank0 else 0, run.folder / "trace.json")
 
-    waiting = WaitPolicy(dist.device.type == "cpu")
-    with tracker, profiler, checkpoints, waiting, closing(state), Signals() as signals:
+    with tracker, profiler, checkpoints, closing(state), ExitStack() as stack:
+        if signals is None:
+            stack.enter_context(WaitPolicy(dist.device.type == "cpu"))
+            signals = stack.enter_context(Signals())
         if setup.fit.on_nonfinite == "rollback" and not resumed:
             save(state, checkpoints, tracker)
         for batch in state.meter.waiting(batches):
@@ -59,7 +74,7 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
                 log.info("stops at step %d of %d: %s", state.step, setup.steps, reason)
                 break
             setup.schedule.set(state.step)
-            train_step(state, batch)
+            yield state, batch
             profiler.step()
             tracker.step()
             due = what_is_due(state, signals, checkpoints)
@@ -81,6 +96,20 @@ def fit(setup: TrainingSetup, run: Run, config: dict[str, Any]) -> dict[str, Any
         state.load_model(state.weights)
         test = state.evaluate(eval_batches(setup, "test"))
     return finish(state, run, config, tracker, test)
+
+
+def train_alone(training: Updates[Result]) -> Result:
+    """Computes each update of a training; gives what the training returns."""
+    try:
+        update = next(training)
+        while True:
+            try:
+                train_step(*update)
+            except BaseException as error:  # raised where the training is, which closes its files
+                training.throw(error)
+            update = next(training)
+    except StopIteration as end:
+        return end.value
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -160,12 +160,12 @@ def evaluating(optimizer: Optimizer) -> Generator[None]:
         getattr(optimizer, "train", lambda: None)()
 
 
-def clip(model: nn.Module, norm: float | None) -> torch.Tensor:
+def clip(parameters: Iterable[Tensor], norm: float | None) -> Tensor:
     """Clips the gradients to a total norm of at most `norm`; gives the norm before, without waiting for the GPU."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    total = full_tensor(nn.utils.get_total_norm(gradients))
+    parameters = list(parameters)
+    total = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if norm is not None:
-        nn.utils.clip_grads_with_norm_(list(model.parameters()), norm, total)
+        nn.utils.clip_grads_with_norm_(parameters, norm, total)
     return total
 
 

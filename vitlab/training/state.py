@@ -47,6 +47,8 @@ class TrainState:
         best: the scores of the best evaluation, and its `step`.
         weights: the model's weights at that step, to be read after `copies.wait()`.
         copies: makes the copies on the CPU.
+        optimizer, parameters: that an update works on: in a pack, the same numbers in larger pieces.
+        packed: how many trainings were computed together, at most; 1 alone.
         evals_since_best: evaluations since then.
         accumulation_steps: parts that a batch is computed in.
         skipped: updates left out because the loss or the gradient was NaN or infinite, at the last reading.
@@ -65,6 +67,7 @@ class TrainState:
         self.setup, self.run_ids = setup, (run_id, earlier_id)
         self.wrote = {"vitlab": version("vitlab"), "torch": str(torch.__version__), "run": run_id}
         self.vit, self.inputs = setup.vit, train_inputs(setup)
+        self.optimizer, self.parameters = setup.optimizer, list(setup.vit.parameters())
         self.ema = Ema(setup.vit, setup.fit.ema_decay, setup.captured)
         self.graphs: Captured | None = None  # of the update
         self.evaluate = Evaluator(
@@ -74,7 +77,7 @@ class TrainState:
         self.meter = Meter(setup.dist.device)
         self.step = self.evals_since_best = self.skipped = self.rollbacks = self.nonfinite_in_a_row = 0
         self.finite_since_eval = True
-        self.accumulation_steps = setup.fit.accumulate
+        self.accumulation_steps, self.packed = setup.fit.accumulate, 1
         self.best: dict[str, Any] | None = None
         self.weights: dict[str, Tensor] = {}
         self.copies = HostCopies(setup.dist.device)
@@ -181,6 +184,7 @@ class TrainState:
         return {
             **{name: getattr(self, name) for name in SAVED},
             "wrote": self.wrote,
+            "packed": self.packed,
             "classes": list(self.setup.dataset.classes),
             "model": self.weights if self.is_best and not averaged else copy(self.vit.state_dict(), keep),
             "weights": self.weights,
@@ -225,7 +229,7 @@ class TrainState:
             self.ema.load_state_dict(saved["ema"])
             self.scaler.load_state_dict(saved["scaler"])
             self.meter.load_state_dict(saved["meter"], self.setup.dist)
-            self.weights = saved["weights"]
+            self.weights, self.packed = saved["weights"], saved.get("packed", 1)
             for name, first_name in SAVED.items():
                 setattr(self, name, saved[name] if name in saved else saved[first_name])
             self.skips.copy_(torch.tensor([self.skipped, self.nonfinite_in_a_row]))

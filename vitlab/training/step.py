@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,13 +33,18 @@ def train_step(state: TrainState, batch: Batch) -> None:
         OutOfMemory: a batch is too large, and may not be computed in smaller parts.
     """
     seed_step(state)
-    state.meter.begin(state.step, len(batch))
-    state.ema.set(state.step)
+    begin(state, batch)
     if state.setup.captured:
         capture_update(state, batch)
     else:
         update(state, batch.to(state.setup.dist.device))
     state.step += 1
+
+
+def begin(state: TrainState, batch: Batch) -> None:
+    """Sets the numbers that change with every step."""
+    state.meter.begin(state.step, len(batch))
+    state.ema.set(state.step)
 
 
 def capture_update(state: TrainState, batch: Batch) -> None:
@@ -60,13 +66,30 @@ def update(state: TrainState, batch: Batch) -> None:
 
     With `setup.captured` the host reads nothing, and all that stays is changed in place.
     """
-    setup, scaler, optimizer = state.setup, state.scaler, state.setup.optimizer
-    skips = setup.fit.on_nonfinite == "skip"
     images, targets = state.inputs(batch)
-    before = snapshot(setup.vit.buffers()) if skips or setup.fit.auto_accumulate else {}
-    sums = forward_backward(state, images, targets, before)
+    before = buffers_before(state)
+    apply_gradients(state, forward_backward(state, images, targets, before), len(images), before)
+
+
+def buffers_before(state: TrainState) -> dict[Tensor, Tensor]:
+    """The model's buffers, where an update may be left out or computed again."""
+    fit = state.setup.fit
+    return snapshot(state.vit.buffers()) if fit.on_nonfinite == "skip" or fit.auto_accumulate else {}
+
+
+def apply_gradients(state: TrainState, sums: dict[str, Tensor], images: int, before: dict[Tensor, Tensor]) -> None:
+    """Clips the gradients, and updates weights, average and metrics.
+
+    Args:
+        state: of the training, its gradients computed.
+        sums: of each training metric over the images.
+        images: how many there were.
+        before: the model's buffers before the forward pass.
+    """
+    setup, scaler, optimizer = state.setup, state.scaler, state.optimizer
+    skips = setup.fit.on_nonfinite == "skip"
     scaler.unscale_(optimizer)
-    state.gradient_norm.copy_(clip(setup.vit, setup.fit.clip))
+    state.gradient_norm.copy_(clip(state.parameters, setup.fit.clip))
     finite = sums["loss"].isfinite()
     if not scaler.is_enabled():  # which skips infinite gradients itself
         finite = finite & state.gradient_norm.isfinite()
@@ -76,7 +99,7 @@ def update(state: TrainState, batch: Batch) -> None:
         count_skip(state, ~finite)
     state.meter.check(finite)
     if setup.captured or not skips or finite:  # a step that is not captured is read here, which is faster than copies
-        state.meter.add(sums, len(images))
+        state.meter.add(sums, images)
         scaler.step(optimizer)
         state.ema.update()
     if skips:
@@ -115,15 +138,25 @@ def forward_backward(
 
 def accumulate(state: TrainState, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Forward and backward of a batch in `state.accumulation_steps` parts; sums of the metrics over its images."""
-    setup, parts, exact = state.setup, state.accumulation_steps, state.meter.totals.dtype
+    setup, parts = state.setup, state.accumulation_steps
     sums: dict[str, Tensor] = {}
     for part, (x, y) in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True)):
         with gradient_sync(setup.net, on=part == parts - 1), autocast(images.device, setup.precision):
-            loss, metrics = setup.vit.objective.losses(setup.net(x), y, setup.loss)
-        state.scaler.scale(loss / parts).backward()
-        named = {"loss": loss.detach().to(exact) * len(x)} | {name: m.to(exact).sum() for name, m in metrics.items()}
-        sums = {name: sums[name] + value if sums else value for name, value in named.items()}
+            loss, sums = losses(state, setup.net(x), y, sums)
+        loss.backward()
     return sums
+
+
+def losses(
+    state: TrainState, outputs: Any, targets: Tensor, sums: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a part of a batch, as it is differentiated; and the sums of the metrics with those of this part."""
+    setup, exact = state.setup, state.meter.totals.dtype
+    loss, metrics = setup.vit.objective.losses(outputs, targets, setup.loss)
+    named = {"loss": loss.detach().to(exact) * len(targets)}
+    named |= {name: values.to(exact).sum() for name, values in metrics.items()}
+    sums = {name: sums[name] + value if sums else value for name, value in named.items()}
+    return state.scaler.scale(loss / state.accumulation_steps), sums
 
 
 def compute_in_parts(state: TrainState, parts: int, images: int) -> None:

@@ -1,0 +1,89 @@
+"""A pack: several models of one shape computed as one batched model (Wang et al. 2021, HFTA), by `torch.func.vmap`."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.func import functional_call, vmap
+from torch.nn import functional
+
+from vitlab.model.attention import Attention
+from vitlab.model.block import Residual
+from vitlab.model.dropout import Dropout, drawing_from
+
+RATES = {Dropout: "rate", Residual: "drop_rate", Attention: "dropout"}  # attributes in which the models may differ
+
+
+class Packed:
+    """The forward pass of models that differ in their weights and in `RATES` alone.
+
+    Args:
+        models: whose code is that of the first.
+    """
+
+    def __init__(self, models: Sequence[nn.Module]):
+        self.template = copy.deepcopy(models[0]).requires_grad_(False)
+        peers = [dict(model.named_modules()) for model in models]
+        for name, module in self.template.named_modules():
+            for kind, attribute in RATES.items():
+                if isinstance(module, kind):
+                    setattr(module, attribute, tuple(getattr(own[name], attribute) for own in peers))
+            if type(module) is nn.Linear:
+                module.forward = BatchedLinear(module)
+        self.computed = vmap(self.compute, randomness="error")
+
+    def compute(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Any:
+        return functional_call(self.template, (weights, buffers), (images,))
+
+    def __call__(
+        self,
+        weights: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        images: Float[Tensor, "m b c y x"],
+        generators: Sequence[torch.Generator],
+    ) -> Any:
+        """The outputs of all models, as those of one with a dimension in front.
+
+        Args:
+            weights: by name, those of all models stacked.
+            buffers: likewise; they are changed in place.
+            images: a batch for each model.
+            generators: of the random draws of each.
+        """
+        with drawing_from(generators):
+            return self.computed(weights, buffers, images)
+
+
+class BatchedLinear:
+    """The forward pass of a linear layer in a template."""
+
+    def __init__(self, layer: nn.Linear):
+        self.layer = layer
+
+    def __call__(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
+        bias = self.layer.bias
+        return functional.linear(x, self.layer.weight) if bias is None else Product.apply(x, self.layer.weight, bias)
+
+
+class Product(Function):
+    """A linear layer of all models as one product with the biases, which vmap would add in a pass of their own."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None: ...
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Tensor) -> tuple[Tensor, int]:
+        x, weight, bias = (
+            each.expand(info.batch_size, *each.shape) if place is None else each.movedim(place, 0)
+            for each, place in zip(args, in_dims, strict=True)
+        )
+        out = torch.baddbmm(bias[:, None], x.reshape(len(x), -1, x.shape[-1]), weight.mT)
+        return out.view(*x.shape[:-1], -1), 0

@@ -1,0 +1,176 @@
+"""Packs: several trainings of one shape whose forward and backward passes are computed as those of one batched model.
+
+Each training keeps its own `TrainState`: images, random draws, loss, schedule, optimizer, metrics, checkpoints. The
+weights of all lie in one tensor, a row each, and what a state has of them are views.
+"""
+
+import itertools
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vitlab.config.errors import OutOfMemory
+from vitlab.data.batch import Batch
+from vitlab.data.seeding import seed_of
+from vitlab.model.packed import Packed
+from vitlab.system.hardware import empty_cache
+from vitlab.system.memory import out_of_memory
+from vitlab.system.precision import autocast
+from vitlab.training.member import Member, within
+from vitlab.training.state import TrainState
+from vitlab.training.step import apply_gradients, begin, buffers_before, losses, train_step
+
+log = logging.getLogger("vitlab")
+FEWEST = 2  # models of a product: for a single one another kernel may be used, with other last digits
+Pending = tuple[TrainState, Batch]  # a training before an update: its learning rates are set, its batch is on the host
+
+
+class Pack:
+    """Computes one update of each of several trainings.
+
+    Args:
+        at_once: how many models are computed together; fewer after they did not fit into memory.
+    """
+
+    def __init__(self, at_once: int):
+        self.at_once = max(FEWEST, at_once)
+        self.members: list[Member] = []
+
+    def step(self, pending: Sequence[Pending]) -> None:
+        """One optimizer update of each training.
+
+        Raises:
+            OutOfMemory: not even two models fit into memory.
+        """
+        states = [state for state, _ in pending]
+        if len(states) == 1 and states[0].packed == 1:  # until others join it
+            train_step(*pending[0])
+            return
+        if [member.state for member in self.members] != states or not all(member.attached for member in self.members):
+            self.hold(states)
+        inputs = [state.inputs(batch.to(self.weights.device)) for state, batch in pending]
+        before = [buffers_before(state) for state in states]
+        known = len(self.unused)
+        sums = self.compute([images for images, _ in inputs], [targets for _, targets in inputs])
+        if len(self.unused) > known:  # they must not decay
+            for member in self.members:
+                member.leave_out(self.unused)
+        for member, (state, batch), own, buffers in zip(self.members, pending, sums, before, strict=True):
+            begin(state, batch)
+            apply_gradients(state, own, len(batch), buffers)
+            member.share()
+            state.step += 1
+
+    def hold(self, states: Sequence[TrainState]) -> None:
+        """Puts the numbers of these trainings into rows."""
+        models, device = [state.setup.model for state in states], states[0].setup.dist.device
+        self.rows = max(FEWEST, len(states))
+        self.places = layout(states[0])
+        size = max(place.stop for place in self.places.values())
+        self.weights, self.gradients, averages = (torch.zeros(self.rows, size, device=device) for _ in range(3))
+        models += models[: self.rows - len(states)]  # computed, and not looked at
+        named = [dict(model.named_buffers()) for model in models]
+        self.buffers = {name: torch.stack([own[name] for own in named]) for name in named[0]}
+        self.models, self.members = models, []
+        for row, state in enumerate(states):
+            rows = {"weights": self.weights[row], "gradients": self.gradients[row], "averages": averages[row]}
+            self.members.append(Member(state, self.places, **rows))
+            state.packed = max(state.packed, len(states))
+            for name, stacked in self.buffers.items():
+                owner, _, leaf = name.rpartition(".")
+                state.setup.model.get_submodule(owner)._buffers[leaf] = stacked[row]
+        self.weights[len(states) :] = self.weights[0]
+        self.unused: set[str] = set()  # parameters without a gradient, known after the first step
+        self.divide()
+
+    def divide(self) -> None:
+        """Divides the rows into those that are computed together."""
+        parts = -(-self.rows // self.at_once)
+        ends = [self.rows * part // parts for part in range(parts + 1)]
+        named = dict(self.models[0].named_parameters())
+        self.parts: list[tuple[slice, Packed, dict[str, Tensor], dict[str, Tensor]]] = []
+        for start, stop in itertools.pairwise(ends):
+            weights, gradients = {}, {}
+            for name, place in self.places.items():
+                shape = (stop - start, *named[name].shape)
+                weights[name] = self.weights[start:stop, place].view(shape)
+                if named[name].requires_grad:
+                    weights[name].requires_grad_()
+                    gradients[name] = self.gradients[start:stop, place].view(shape)
+            self.parts.append((slice(start, stop), Packed(self.models[start:stop]), weights, gradients))
+
+    def compute(self, images: list[Tensor], targets: list[Tensor]) -> list[dict[str, Tensor]]:
+        """The gradients of all trainings; and for each the sums of its training metrics over its images."""
+        before = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        while True:
+            for member in self.members:
+                state = member.state
+                member.begin(seed_of(state.setup.seed, state.step, 0, 1))
+            try:
+                return [sums for part in self.parts for sums in self.backward(*part, images, targets)]
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                self.at_once //= 2
+            if self.at_once < FEWEST:
+                raise OutOfMemory(f"out of memory with {FEWEST} models at once: use launcher=local")
+            empty_cache(self.weights.device)
+            log.warning("out of memory: %d models are computed at once", self.at_once)
+            for name, buffer in self.buffers.items():
+                buffer.copy_(before[name])
+            self.divide()
+
+    def backward(
+        self,
+        rows: slice,
+        forward: Packed,
+        weights: dict[str, Tensor],
+        gradients: dict[str, Tensor],
+        images: list[Tensor],
+        targets: list[Tensor],
+    ) -> list[dict[str, Tensor]]:
+        """The gradients of the trainings in some rows; and for each the sums of its training metrics."""
+        members = self.members[rows]
+        setup, parts = members[0].state.setup, members[0].state.accumulation_steps
+        spare = rows.stop - rows.start - len(members)
+        generators = [member.generator for member in members] + [torch.Generator(self.weights.device)] * spare
+        buffers = {name: buffer[rows] for name, buffer in self.buffers.items()}
+        batches = [each.chunk(parts) for each in images[rows]]
+        labels = [each.chunk(parts) for each in targets[rows]]
+        sums: list[dict[str, Tensor]] = [{} for _ in members]
+        for part in range(parts):
+            together = torch.stack([each[part] for each in batches + batches[:1] * spare])
+            total = torch.zeros((), device=self.weights.device)
+            with autocast(self.weights.device, setup.precision):
+                outputs = of_each(forward(weights, buffers, together, generators))
+                for number, member in enumerate(members):
+                    loss, sums[number] = losses(member.state, outputs[number], labels[number][part], sums[number])
+                    total = total + loss
+            found = torch.autograd.grad(total, [weights[name] for name in gradients], allow_unused=True)
+            for (name, kept), gradient in zip(gradients.items(), found, strict=True):
+                if gradient is None:
+                    self.unused.add(name)
+                elif part:
+                    kept.add_(gradient)
+                else:
+                    kept.copy_(gradient)
+        return sums
+
+
+def layout(state: TrainState) -> dict[str, slice]:
+    """The place of each parameter in a row, by name: the groups of the optimizer one after the other, then the rest."""
+    names = {parameter: name for name, parameter in state.setup.model.named_parameters()}
+    grouped = [parameter for group in state.setup.optimizer.param_groups for parameter in group["params"]]
+    ordered = [*dict.fromkeys([*grouped, *names])]
+    return {names[parameter]: place for parameter, place in zip(ordered, within(ordered), strict=True)}
+
+
+def of_each(outputs: Tensor | tuple[Tensor, ...]) -> list:
+    """The outputs of each model."""
+    return (
+        [*outputs.unbind()]
+        if isinstance(outputs, Tensor)
+        else [*zip(*(each.unbind() for each in outputs), strict=True)]
+    )
