@@ -27,7 +27,7 @@ WORST = 24  # mistakes in the picture
 def main(words: list[str]) -> int:
     """`vitlab evaluate RUN`: the accuracy of a trained run, measured again, with its details."""
     parser = argparse.ArgumentParser(prog="vitlab evaluate", description=DESCRIPTION)
-    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("run", help="the run's folder, or weights of another library")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="dataset=NAME", help="another dataset, as for vitlab train"
     )
@@ -52,13 +52,14 @@ def main(words: list[str]) -> int:
         with_absolute_root,
     )
     from vitlab.evaluation.untrusted import recorded
+    from vitlab.storage.foreign import results_folder
     from vitlab.storage.run import Run
     from vitlab.system.contention import WaitPolicy
 
     run, name = Run(Path(options.run)), ""
     if options.workers < 0:
         raise ConfigError(f"--workers {options.workers}: must be at least 0")
-    root, place = moved_root(options.overrides, options.root), run.folder / "evaluation"
+    root, place = moved_root(options.overrides, options.root), results_folder(run.folder) / "evaluation"
     if place.is_symlink() or (place := place / "validation").is_symlink():
         raise ConfigError(f"{place} is a link, and what is written there would go elsewhere: remove it")
     model = load(run.folder, options.device, changed_data=options.changed_data)
@@ -72,7 +73,7 @@ def main(words: list[str]) -> int:
         found = measure(run.folder, model, dataset, splits, external=bool(name), workers=options.workers)
     before, split = {} if name else recorded(run), list(found)[-1]
     of = with_absolute_root(options.overrides) if name else "of the run"
-    folder = run.folder / "evaluation"
+    folder = results_folder(run.folder) / "evaluation"
     if name or split == "validation":
         folder = folder / (name or split)
     folder = free_place(folder, of, split) if name else folder

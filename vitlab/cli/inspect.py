@@ -31,7 +31,7 @@ FOLDER = "inspection"
 def main(words: list[str]) -> int:
     """`vitlab inspect RUN [IMAGE ...]`: figures of a trained model's attention, positions, filters and tokens."""
     parser = argparse.ArgumentParser(prog="vitlab inspect", description=DESCRIPTION)
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("run", type=Path, help="the run's folder, or weights of another library")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="image files, folders and globs; test images of the run"
     )
@@ -54,7 +54,9 @@ def main(words: list[str]) -> int:
         raise ConfigError(f"--images {options.count}: {why}")
     if options.images and options.root is not None:
         raise ConfigError(f"--root {options.root} is for test images of the run, and images are given: leave it out")
-    place: Path = options.save or options.run / FOLDER
+    from vitlab.storage.foreign import results_folder
+
+    place: Path = options.save or results_folder(options.run) / FOLDER
     check_folder(place)
 
     from tqdm import tqdm
@@ -126,11 +128,12 @@ def name_runs(folders: Sequence[Path]) -> dict[Path, str]:
         ConfigError: one is not a run.
     """
     from vitlab.evaluation.untrusted import read_config
+    from vitlab.storage.foreign import is_foreign
     from vitlab.storage.run import Run
     from vitlab.storage.runs_table import flatten
 
     folders = list({folder.resolve(): folder for folder in folders}.values())
-    configs = [dict(flatten(read_config(Run(folder)))) for folder in folders]
+    configs = [{} if is_foreign(folder) else dict(flatten(read_config(Run(folder)))) for folder in folders]
     keys = dict.fromkeys(key for config in configs for key in config if not key.startswith(("system.", "tracking.")))
     varied = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
     varied = [key for key in varied if key.rpartition(".")[0] not in varied]  # another option has other keys

@@ -19,7 +19,7 @@ evaluation. A file that cannot be read is named, the others go on, and the exit 
 def main(words: list[str]) -> int:
     """`vitlab predict RUN IMAGE...`: the most probable classes of images."""
     parser = argparse.ArgumentParser(prog="vitlab predict", description=DESCRIPTION)
-    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("run", help="the run's folder, or weights of another library")
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="image files, folders (and the folders in them) and globs"
     )

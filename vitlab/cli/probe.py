@@ -31,7 +31,7 @@ SHOTS = (1, 5, 10, 25)  # the paper's
 def main(words: list[str]) -> int:
     """`vitlab probe RUN`: few-shot, linear and nearest-neighbour accuracy of a frozen model."""
     parser = argparse.ArgumentParser(prog="vitlab probe", description=DESCRIPTION)
-    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("run", help="the run's folder, or weights of another library")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="dataset=NAME", help="another dataset, as for vitlab train"
     )
@@ -58,6 +58,7 @@ def main(words: list[str]) -> int:
         training_dataset,
         with_absolute_root,
     )
+    from vitlab.storage.foreign import results_folder
     from vitlab.system.contention import WaitPolicy
 
     folder = Path(options.run)
@@ -87,7 +88,7 @@ def main(words: list[str]) -> int:
 
     of = with_absolute_root(options.overrides) if name else "of the run"
     named = "-".join(["probe", *[word for word in (name, options.split) if word not in ("", "test")]])
-    file = folder / f"{named}.json"
+    file = results_folder(folder) / f"{named}.json"
     file = free_place(file, of, options.split) if name else file
     probing = Probing(model=model, source=source, dataset=dataset)
     with WaitPolicy():
@@ -97,9 +98,10 @@ def main(words: list[str]) -> int:
         print_json({**table, "file": str(file)})
     else:
         print("\n".join(format_table(table)))
-    from vitlab.storage.files import write_json
+    from vitlab.storage.files import make_folder, write_json
 
     try:
+        make_folder(file.parent)
         write_json(file, table)
     except StorageError as error:
         print(f"vitlab: {printable(error)}; the numbers are above", file=sys.stderr)

@@ -148,6 +148,11 @@ def of_library(path: Path, classifies: bool) -> tuple[Node, Any, Node, tuple[str
     found = foreign.read(path)
     if found.heads is None:
         raise ConfigError(f'{path} does not say how many heads it has: write {{"heads": 3}} or so into {found.note}')
+    if "positions.0.table" not in found.weights:
+        raise ConfigError(
+            f"{path} has no table of positions, and does not say whether it has sines, RoPE or none in its place: start"
+            f" a training from it, init={path} model/position=rope or so"
+        )
     classes, weights = found.classes or ("unknown",), dict(found.weights)
     if not found.classes:
         if classifies:
@@ -160,7 +165,7 @@ def of_library(path: Path, classifies: bool) -> tuple[Node, Any, Node, tuple[str
     facts = {"image_size": list(found.image_size), "channels": found.channels, "crop": found.layout.crop, **pixels}
     facts |= {key: found.said[key] for key in facts if key in found.said}
     if assumed := found.unsaid():
-        log.warning("%s is %s; %s", path, found, assumed)
+        log.warning("%s is %s; %s", path, found, assumed.removeprefix("; "))
     node = compose(found.options())[0]["model"]
     return node, weights, facts_of({**facts, "classes": list(classes)}, path), ("the ViT of these sizes", path)
 

@@ -34,11 +34,13 @@ from vitlab.evaluation.classification import ClassificationReport, PredictionRec
 from vitlab.evaluation.load import Trained, check_code, load
 from vitlab.evaluation.untrusted import describe_error, read_config, recorded
 from vitlab.model.objective import TrainingModel
+from vitlab.storage.foreign import is_foreign
 from vitlab.storage.run import Run
 from vitlab.system.distributed import Distributed, single_process
 from vitlab.system.hardware import pins_memory
 from vitlab.system.precision import DTYPES
 
+BATCH = 64  # images of a step, for a model that no configuration of vitlab's belongs to
 DATASETS = ("vitlab.data.",)  # prefixes of the classes that an untrusted dataset may name
 
 
@@ -104,6 +106,8 @@ def training_dataset(run: str | Path, *, root: str | None = None, changed_data: 
         DataError: other images.
     """
     folder = Run(Path(run))
+    if is_foreign(folder.folder):
+        raise ConfigError(f"{run} does not say which images it was trained on: give a dataset, dataset=NAME, or images")
     node = dict(read_config(folder)["dataset"])
     for split in ("train", "validation", "test"):
         if ":" in str(node.get(split, "")).replace("::", ""):
@@ -257,7 +261,10 @@ def eval_inputs(
         ConfigError: not the run's own dataset, or a damaged run.
     """
     folder, ready = Run(Path(run)), model.preprocess
-    config, precision = read_config(folder), recorded(folder).get("precision", "fp32")
+    batch, precision = BATCH, "fp32"
+    if not is_foreign(folder.folder):
+        batch = int(read_config(folder)["fit"]["evaluation_batch_size"])
+        precision = recorded(folder).get("precision", "fp32")
     if precision not in tuple(DTYPES):
         raise ConfigError(
             f"{folder.folder}/result.json: precision={reprlib.repr(precision)}: expected one of {', '.join(DTYPES)}"
@@ -283,7 +290,7 @@ def eval_inputs(
     normalize = normalize.to(dist.device)
 
     def batches(examples: Examples) -> Iterable[tuple[Tensor, Tensor]]:
-        once = EvalSampler(examples=len(examples), batch=int(config["fit"]["evaluation_batch_size"]))
+        once = EvalSampler(examples=len(examples), batch=batch)
         seen = examples.reduced(ready.resize.min_size)
         pixels = loader(seen, transform, once, workers=workers, pin=pins_memory(dist.device))
         return to_device(pixels, normalize, dist.device)

@@ -71,7 +71,7 @@ class Foreign:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of its classes; their numbers, from 0, where it does not say them. None without a head."""
+        """The names of its classes, or where it does not say them their numbers, from 0; empty without a head."""
         head = self.weights.get("head.output.weight", ())
         return tuple(self.said.get("classes") or map(str, range(len(head))))
 
@@ -80,6 +80,15 @@ class Foreign:
         """Its attention heads; where it does not say them the usual number, if there is one."""
         usual = HEADS.get(self.width) or (None if self.width % 64 else self.width // 64)
         return self.said.get("heads", usual)
+
+    @property
+    def pool(self) -> str:
+        return "map" if "pool.probe" in self.weights else "cls" if self.class_token else "gap"
+
+    @property
+    def registers(self) -> int:
+        """Tokens in front of the patches besides the class token; a distillation token is one."""
+        return len(self.weights.get("prefix", ())) - self.class_token
 
     @property
     def epsilon(self) -> float:
@@ -112,16 +121,14 @@ class Foreign:
         given = [f"model={named}"] if named else ["model=vit", *(f"model.{k}={v}" for k, v in shape.items() if v)]
         known = {file.stem for file in (CONF / "patch").glob("*.yaml")}
         given.append(f"patch=p{self.patch}" if f"p{self.patch}" in known else f"model.patch={self.patch}")
-        of, registers = self.weights, len(self.weights.get("prefix", ())) - self.class_token
+        of = self.weights
         ratio = len(of["blocks.0.mlp.branch.expand.weight"]) / self.width if self.depth else 4
-        pool = "map" if "pool.probe" in of else "cls" if self.class_token else "gap"
         if self.stages is not None:
             given += ["model/stem=resnet50", f"model.stem.blocks=[{','.join(map(str, self.stages))}]"]
             given += [f"model.stem.widen={len(of['stem.layers.0.weight']) / 64:g}", "model.stem.padding=far"]
         unusual = {
-            "model/position=none": "positions.0.table" not in of,
-            f"model/pool={pool}": pool != "cls",
-            f"model.registers={registers}": registers > 0,
+            f"model/pool={self.pool}": self.pool != "cls",
+            f"model.registers={self.registers}": self.registers > 0,
             "model/mlp=gelu_tanh": self.gelu == "tanh",
             f"model.mlp.ratio={ratio!r}": ratio != 4,
             "model.attention.qkv_bias=false": self.depth > 0 and "blocks.0.attention.branch.qkv.bias" not in of,
@@ -143,31 +150,36 @@ class Foreign:
         if self.stages is not None and getattr(model.stem, "padding", "far") != "far":
             found["model.stem.padding=far"] = None
         if model.grid.prefix != len(self.weights.get("prefix", ())):
-            words = ("model/pool=cls", *self.options())
-            found |= dict.fromkeys(each for each in words if each.startswith(("model/pool=", "model.registers=")))
+            found |= dict.fromkeys((f"model/pool={self.pool}", f"model.registers={self.registers}"))
+        if self.heads_of(model) not in (None, self.heads) and self.heads:
+            found[f"model.heads={self.heads}"] = None
         if type(model.positions[0]) is Learned1d and model.positions[0].at != "stem":
             found["model.position.at=stem"] = None
         return list(found)
 
     def check_heads(self, model: ViT) -> None:
         """Raises ConfigError for a model of other heads than these weights are known to have; no shape shows them."""
-        heads = next((each.heads for each in model.modules() if isinstance(each, Attention)), None)
+        heads = self.heads_of(model)
         if heads and self.said.get("heads", heads) != heads:
             raise ConfigError(
                 f"{self.path} holds {self}, and the model has {heads} heads: use {' '.join(self.options())}"
             )
 
+    def heads_of(self, model: ViT) -> int | None:
+        return next((each.heads for each in model.modules() if isinstance(each, Attention)), None)
+
     def unsaid(self) -> str:
         """What is taken to be as usual, and where the user may say otherwise; empty if the file says everything."""
-        (mean, deviation), weights = self.layout.pixels, self.weights
+        mean, deviation = self.layout.pixels
         taken = {
             f"{self.heads} heads": "heads" not in self.said,
-            f"images of {self.image_size[0]} px": not {"image_size", "positions.0.table"} & {*self.said, *weights},
             f"pixels normalised by mean {mean} and deviation {deviation}": "mean" not in self.said,
             "numbers for the names of its classes": bool(self.classes) and "classes" not in self.said,
         }
         said = [what for what, holds in taken.items() if holds]
-        return f"it does not say more, so {', '.join(said)} are taken: {self.note} may say otherwise" if said else ""
+        text = f"it does not say more, so {', '.join(said)} are taken: {self.note} may say otherwise" if said else ""
+        distilled = any("dist" in name for name in self.left_out)
+        return text + "; its logits are of the class token's head alone, without the distillation token's" * distilled
 
 
 def is_foreign(path: Path) -> bool:
@@ -176,6 +188,11 @@ def is_foreign(path: Path) -> bool:
     if (folder / "config.yaml").is_file():
         return False
     return path.is_file() or any((path / name).is_file() for name in IN_FOLDERS)
+
+
+def results_folder(path: Path) -> Path:
+    """Where commands write what they find out about a run or a model: its folder, or one beside its file."""
+    return path.with_name(f"{path.stem}-vitlab") if path.is_file() and is_foreign(path) else path
 
 
 def read(path: Path) -> Foreign:
@@ -199,6 +216,8 @@ def of_state(path: Path, state: Node) -> Foreign:
     Raises:
         ConfigError: it is none, or has parts that vitlab's ViT does not have.
     """
+    if "facts" in state:
+        raise ConfigError(f"{path} holds weights of vitlab's, and not the configuration of their run: give its folder")
     inner = next((key for key in STATES if isinstance(state.get(key), dict)), None)
     tensors = checkpoint.model_weights({"model": state[inner] if inner else state})
     tensors = {str(name).replace("/", ".").replace("in_proj_", "in_proj."): value for name, value in tensors.items()}
@@ -210,7 +229,8 @@ def of_state(path: Path, state: Node) -> Foreign:
             f"{path} holds no weights of vitlab's, nor of a ViT of {', '.join(few)} or {last}: its tensors are called"
             f" {names}: give such a file, or the folder of a run"
         )
-    said, parts, left_out = known_facts(path), {}, []
+    left_out = [key for key in STATES if key != inner and isinstance(state.get(key), dict)]
+    said, parts = known_facts(path), {}
     for name, value in tensors.items():
         if layout.matches(layout.unused, name):
             left_out.append(name)

@@ -34,7 +34,7 @@ def contents(file: Path) -> Node:
         if file.suffix == ".safetensors":
             return of_safetensors(file)
         if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as held:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
                 return {name: torch.from_numpy(held[name]) for name in held.files}
     except Exception as error:  # a damaged file can make its reader fail in any way
         raise ConfigError(f"{file} cannot be read ({checkpoint.reason(error)}): get it again") from error
