@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import re
-import warnings
 from functools import partial
 
 import numpy as np
@@ -17,7 +16,7 @@ from vitlab.__main__ import main
 from vitlab.config.errors import ConfigError, DataError, StorageError
 from vitlab.data.preprocess import Preprocess
 from vitlab.evaluation.export import formats, graphs, images, weights
-from vitlab.evaluation.export.formats import FORMATS, Interface
+from vitlab.evaluation.export.formats import Interface
 from vitlab.evaluation.load import Trained, load
 from vitlab.evaluation.reevaluate import training_dataset
 from vitlab.model.attention import Attention, Axial
@@ -28,8 +27,8 @@ from vitlab.model.position import Learned1d, Learned2d, Position, Relative, Rope
 from vitlab.model.stem import Convolutions
 from vitlab.model.vit import ViT
 from vitlab.report.card import card, dataset_class
+from vitlab.storage.run import Run
 
-warnings.filterwarnings("ignore", module="transformers|timm")
 BOTH, TIMM, HF, NONE = ("timm", "hf"), ("timm",), ("hf",), ()
 TANH = partial(Mlp, gelu="tanh")
 
@@ -47,6 +46,7 @@ CASES = [  # a composition; which of timm and transformers have it; and how it i
     ({"layer_scale": 0.1, "mlp": partial(Mlp, ratio=3.3)}, BOTH, ""),
     ({"attention": partial(Attention, qkv_bias=False)}, BOTH, ""),
     ({"attention": partial(Attention, qkv_bias=False), "pool": Gap}, BOTH, ""),
+    ({"channels": 3}, BOTH, ""),
     ({"epsilon": 1e-3}, HF, "model.epsilon=0.001"),
     ({"pool": Map}, TIMM, "Map as model/pool"),
     ({"registers": 2}, TIMM, "model.registers=2"),
@@ -81,8 +81,8 @@ def trained(**options):
 def run(tmp_path_factory):
     """Two seeds of a cell; the first one."""
     folder = tmp_path_factory.mktemp("runs")
-    fit(folder, "fit.steps=2", "seed=1", name="digits-s1-00000001")
-    return fit(folder, "fit.steps=2", "optimizer.lr=0.005", name="digits-s0-00000000")[0]
+    fit(folder, "fit.steps=2", "model.depth=1", "seed=1", name="digits-s1-00000001")
+    return fit(folder, "fit.steps=2", "model.depth=1", name="digits-s0-00000000")[0]
 
 
 @pytest.fixture(scope="module")
@@ -91,48 +91,63 @@ def pixels(run):
     return test.pixels[:100]
 
 
-@pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    """The folder of a format, written once: ONNX with all that can be inside."""
-    folder, done = tmp_path_factory.mktemp("exported"), {}
+def export(run, out, *words):
+    """Writes a folder, and runs the code of its card on three images."""
+    assert main(["export", str(run.folder), "--out", str(out), "--to", *words]) == 0
+    model, test = load(run.folder), training_dataset(run.folder).splits()["test"]
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), flags=re.DOTALL)
+    for index in (0, 1, 2):
+        picture = test.image(index)
+        picture.save(out / "image.png")
+        with contextlib.chdir(out), contextlib.redirect_stdout(io.StringIO()) as said:
+            exec(code, {})
+        assert said.getvalue().strip() == model.classes[model(model.preprocess(picture)[None]).argmax()]
+    return out
 
-    def export(to):
-        if to not in done:
-            words = ["--preprocess", "--probabilities"] if to == "onnx" else []
-            assert main(["export", str(run.folder), "--to", to, "--out", str(folder / to), *words]) == 0
-            done[to] = folder / to
-        return done[to]
 
-    return export
+@pytest.mark.parametrize(("options", "holders", "name"), [case for case in CASES if case[2]])
+def test_what_a_format_has_no_place_for_is_refused_by_name(options, holders, name):
+    model = trained(**options)
+    others = "--to onnx, torch" + "".join(f", {other}" for other in ("hf", "timm") if other in holders)
+    for to in {"timm", "hf"} - {*holders}:
+        with pytest.raises(ConfigError, match=f"has no .*{re.escape(name)}.*: use {others} or safetensors"):
+            formats.check(model, to, Interface())
 
 
 @pytest.mark.parametrize(("to", "write"), [("timm", weights.write_timm), ("hf", weights.write_hugging_face)])
-@pytest.mark.parametrize(("options", "holders", "name"), CASES)
-def test_timm_and_transformers_have_the_logits_of_the_model_or_it_is_refused_by_name(
-    options, holders, name, to, write, pixels, tmp_path
-):
-    model = trained(**options)
-    if to not in holders:
-        others = "--to onnx, torch" + "".join(f", {other}" for other in ("hf", "timm") if other in holders)
-        with pytest.raises(ConfigError, match=f"has no .*{re.escape(name)}.*: use {others} or safetensors"):
+def test_timm_and_transformers_have_the_logits_of_the_model(to, write, run, pixels, tmp_path, subtests):
+    for options in (case[0] for case in CASES if to in case[1]):
+        with subtests.test(**options):
+            model, images = trained(**options), pixels
+            images = images.expand(-1, len(model.preprocess.mean), -1, -1)
+            images = torch.cat((images, images), dim=3)[..., : model.preprocess.resize.size[1]]
             formats.check(model, to, Interface())
-        return
-    formats.check(model, to, Interface())
-    file, reader = write(model, tmp_path)
-    images = pixels if model.preprocess.resize.size == (8, 8) else torch.cat((pixels, pixels[:, :, :, :4]), dim=3)
-    assert formats.compare(reader, model, Interface(), images, file) < 1e-4
-    assert model(model.preprocess.normalize(images)).std(dim=0).min() > 0.03  # it does look at the image
+            file, reader = write(model, tmp_path)
+            assert formats.compare(reader, model, Interface(), images, file) < 1e-4
+            assert model(model.preprocess.normalize(images)).std(dim=0).min() > 0.03  # it does look at the image
+    model, again = load(run.folder), load(export(run, tmp_path / to, to))
+    inputs = model.preprocess.normalize(pixels)
+    torch.testing.assert_close(again(inputs), model(inputs), atol=1e-5, rtol=0)  # and so has vitlab
+    assert (again.classes, again.preprocess.mean) == (model.classes, model.preprocess.mean)
+    if to == "hf":
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        processor = AutoImageProcessor.from_pretrained(tmp_path / to)
+        reader = AutoModelForImageClassification.from_pretrained(tmp_path / to)
+        found = reader(**processor([*pixels], return_tensors="pt")).logits
+        larger = training_dataset(run.folder).splits()["test"].image(0).resize((50, 50))
+        resized = processor(larger, return_tensors="pt")["pixel_values"][0]
+        assert (resized - model.preprocess(larger)).abs().max() < 0.02  # one level of 256, by other roundings
+    else:
+        import timm
+
+        found = timm.create_model(f"local-dir:{tmp_path / to}", pretrained=True).eval()(inputs)
+    torch.testing.assert_close(found, model(inputs), atol=1e-4, rtol=0)
 
 
-def test_colour_images_too(tmp_path):
-    model, images = trained(channels=3), torch.randint(256, (9, 3, 8, 8), dtype=torch.uint8)
-    for write in (weights.write_timm, weights.write_hugging_face):
-        file, reader = write(model, tmp_path)
-        assert formats.compare(reader, model, Interface(), images, file) < 1e-4
-
-
-def test_onnx_takes_pixels_in_batches_of_any_size_and_its_metadata_say_what_it_needs(run, exported, pixels):
-    session = onnxruntime.InferenceSession(exported("onnx") / "model.onnx")
+def test_onnx_takes_pixels_in_batches_of_any_size_and_its_metadata_say_what_it_needs(run, pixels, tmp_path):
+    folder = export(run, tmp_path / "onnx", "onnx", "--preprocess", "--probabilities")
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
     model = load(run.folder)
     expected = model(model.preprocess.normalize(pixels)).softmax(-1).detach().numpy()
     for batch in (1, 7, 100):
@@ -148,24 +163,17 @@ def test_onnx_takes_pixels_in_batches_of_any_size_and_its_metadata_say_what_it_n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("write", "options"),
-    [
-        (graphs.write_onnx, {"position": Rope, "mlp": SwiGlu, "pool": Map, "image_size": (8, 12)}),
-        (graphs.write_torch, {"position": Relative}),
-        (graphs.write_torch, {"attention": Axial, "pool": Gap}),
-    ],
-)
-def test_graphs_hold_what_other_formats_have_no_place_for(write, options, tmp_path):
-    model = trained(**options)
-    some = torch.randint(256, (9, 1, *model.preprocess.resize.size), dtype=torch.uint8)
-    file, reader = write(model, tmp_path, Interface())
+def test_graphs_hold_what_other_formats_have_no_place_for(tmp_path):
+    model = trained(position=Rope, mlp=SwiGlu, pool=Map, image_size=(8, 12), depth=1)
+    some = torch.randint(256, (9, 1, 8, 12), dtype=torch.uint8)
+    file, reader = graphs.write_onnx(model, tmp_path, Interface())
     assert formats.compare(reader, model, Interface(), some, file) < 1e-4
 
 
-def test_a_torch_program_takes_normalized_images_and_gives_logits(run, exported, pixels):
+def test_a_torch_program_takes_normalized_images_and_gives_logits(run, pixels, tmp_path):
     facts = {"facts.json": ""}
-    program = torch.export.load(exported("torch") / "model.pt2", extra_files=facts).module()
+    folder = export(run, tmp_path / "torch", "torch")
+    program = torch.export.load(folder / "model.pt2", extra_files=facts).module()
     model = load(run.folder)
     for batch in (1, 100):
         inputs = model.preprocess.normalize(pixels[:batch])
@@ -173,71 +181,23 @@ def test_a_torch_program_takes_normalized_images_and_gives_logits(run, exported,
     assert json.loads(facts["facts.json"])["output"] == "logits"
 
 
-def test_the_folder_for_transformers_has_its_image_processor(run, exported):
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-    folder, model = exported("hf"), load(run.folder)
-    processor = AutoImageProcessor.from_pretrained(folder)
-    reader = AutoModelForImageClassification.from_pretrained(folder)
-    test = training_dataset(run.folder).splits()["test"]
-    pictures = [test.image(i) for i in range(100)]
-    with torch.no_grad():
-        found = reader(**processor(pictures, return_tensors="pt")).logits
-        expected = model(torch.stack([model.preprocess(picture) for picture in pictures]))
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    assert [reader.config.id2label[i] for i in range(10)] == list(model.classes)
-    larger = pictures[0].resize((50, 50))
-    resized = processor(larger, return_tensors="pt")["pixel_values"][0]
-    assert (resized - model.preprocess(larger)).abs().max() < 0.02  # one level of 256, by other roundings
-
-
-def test_timm_makes_the_model_from_the_folder_alone(run, exported, pixels):
-    import timm
-
-    reader = timm.create_model(f"local-dir:{exported('timm')}", pretrained=True).eval()
-    model = load(run.folder)
-    inputs = model.preprocess.normalize(pixels)
-    torch.testing.assert_close(reader(inputs), model(inputs), atol=1e-4, rtol=0)
-
-
-def test_a_training_starts_from_exported_weights(run, exported, tmp_path):
-    started, _ = fit(tmp_path, f"init={exported('safetensors')}/model.safetensors", "fit.steps=1", "optimizer.lr=0")
+def test_a_training_starts_from_exported_weights_whose_card_has_results_with_their_spread(run, tmp_path):
+    folder = export(run, tmp_path / "weights", "safetensors")
+    started, _ = fit(tmp_path, f"init={folder}/model.safetensors", "fit.steps=1", "model.depth=1", "optimizer.lr=0")
     one, two = load(run.folder).state_dict(), load(started.folder).state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-@pytest.mark.parametrize("to", FORMATS)
-def test_the_code_of_the_card_runs_and_predicts_what_the_run_does(run, exported, to, tmp_path, monkeypatch):
-    text = (exported(to) / "README.md").read_text()
-    monkeypatch.chdir(exported(to))
-    model, test = load(run.folder), training_dataset(run.folder).splits()["test"]
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    for index in (0, 1, 2):
-        picture = test.image(index)
-        picture.save("image.png")
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            exec(code, {})
-        assert said.getvalue().strip() == model.classes[model(model.preprocess(picture)[None]).argmax()]
-
-
-def test_a_card_has_data_recipe_results_with_their_spread_and_the_licence(run, exported):
-    text = (exported("safetensors") / "README.md").read_text()
+    text = (folder / "README.md").read_text()
     assert text.startswith('---\nlibrary_name: "vitlab"\n')
     assert "| licence of the images | CC BY 4.0 |" in text
     assert re.search(r"\| optimizer \| adamw, lr=0.005, ", text)
     (row,) = re.findall(r"\| test accuracy \(%\) \| (\S+) \| (\S+) ± (\S+) \| (\S+) … (\S+) \| 2 \|", text)
-    scores = [
-        json.loads((folder / "result.json").read_text())["test/accuracy"]
-        for folder in run.folder.parent.glob("digits*")
-    ]
+    results = [json.loads(file.read_text()) for file in run.folder.parent.glob("digits*/result.json")]
     assert float(row[0]) == pytest.approx(100 * run.result()["test/accuracy"], abs=0.01)
-    assert float(row[1]) == pytest.approx(50 * sum(scores), abs=0.01)
+    assert float(row[1]) == pytest.approx(50 * sum(result["test/accuracy"] for result in results), abs=0.01)
     assert str(run.folder.parent) not in text
 
 
-def test_a_card_of_an_unfinished_run_of_unknown_data_says_so(run, tmp_path, exported):
-    from vitlab.storage.run import Run
-
+def test_a_card_of_an_unfinished_run_of_unknown_data_says_so(run, tmp_path):
     (tmp_path / "config.yaml").write_text(
         run.config.read_text().replace("vitlab.data.datasets.digits.Digits", "mine.Set")
     )
@@ -260,6 +220,7 @@ def test_what_cannot_be_done_is_one_sentence_and_writes_nothing(run, tmp_path, c
     assert "--to tflite: there is no such format; there are onnx (" in refused(capsys, *words, "tflite")
     assert "--preprocess is for --to onnx and torch" in refused(capsys, *words, "hf", "--preprocess")
     assert "is not a run" in refused(capsys, tmp_path, "--to", "timm")
+    assert "is not a run: give the run's folder" in refused(capsys, run.best, "--to", "timm", "--out", out)
     monkeypatch.setattr(formats, "TOLERANCE", -1.0)
     assert "its outputs differ from the model's" in refused(capsys, *words, "safetensors")
     monkeypatch.setattr(graphs, "find_spec", lambda name: None if name == "onnxscript" else name)

@@ -38,6 +38,7 @@ def main(words: list[str]) -> int:
     from vitlab.evaluation.export.images import pixels_of
     from vitlab.evaluation.export.usage import usage
     from vitlab.evaluation.load import load
+    from vitlab.evaluation.untrusted import read_config
     from vitlab.report.card import card
     from vitlab.storage.files import whole_folder
     from vitlab.storage.metrics import si
@@ -53,6 +54,7 @@ def main(words: list[str]) -> int:
     if to == "onnx":
         graphs.check_onnx()
     interface = formats.Interface(preprocess=options.preprocess, probabilities=options.probabilities)
+    read_config(run)  # refuses weights of other libraries, which `load` takes too
     trained = load(run.folder, changed_data=options.changed_data)
     formats.check(trained, to, interface)
     pixels, fault = pixels_of(run.folder, trained, root=options.root, changed_data=options.changed_data)
@@ -77,7 +79,7 @@ def main(words: list[str]) -> int:
             of = f"{len(pixels)} {'random' if fault else 'test'} images"
             said = f"Its {interface.output} are those of the run for {of}, to {difference:.1g}"
         text = card(run, to, usage(trained, to, interface), interface.facts(trained), said)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")
         size = file.stat().st_size
     print(f"{to:<11} {printable(out / file.name)}  ({si(size, 'B')})")
     print(f"checked     {printable(said)}")

@@ -103,7 +103,7 @@ def known_facts(path: Path) -> Node:
 
 
 def hub_facts(config: Node) -> Node:
-    """The facts in a config.json of Hugging Face's, or of timm's with a `pretrained_cfg`."""
+    """The facts in a config.json of Hugging Face's, or of timm's with `model_args` and a `pretrained_cfg`."""
     found = {"heads": "num_attention_heads", "epsilon": "layer_norm_eps", "image_size": "image_size"}
     said = {key: config[name] for key, name in found.items() if name in config}
     if "hidden_act" in config:
@@ -117,4 +117,9 @@ def hub_facts(config: Node) -> Node:
     if isinstance(timm, dict):
         names = {"mean": "mean", "std": "std", "crop": "crop_pct"}
         said |= {key: timm[name] for key, name in names.items() if name in timm}
+        said |= {"classes": names} if isinstance(names := timm.get("label_names"), list) else {}
+    made = config.get("model_args")
+    if isinstance(made, dict):
+        said |= {"heads": made["num_heads"]} if "num_heads" in made else {}
+        said |= {"gelu": "tanh"} if made.get("act_layer") == "gelu_tanh" else {}
     return said

@@ -27,8 +27,8 @@ class Run:
     `config.yaml` (resolved), `metrics.jsonl` (a row a logged step), `result.json`, `last.pt` and `previous.pt` (they
     continue the training), `step-N.pt` (the same, kept), `best.pt` (weights chosen on validation), `best.safetensors`
     (the same, for other programs), `data.json` (the fingerprint of its images), `curves.png`, `log.txt`,
-    `environment.json`, `lock`, and `wandb/`; of `vitlab evaluate` and `vitlab probe` also `evaluation/` and
-    `probe.json`.
+    `environment.json`, `lock`, and `wandb/`; of `vitlab evaluate`, `vitlab probe` and `vitlab export` also
+    `evaluation/`, `probe.json` and `export/`.
     """
 
     folder: Path
