@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.report.statistics import Estimate, estimate, paired
+from vitlab.report.contrasts import pairwise
+from vitlab.report.statistics import Estimate, estimate
 from vitlab.report.table import Agreement, Pair
 from vitlab.storage.metrics import Metric
 
@@ -26,11 +27,13 @@ def agree(expect: Any, scores: Mapping[str, pd.Series], metric: Metric, owners: 
     reported = {str(name): float(value) for name, value in (part(expect, "numbers") or {}).items()}
     comparable = metric.source in ("validation", "test")
     arms = [name for name in owners if comparable and name in reported and not scores[owners[name]].empty]
-    pairs = []
+    pairs, names = [], list(dict.fromkeys(owners[name] for name in arms))
+    contrasts, family = pairwise({name: scores[name] for name in names})
     for first, second in combinations(arms, 2):
-        gap = reported[second] - reported[first]
-        if gap and owners[first] != owners[second]:
-            found = paired(scores[owners[second]], scores[owners[first]])
+        gap, pair = reported[second] - reported[first], (owners[first], owners[second])
+        if gap and pair[0] != pair[1]:
+            contrast = contrasts.get(pair) or contrasts[pair[::-1]]
+            found = contrast.difference if pair in contrasts else contrast.difference and contrast.difference.negated()
             agrees = (found.sign if found else 0) * metric.sign * (1 if gap > 0 else -1)
             verdict = {1: "agrees", -1: "disagrees", 0: "cannot tell"}[agrees]
             seeds = None if agrees else seeds_needed(found)
@@ -48,7 +51,7 @@ def agree(expect: Any, scores: Mapping[str, pd.Series], metric: Metric, owners: 
         numbers=reported,
         pairs=tuple(pairs),
         order=order,
-        words=in_words(pairs, order) if reported else "",
+        words=in_words(pairs, order, family.pooled) if reported else "",
     )
 
 
@@ -68,8 +71,8 @@ def seeds_needed(found: Estimate | None) -> int | None:
     return seeds if seeds <= MOST_SEEDS else None
 
 
-def in_words(pairs: Sequence[Pair], order: float | None) -> str:
-    """The agreement in a sentence or two."""
+def in_words(pairs: Sequence[Pair], order: float | None, pooled: bool) -> str:
+    """The agreement in a sentence or two; `pooled` says that the pairs were tested together."""
     if not pairs:
         return "There are no two arms yet of which a difference is reported."
     agree, disagree = (sum(pair.verdict == verdict for pair in pairs) for verdict in ("agrees", "disagrees"))
@@ -84,7 +87,8 @@ def in_words(pairs: Sequence[Pair], order: float | None) -> str:
         dict.fromkeys(f"{pair.found.of if pair.found else 'seed'}{'s' * (seeds != '1')}" for pair in unclear)
     )
     text += f" with {seeds} {of}." if unclear else "."
-    text += " Each is judged by a 95 % interval of its own, without correction."
+    together = "They are tested together, with intervals that all hold at 95 % (Tukey's test, paired by seed)."
+    text += f" {together if pooled else 'Each is judged by a 95 % interval of its own, without correction.'}"
     if enough := [pair.seeds for pair in unclear if pair.seeds]:
         which, without = "it" if len(unclear) == 1 else "them", len(unclear) - len(enough)
         text += f" To tell {which}, about {span(enough)} seeds would be needed"

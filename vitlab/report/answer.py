@@ -134,7 +134,7 @@ def legend(comparison: Comparison, mark: str) -> list[str]:
         unit = ", in percentage points" if metric.share else ""
         lines.append(
             f"difference to the baseline: mean ± half of its 95 % interval, paired by {comparison.unit()}{unit};"
-            " verdicts after Holm's correction"
+            f" verdicts: {comparison.test}"
         )
     if comparison.agreement and (base := comparison.reference):
         lines.append(

@@ -12,6 +12,7 @@ from vitlab.config.check import PARTS
 from vitlab.config.errors import ConfigError
 from vitlab.config.moved import current_key
 from vitlab.report.agreement import agree, part
+from vitlab.report.contrasts import Contrast, against, in_words
 from vitlab.report.grouping import (
     absent,
     differing,
@@ -24,7 +25,7 @@ from vitlab.report.grouping import (
     repetitions,
     with_folds,
 )
-from vitlab.report.statistics import Estimate, clipped, estimate, holm, p_value, paired
+from vitlab.report.statistics import Estimate, clipped, estimate
 from vitlab.report.table import Comparison, Row
 from vitlab.report.verdict import notes, verdict
 from vitlab.storage import metrics
@@ -48,6 +49,7 @@ def compare(
     source: str = "",
     expect: Any = None,
     arms: Mapping[str, str] | None = None,
+    margin: float | None = None,
 ) -> Comparison:
     """The runs of a table grouped by everything but the seed and the fold, each group beside the baseline.
 
@@ -65,6 +67,8 @@ def compare(
         title: the question.
         source: where it comes from.
         expect: has `finding`, `setting` and `numbers` (see `Agreement`), as attributes or as keys; empty is as None.
+        margin: within which an arm counts as equivalent to the baseline, in percentage points of a share, else in the
+            metric's unit; None asks for no equivalence.
         arms: the arm of each of `cells`; by these `baseline` and `expect` then name them. None where each is its own.
 
     Raises:
@@ -80,6 +84,7 @@ def compare(
     x = current_key(x) if x else None
     if cells is not None and arms is not None and len({arms[name] for name in cells}) < len(cells):
         asked = {"metric": metric, "x": x, "planned": planned, "folds": folds, "title": title, "source": source}
+        asked["margin"] = margin
         return tuned(table, cells, arms, baseline, expect, asked)
     keys = [key for key in table.columns if key.partition(".")[0] in ROOTS and key != "dataset.fold"]
     measured = check(table, metric, x, keys, cells is not None)
@@ -124,12 +129,10 @@ def compare(
         for cell, name in owners.items()
         if measured.source != "bench" and of_other_images(groups.get(cell, runs.iloc[:0]), baseline_runs)
     }
-    differences = {
-        name: None if name in apart else paired(scores[name], scores[base]) for name in parts if name != base
-    }
-    p = {name: p_value(difference) for name, difference in differences.items() if difference is not None}
-    p = {name: value for name, value in p.items() if value is not None}
-    corrected = dict(zip(p, holm(list(p.values())), strict=True))
+    alike = {name: part.iloc[:0] if name in apart else part for name, part in scores.items()}
+    if margin is not None and not margin > 0:
+        raise ConfigError(f"margin={margin}: expected a number above 0, in points of a share or in the metric's unit")
+    contrasts, family = against(base, alike, None if margin is None else margin / measured.scale)
     states = {
         name: state(groups[cell]["status"] if cell in groups else (), asked, len(scores[name]), metric)
         for cell, name in owners.items()
@@ -140,11 +143,11 @@ def compare(
     for cell, name in owners.items():
         group = groups.get(cell, runs.iloc[:0])
         medians = {key: value for key, value in costs.get(cell, {}).items() if key in COSTS and not absent(value)}
-        words = "the baseline"
+        contrast, words = contrasts.get(name, Contrast(difference=None)), "the baseline"
         if name in apart:
             words = "other images: not compared"
         elif name != base:
-            words = verdict(measured, scores[name], scores[base], differences[name], p.get(name), corrected.get(name))
+            words = verdict(measured, scores[name], scores[base], contrast, margin)
         row = Row(
             name=name,
             differs=differs.get(cell, {}),
@@ -158,23 +161,31 @@ def compare(
             state=states[name],
             score=clipped(estimate(scores[name]), measured),
             validation=clipped(validation[name], measured.validation),
-            difference=differences.get(name),
-            p=corrected.get(name),
+            difference=contrast.difference,
+            p=contrast.p,
             verdict=words,
             cost=medians,
         )
         rows.append(row)
     used = runs[values[metric].notna().to_numpy()]
-    lines = notes(measured, used, rows, len(p), unreadable, twice, len(wanted) - sum(wanted))
+    lines = notes(
+        measured, used, rows, in_words(family) if family.tests > 1 else "", unreadable, twice, len(wanted) - sum(wanted)
+    )
     agreement = None
     if expect is not None:
-        alike = {name: part.iloc[:0] if name in apart else part for name, part in scores.items()}
         agreement = agree(expect, alike, measured, {name: owners[cell] for name, cell in cells.items()})
         if others := [name for name in agreement.numbers if name not in cells]:
             lines.append(f"Reported, but no arm here: {listed(others)}.")
         agreement = agreement if agreement.finding or agreement.numbers else None
     return Comparison(
-        title=title, source=source, metric=measured, x=x, rows=tuple(rows), agreement=agreement, notes=tuple(lines)
+        title=title,
+        source=source,
+        metric=measured,
+        x=x,
+        rows=tuple(rows),
+        agreement=agreement,
+        test=family.name,
+        notes=tuple(lines),
     )
 
 

@@ -31,7 +31,7 @@ class Estimate:
     @property
     def half(self) -> float | None:
         """Half the width of the interval; None where there is no spread to make one of."""
-        return None if not self.sd or self.low is None or self.high is None else (self.high - self.low) / 2
+        return None if self.low is None or self.high is None or self.low == self.high else (self.high - self.low) / 2
 
     @property
     def sign(self) -> int:

@@ -28,9 +28,9 @@ class Row:
         state: which runs are missing: '1 failed', '2 missing, 1 pruned'; empty where all are there.
         score: the metric's mean over the seeds; over the folds, where there are any.
         validation: the same of the metric that chooses (`Metric.validation`).
-        difference: to the baseline, over the seeds (or folds and seeds) that both have finished.
-        p: of the paired t test of no difference, after Holm's correction over all rows; None with fewer than two pairs,
-            or the same difference in each.
+        difference: to the baseline, over the seeds (or folds and seeds) that both have finished; its interval is that
+            of `contrasts.Contrast`.
+        p: of no difference, corrected for all rows; None with fewer than two pairs, or without any spread.
         verdict: the difference in words.
         cost: medians over the finished runs of those of `COSTS` that are known.
     """
@@ -140,6 +140,7 @@ class Comparison:
         x: the figure's axis: a configuration key, or one of `COSTS`; None for the arms' names.
         rows: in the order of the question.
         agreement: with the source, where it says what to expect.
+        test: how the verdicts were reached, in a few words: "Dunnett's test".
         notes: what the reader must know: mixed versions of the code, mixed hardware, few seeds.
         tried: every cell, where validation chose those of `rows` among several of their arm; there `best` marks the
             chosen ones. None where each arm is one cell.
@@ -151,6 +152,7 @@ class Comparison:
     x: str | None
     rows: tuple[Row, ...]
     agreement: Agreement | None
+    test: str = "a paired t test"
     notes: tuple[str, ...] = field(default=())
     tried: "Comparison | None" = None
 

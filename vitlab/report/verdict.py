@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from vitlab.report.contrasts import Contrast
 from vitlab.report.grouping import absent, listed, numbers
-from vitlab.report.statistics import Estimate, folds_of
+from vitlab.report.statistics import folds_of
 from vitlab.report.table import Row, units
 from vitlab.storage.metrics import Metric
 
@@ -22,26 +23,23 @@ MIXED = {
 }
 
 
-def verdict(
-    metric: Metric, scores: pd.Series, base: pd.Series, gap: Estimate | None, p: float | None, adjusted: float | None
-) -> str:
+def verdict(metric: Metric, scores: pd.Series, base: pd.Series, contrast: Contrast, margin: float | None = None) -> str:
     """A difference to the baseline in words; shares in percentage points.
 
     Args:
-        gap: the difference.
-        p: of this test alone.
-        adjusted: after Holm's correction over all arms.
+        contrast: the difference, with its tests.
+        margin: within which it counts as equivalent, in these points.
     """
     if scores.empty or base.empty:
         return "nothing finished" if scores.empty else "the baseline has not finished"
-    unit = "fold" if folds_of(scores) or folds_of(base) else "seed"
+    unit, gap = "fold" if folds_of(scores) or folds_of(base) else "seed", contrast.difference
     if gap is None:
         return f"no pair of {unit}s"
     mean = gap.mean * metric.scale
     if gap.sd is None or gap.high is None:
         return f"one {unit}: no interval ({mean:+.3g})"
     direction = "better" if (mean > 0) == metric.higher_is_better else "worse"
-    if p is None or adjusted is None:
+    if contrast.p is None:
         return (
             f"{direction} by {abs(mean):.3g} in every {unit}: no spread to test"
             if mean
@@ -50,21 +48,28 @@ def verdict(
     half = (gap.high - gap.mean) * metric.scale
     # One digit of the uncertainty, two where it begins with 1 or 2, as the Particle Data Group rounds.
     digits = max(0, -math.floor(math.log10(half)) + (int(f"{half:e}"[0]) < 3))
-    if adjusted < 0.05:
-        return f"{direction} by {abs(mean):.{digits}f} ± {half:.{digits}f}"
-    after = " after Holm's correction" if p < 0.05 else ""
+    within = ""
+    if margin is not None and contrast.margin_p:
+        not_below, not_above = (p < 0.05 for p in contrast.margin_p)
+        if not_below and not_above:
+            within = f"equivalent within {margin:g}"
+        elif contrast.p >= 0.05 and (not_below if metric.higher_is_better else not_above):
+            within = f"not worse by {margin:g}"
+    if contrast.p < 0.05:
+        return f"{direction} by {abs(mean):.{digits}f} ± {half:.{digits}f}" + (f", {within}" if within else "")
+    after = " after Holm's correction" if contrast.alone is not None and contrast.alone < 0.05 else ""
     mean = round(mean, digits) + 0.0  # no -0.0
-    return f"no difference shown{after} ({mean:+.{digits}f} ± {half:.{digits}f})"
+    return f"{within or f'no difference shown{after}'} ({mean:+.{digits}f} ± {half:.{digits}f})"
 
 
 def notes(
-    metric: Metric, used: pd.DataFrame, rows: Sequence[Row], tests: int, unreadable: list[str], twice: int, stray: int
+    metric: Metric, used: pd.DataFrame, rows: Sequence[Row], tested: str, unreadable: list[str], twice: int, stray: int
 ) -> list[str]:
     """What the reader must know.
 
     Args:
         used: the runs whose scores count.
-        tests: how many differences were tested.
+        tested: how the differences were tested, in words; empty with fewer than two.
         unreadable: runs whose configuration is not known.
         twice: runs left out for another of the same cell and seed.
         stray: runs left out for a seed that was not asked for.
@@ -103,8 +108,8 @@ def notes(
                 " share training images, so the variance of a mean of n of k folds is taken as (1/n + 1/(k - 1)) times"
                 " that of the folds (Nadeau and Bengio 2003); no unbiased estimate exists (Bengio and Grandvalet 2004)."
             )
-    if tests > 1:
-        lines.append(f"{tests} differences to the baseline are tested; p is corrected for all of them (Holm).")
+    if tested:
+        lines.append(tested)
     if metric.source == "validation":
         lines.append("The weights were chosen by validation, so validation scores flatter.")
     if twice:
