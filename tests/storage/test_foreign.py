@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -95,7 +96,8 @@ def google(model):
     dense("head", "head")
     for name in [name for name in state if name.startswith("patch_embed.backbone.")]:
         there = name.removeprefix("patch_embed.backbone.")
-        named[hybrid_name(there)] = state[name].permute(2, 3, 1, 0) if state[name].ndim == 4 else state[name]
+        value = state[name]
+        named[hybrid_name(there)] = value.permute(2, 3, 1, 0) if value.ndim == 4 else value.reshape(1, 1, 1, -1)
     return {name: value.numpy() for name, value in named.items()}
 
 
@@ -215,6 +217,23 @@ def test_checkpoints_of_a_training_are_read_whatever_is_around_the_weights(wrap,
     found = foreign.read(saved(tmp_path, wrap(model.state_dict())))
     assert torch.equal(found.weights["head.output.weight"], model.head.weight)
     assert found.left_out == (("state_dict",) if "state_dict_ema" in wrap({}) else ())
+
+
+@pytest.mark.parametrize(
+    ("model", "new", "old"),
+    [
+        (timm(init_values=0.1), r"ls(\d)\.gamma", r"gamma_\1"),  # DeiT III's
+        (torchvision(), r"mlp\.0\.", "mlp.linear_1."),  # before torchvision 0.13
+        (torchvision(), r"mlp\.3\.", "mlp.linear_2."),
+    ],
+)
+def test_names_of_earlier_versions_are_known(model, new, old, tmp_path):
+    state = model.state_dict()
+    renamed = {re.sub(new, old, name): value for name, value in state.items()}
+    assert renamed.keys() != state.keys()
+    before, after = (foreign.read(saved(tmp_path, each)).weights for each in (state, renamed))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_files_of_torch_before_its_zip_format_and_safetensors_and_half_precision_are_read(tmp_path):
@@ -396,11 +415,26 @@ def test_a_known_head_is_kept_where_the_classes_are_the_same(tmp_path):
     names = {i: str(i) for i in range(10)}
     model = hugging_face(id2label=names, num_channels=1)
     folder = write(tmp_path, "Hugging Face", model)
-    made = prepare(
-        **assemble(check(compose(["tracking=off", "dataset.image_size=32", f"init={folder}", *FITTING])[0])),
-        dist=single_process(),
-    )
-    assert torch.equal(made.vit.head.output.weight, model.classifier.weight)
+    words = ["dataset=digits", "dataset.image_size=32", *FITTING]
+    assert torch.equal(setup(*words, f"init={folder}").vit.head.output.weight, model.classifier.weight)
+    state = {name.removeprefix("vit."): value for name, value in model.state_dict().items() if "classifier" not in name}
+    headless = saved(tmp_path, {**state, "pooler.dense.weight": torch.ones(48, 48)}, "headless.pth")
+    said = setup(*words, f"init={headless}").initial_weights
+    assert "left out: pooler.dense.weight; drawn at random: head.output.bias, head.output.weight" in said
+
+
+def test_a_hybrid_that_pads_otherwise_is_told_so(tmp_path):
+    path = write(tmp_path, "Google, hybrid", hybrid(act_layer=tanh))
+    words = [word for word in foreign.read(path).options() if "padding" not in word]
+    said = setup(f"init={path}", *words).initial_weights
+    assert said.endswith("computed otherwise there, unless you add: model.stem.padding=far")
+    assert "otherwise" not in setup(f"init={path}", *words, "model.stem.padding=far").initial_weights
+
+
+def test_a_projection_of_another_patch_is_resized_if_asked(tmp_path):
+    path = write(tmp_path, "torchvision", torchvision(mlp_dim=192))
+    said = setup(f"init={path}", "model=micro", "patch=p16", "init.patch=resize").initial_weights
+    assert "resized: stem.projection.weight 48x192 to 48x768, positions.0.table 17x48 to 5x48" in said
 
 
 @pytest.mark.parametrize(

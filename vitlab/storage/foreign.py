@@ -143,6 +143,8 @@ class Foreign:
         """Options without which a model that these weights fit computes something else than theirs."""
         found = {}
         for module in (model.blocks or model).modules():
+            if isinstance(module, Attention) and type(module) is not Attention:
+                found["model/attention=full"] = None
             if isinstance(module, nn.LayerNorm) and module.eps != self.epsilon:
                 found[f"model.epsilon={self.epsilon!r}"] = None
             if isinstance(module, nn.GELU) and (module.approximate == "tanh") != (self.gelu == "tanh"):
@@ -166,6 +168,7 @@ class Foreign:
             )
 
     def heads_of(self, model: ViT) -> int | None:
+        """The heads of a model of vitlab's; None if it has no block."""
         return next((each.heads for each in model.modules() if isinstance(each, Attention)), None)
 
     def unsaid(self) -> str:
