@@ -117,13 +117,17 @@ def test_a_stored_configuration_gets_the_keys_of_today_and_keeps_its_name():
 def test_an_option_that_came_later_leaves_the_names_of_runs_as_they_are(monkeypatch):
     config = yaml.safe_load((STORED / FINISHED / "config.yaml").read_text())
     later = {"loss": {"focus": None}, "vitlab.data.datasets.digits.Digits": {"margin": 0}}
+    later["vitlab.model.stem.Patches"] = {"overlap": 0}
     monkeypatch.setattr(moved, "ADDED", later)
     upgraded = moved.upgrade(config)
     assert upgraded["loss"]["focus"] is None
     assert upgraded["dataset"]["margin"] == 0
+    assert upgraded["model"]["stem"]["overlap"] == 0
     assert identity(config) == identity(upgraded) == "15e2de69"
     for group, key in (("loss", "focus"), ("dataset", "margin")):
         assert identity({**upgraded, group: {**upgraded[group], key: 2}}) != "15e2de69"
+    upgraded["model"]["stem"]["overlap"] = 1
+    assert identity(upgraded) != "15e2de69"
 
 
 def test_modules_and_classes_are_renamed_by_their_longest_known_name(monkeypatch):
