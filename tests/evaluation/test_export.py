@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from tests.training.test_loop import fit
 from vitlab.__main__ import main
@@ -17,6 +18,7 @@ from vitlab.config.errors import ConfigError, DataError, StorageError
 from vitlab.data.preprocess import Preprocess
 from vitlab.evaluation.export import formats, graphs, images, weights
 from vitlab.evaluation.export.formats import Interface
+from vitlab.evaluation.export.usage import PIXELS
 from vitlab.evaluation.load import Trained, load
 from vitlab.evaluation.reevaluate import training_dataset
 from vitlab.model.attention import Attention, Axial
@@ -244,6 +246,20 @@ def test_without_the_images_random_pixels_are_compared_and_that_is_said(run, tmp
     assert "no images at" in refused(
         capsys, run.folder, "--to", "timm", "--out", tmp_path / "two", "--root", "elsewhere"
     )
+
+
+def test_the_code_of_a_card_prepares_any_image_as_the_run_does(tmp_path):
+    model = trained(channels=3, image_size=(8, 12))
+    model.preprocess.resize.crop = 0.8
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8))
+    picture.save(tmp_path / "image.png")
+    prepare = "import numpy as np\nfrom PIL import Image\n" + PIXELS.format(
+        mode="RGB", height=8, width=12, channels=3, crop=0.8
+    )
+    with contextlib.chdir(tmp_path):
+        exec(prepare, found := {})
+    pixels = torch.from_numpy(found["pixels"].copy())
+    torch.testing.assert_close(model.preprocess.normalize(pixels)[0], model.preprocess(picture))
 
 
 def test_a_difference_is_found(pixels, tmp_path):

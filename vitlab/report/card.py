@@ -36,15 +36,15 @@ def card(run: Run, to: str, code: str, facts: dict[str, Any], checked: str) -> s
     classes = [escaped(name) for name in facts["classes"]]
     data, title = str(config.get("dataset", "")), escaped(run.folder.resolve().name)
     height, width = facts["image_size"]
+    size = f" of {si(line['parameters'])} parameters" if "parameters" in line else ""
     named = ", ".join(classes[:FEW]) + (f" and {len(classes) - FEW} more" if len(classes) > FEW else "")
     header: Node = {"library_name": LIBRARIES[to], "pipeline_tag": "image-classification"}
     header |= {"tags": ["image-classification", "vision-transformer", "vit", "vitlab"], "metrics": ["accuracy"]}
     return "\n\n".join([
         "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items()) + "\n---",
         f"# {title}",
-        f"A Vision Transformer of {si(line.get('parameters'))} parameters, trained with vitlab to tell {len(classes)}"
-        f" classes of {escaped(data)} apart in images of {height}x{width} pixels"
-        f" ({'grey' if facts['channels'] == 1 else 'colour'}). {escaped(checked)}.",
+        f"A Vision Transformer{size}, trained with vitlab to tell {len(classes)} classes of {escaped(data)} apart in"
+        f" images of {height}x{width} pixels ({'grey' if facts['channels'] == 1 else 'colour'}). {escaped(checked)}.",
         "## How to load it",
         f"In this folder, beside an `image.png`:\n```python\n{code}\n```",
         f"It takes {facts['input']}, and gives {facts['output']}. Before that vitlab turns images upright (EXIF),"

@@ -5,7 +5,11 @@ from vitlab.evaluation.load import Trained
 
 PIXELS = """
 image = Image.open("image.png").convert("{mode}")
-image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.BICUBIC, bleed={bleed:.6g})  # resize, center crop
+scale = max({width} / image.width, {height} / image.height) / {crop}
+size = max({width}, round(image.width * scale)), max({height}, round(image.height * scale))
+image = image.resize(size, Image.Resampling.BICUBIC)
+left, top = (image.width - {width}) // 2, (image.height - {height}) // 2
+image = image.crop((left, top, left + {width}, top + {height}))
 pixels = np.asarray(image).reshape({height}, {width}, {channels}).transpose(2, 0, 1)[None]
 """
 NORMALIZED = """mean, std = (np.float32(facts[key])[:, None, None] for key in ("mean", "std"))
@@ -15,7 +19,7 @@ ONNX = """import json
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image
 
 session = onnxruntime.InferenceSession("model.onnx")
 facts = {{key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}}
@@ -26,7 +30,7 @@ TORCH = """import json
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 more = {{"facts.json": ""}}
 model = torch.export.load("model.pt2", extra_files=more).module()
@@ -38,7 +42,7 @@ SAFETENSORS = """import json
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import safe_open
 from vitlab.evaluation.load import factory
 
@@ -80,7 +84,7 @@ def usage(trained: Trained, to: str, interface: Interface) -> str:
         interface: of a graph.
     """
     ready, (height, width) = trained.preprocess, trained.preprocess.resize.size
-    mode, bleed = ready.decoding.mode, (1 - ready.resize.crop) / 2
-    pixels = PIXELS.format(mode=mode, height=height, width=width, channels=len(ready.mean), bleed=bleed)
+    mode, crop = ready.decoding.mode, ready.resize.crop
+    pixels = PIXELS.format(mode=mode, height=height, width=width, channels=len(ready.mean), crop=crop)
     images = "images = np.ascontiguousarray(pixels)\n" if interface.preprocess else NORMALIZED
     return CODE[to].format(mode=mode, pixels=pixels, images=images, output=interface.output)
