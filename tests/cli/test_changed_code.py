@@ -83,6 +83,8 @@ def test_an_edited_class_of_ones_own_stops_every_command_that_would_take_the_run
         assert main([*command, *allow]) == 2
         assert f"{CHANGED}: get back the code" in capsys.readouterr().err
         assert main([*command, *allow, "--changed-data"]) == 0
+    assert main(["inspect", str(run.folder), *allow]) == 2
+    assert f"{CHANGED}: get back the code" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="changed_data=True"):
         vitlab.load(run.folder, allow=["mine"])
     vitlab.load(run.folder, allow=["mine"], changed_data=True)

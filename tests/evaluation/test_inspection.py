@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from functools import partial
 
 import numpy as np
@@ -23,7 +24,7 @@ from vitlab.evaluation.inspection import inspect
 from vitlab.evaluation.inspection_contents import contents
 from vitlab.evaluation.load import Trained
 from vitlab.evaluation.reevaluate import training_dataset
-from vitlab.model.attention import Axial
+from vitlab.model.attention import Attention, Axial
 from vitlab.model.objective import MaskedPatch
 from vitlab.model.pool import Gap, Map
 from vitlab.model.position import Learned1d, Learned2d, Position, Relative, Rope, SinCos2d
@@ -228,6 +229,25 @@ def test_a_patch_that_is_not_there_is_named_with_those_that_are():
         look(trained(), at=(4, 0))
 
 
+def test_attention_that_gives_no_weights_is_said_and_the_rest_is_drawn():
+    class Mute(Attention):
+        def attend(self, qkv, bias, weights):
+            return super().attend(qkv, bias, None)
+
+    found = look(trained(attention=Mute))
+    assert found.reasons()["Mute gives no attention weights"] == ["attention", "rollout", "distance", "entropy"]
+    assert {part.key for part in contents([found])} == TOKENS | {"filters", "positions"}
+
+
+def test_an_output_that_is_nan_is_refused_with_the_image():
+    model = trained()
+    nan = torch.full((1, *SIZE), torch.nan)
+    model.preprocess, plain = (lambda image: nan if image is IMAGES[3] else plain(image)), model.preprocess
+    model.preprocess.resize, model.preprocess.decoding = plain.resize, plain.decoding
+    with pytest.raises(ConfigError, match="image 3 is NaN or infinite"):
+        look(model)
+
+
 # --- the page -----------------------------------------------------------------------------------------------------
 
 
@@ -320,9 +340,21 @@ def test_figures_of_an_earlier_inspection_go_and_other_files_stay(run, tmp_path,
     assert (place / "rank.svg").is_file()
 
 
+def test_the_figures_become_media_of_the_run_in_wandb(run, tmp_path, quick):
+    tracked = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("inspection"))
+    config = (tracked / "config.yaml").read_text()
+    (tracked / "config.yaml").write_text(re.sub(r"mode: .off.", "mode: offline", config))
+    assert command.WandbSender(tracked, 9).step == 10  # after an earlier inspection
+    assert main(["inspect", str(tracked), "--images", "2", "--wandb"]) == 0
+    assert list(tracked.glob("wandb/offline-run-*/files/media/images/inspection/rank_*.png"))
+    step = json.loads((tracked / "inspection" / "inspection.json").read_text())["wandb_step"]
+    assert step == 2 + 2  # after the last one and the validation media
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["--wandb"], "was trained with tracking=off"),
         (["--at", "1"], "--at 1: expected the row and the column"),
         (["--at", "4,0"], "4 rows and 4 columns of patches"),
         (["--images", "0"], "--images 0: must be at least 1"),

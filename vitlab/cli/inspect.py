@@ -46,6 +46,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--root", help="where the dataset's files lie now, if they have moved")
     parser.add_argument("--changed-data", action="store_true", help="although images or code have changed since")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, mps or auto")
+    parser.add_argument("--wandb", action="store_true", help="the figures to the run in Weights & Biases as well")
     parser.add_argument("--json", action="store_true", help="one JSON document on the standard output, for programs")
     options = parser.parse_intermixed_args(words)
     at = parse_place(options.at) if options.at is not None else None
@@ -57,7 +58,8 @@ def main(words: list[str]) -> int:
     from vitlab.storage.foreign import results_folder
 
     place: Path = options.save or results_folder(options.run) / FOLDER
-    check_folder(place)
+    earlier = check_folder(place)
+    send = WandbSender(options.run, int(earlier.get("wandb_step") or 0)) if options.wandb else None
 
     from tqdm import tqdm
 
@@ -87,7 +89,10 @@ def main(words: list[str]) -> int:
             for name, model in models.items()
         ]
     parts = contents(runs)
-    written = write(place, parts, runs, facts(options, runs, used))
+    made = facts(options, runs, used) | ({"wandb_step": send.step} if send else {})
+    written = write(place, parts, runs, made, earlier)
+    if send:
+        send({f"inspection/{part.key}": place / f"{part.key}.png" for part in parts})
     if options.json:
         print_json(written)
     else:
@@ -107,18 +112,57 @@ def parse_place(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def check_folder(place: Path) -> None:
-    """Refuses a folder that holds something else than an inspection.
+def check_folder(place: Path) -> dict[str, Any]:
+    """The record of an earlier inspection in a folder; empty where there is none.
 
     Raises:
-        ConfigError: it does, or is a link, or none can be there.
+        ConfigError: it holds something else, or is a link, or none can be there.
+        StorageError: the record is damaged.
     """
+    from vitlab.storage.files import read_json
+
     if place.is_symlink():
         raise ConfigError(f"{place} is a link, and what is written there would go elsewhere: remove it")
     if place.exists() and not place.is_dir():
         raise ConfigError(f"--save {place}: it is a file: give a folder")
-    if place.is_dir() and any(place.iterdir()) and not (place / RECORD).is_file():
+    if (place / RECORD).is_file():
+        return read_json(place / RECORD)
+    if place.is_dir() and any(place.iterdir()):
         raise ConfigError(f"{place} holds other files than those of vitlab inspect: give another, --save FOLDER")
+    return {}
+
+
+class WandbSender:
+    """Sends pictures to the W&B run of a finished run, at a step after its last one.
+
+    Args:
+        folder: of the run.
+        before: the step of an earlier inspection.
+
+    Raises:
+        ConfigError: the run is not tracked, or cannot be here.
+    """
+
+    def __init__(self, folder: Path, before: int):
+        from vitlab.config.build import build
+        from vitlab.config.check import check
+        from vitlab.evaluation.untrusted import read_config
+        from vitlab.storage.run import Run
+
+        self.run, ours = Run(folder), ("vitlab.tracking.",)
+        self.config = read_config(self.run)
+        self.tracking = build(check(self.config.get("tracking") or {}, "tracking", ours), ours)
+        if getattr(self.tracking, "mode", "off") == "off":
+            raise ConfigError(f"--wandb: {folder} was trained with tracking=off, and has no run in Weights & Biases")
+        rows = self.run.rows()  # after the last one come the validation media
+        self.step = max(before + 1, (int(rows[-1]["step"]) if rows else 0) + 2)
+
+    def __call__(self, pictures: dict[str, Path]) -> None:
+        from vitlab.tracking.wandb_mirror import Mirror
+
+        mirror = Mirror(self.tracking, self.run, self.config)
+        mirror.row({"step": self.step, **pictures})
+        mirror.finish({})
 
 
 def name_runs(folders: Sequence[Path]) -> dict[Path, str]:
@@ -206,14 +250,17 @@ def format_runs(runs: "Sequence[Inspection]") -> list[str]:
             lines.append(f"distance    {first:.3g} pixels in the first layer, {last:.3g} in the last{uniform}")
         if "rank" not in run.missing:
             lines.append(f"rank        {run.rank[0]:.3g} before the first block, {run.rank[-1]:.3g} after the last")
-        by_reason: dict[str, list[str]] = {}
-        for key, why in run.missing.items():
-            by_reason.setdefault(why, []).append(key)
-        lines += [f"no figure   {', '.join(keys)}: {why}" for why, keys in by_reason.items()]
+        lines += [f"no figure   {', '.join(keys)}: {why}" for why, keys in run.reasons().items()]
     return lines
 
 
-def write(folder: Path, parts: "Sequence[Part]", runs: "Sequence[Inspection]", made: dict[str, Any]) -> dict[str, Any]:
+def write(
+    folder: Path,
+    parts: "Sequence[Part]",
+    runs: "Sequence[Inspection]",
+    made: dict[str, Any],
+    earlier: dict[str, Any],
+) -> dict[str, Any]:
     """Writes figures, tables, the page and the record into a folder; those of an earlier inspection go.
 
     Returns:
@@ -226,15 +273,14 @@ def write(folder: Path, parts: "Sequence[Part]", runs: "Sequence[Inspection]", m
 
     from vitlab.plotting import STYLE, save_one
     from vitlab.report.inspection import Drawn, page
-    from vitlab.storage.files import file_errors, make_folder, read_json, write_json, write_whole
+    from vitlab.storage.files import file_errors, make_folder, write_json, write_whole
 
     make_folder(folder)
     record = {**made, "figures": [part.key for part in parts], "files": str(folder)}
-    if (folder / RECORD).is_file():
-        for key, kind in product(map(str, read_json(folder / RECORD).get("figures") or ()), KINDS):
-            if re.fullmatch(r"[\w-]+", key):
-                with file_errors(folder, "written", "give another folder, --save FOLDER"):
-                    (folder / f"{key}.{kind}").unlink(missing_ok=True)
+    for key, kind in product(map(str, earlier.get("figures") or ()), KINDS):
+        if re.fullmatch(r"[\w-]+", key):
+            with file_errors(folder, "written", "give another folder, --save FOLDER"):
+                (folder / f"{key}.{kind}").unlink(missing_ok=True)
     write_json(folder / RECORD, record)
     drawn = []
     for part in parts:
@@ -254,7 +300,7 @@ def write(folder: Path, parts: "Sequence[Part]", runs: "Sequence[Inspection]", m
     from vitlab.evaluation.inspection_contents import COUNTED
 
     names = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
-    lines = [f"{run.name}: {', '.join([key])}: {why}." for run in runs for key, why in run.missing.items()]
+    lines = [f"{run.name}: {', '.join(keys)}: {why}." for run in runs for why, keys in run.reasons().items()]
     said = {key: value if isinstance(value, str) else "\n".join(map(str, value)) for key, value in made.items()
             if key in ("command", "runs", "images")}  # fmt: skip
     text = page(f"Inside {names}", COUNTED, drawn, lines, said)

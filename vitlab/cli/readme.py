@@ -1,11 +1,17 @@
-"""Writes the tables of the READMEs and draws the model: `python -m vitlab.cli.readme`."""
+"""Writes the tables of the READMEs and draws the model: `python -m vitlab.cli.readme`.
+
+With runs, `python -m vitlab.cli.readme RUN...`, also the picture of what `vitlab inspect` draws of each.
+"""
 
 import re
+import sys
+import tempfile
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from PIL import Image
 
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS, table
@@ -15,6 +21,11 @@ from vitlab.storage.files import write_whole
 from vitlab.sweep.reader import read
 
 SHORT = ("arm", "test accuracy", "n", "verdict", "FLOPs per image", "training time")  # columns for the first page
+INSIDE = (  # figures of an inspection, in lines
+    ("rollout", "attention-0"),
+    ("distance", "entropy", "norms"),
+    ("positions", "cka", "rank", "filters"),
+)
 INK, SOFT, FILL, CHOSEN = "#1f2933", "#7b8794", "#e8f0fe", "#fff4e0"
 
 
@@ -90,6 +101,31 @@ def overview(path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def inside(path: Path, folders: list[Path]) -> None:
+    """Draws the figures of `vitlab inspect` of each run in one picture, 1,600 pixels wide."""
+    from vitlab.cli import inspect
+
+    lines: list[list[Image.Image]] = []
+    with tempfile.TemporaryDirectory() as place:
+        for number, folder in enumerate(folders):
+            inspect.main([str(folder), "--save", f"{place}/{number}"])
+            for keys in INSIDE:
+                found = [Path(place, str(number), f"{key}.png") for key in keys]
+                pictures = [Image.open(file).convert("RGB") for file in found if file.is_file()]
+                scale = 1600 / sum(picture.width for picture in pictures)
+                sizes = [(int(picture.width * scale), int(picture.height * scale)) for picture in pictures]
+                lines.append([picture.resize(size) for picture, size in zip(pictures, sizes, strict=True)])
+    heights = [max(picture.height for picture in line) + 12 for line in lines]
+    whole, top = Image.new("RGB", (1600, sum(heights)), "white"), 0
+    for line, height in zip(lines, heights, strict=True):
+        left = 0
+        for picture in line:
+            whole.paste(picture, (left, top))
+            left += picture.width
+        top += height
+    write_whole(path, lambda part: whole.save(part, format="png", optimize=True))
+
+
 def cells(line: str) -> list[str]:
     """The cells of a line of a table in Markdown."""
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
@@ -143,3 +179,5 @@ if __name__ == "__main__":
     put(SWEEPS / "paper" / "README.md", "answers", paper())
     Path(".readme").mkdir(exist_ok=True)
     overview(Path(".readme/model.png"))
+    if sys.argv[1:]:
+        inside(Path(".readme/inspect.png"), [Path(word) for word in sys.argv[1:]])

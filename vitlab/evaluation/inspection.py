@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from vitlab.config.errors import ConfigError
+from vitlab.config.errors import ConfigError, OutOfMemory
 from vitlab.evaluation import attention_maps as maps
 from vitlab.evaluation import representations as of
 from vitlab.evaluation.load import Trained
@@ -22,6 +22,7 @@ from vitlab.model.block import Block
 from vitlab.model.grid import Grid
 from vitlab.model.position import Position
 from vitlab.model.vit import ViT
+from vitlab.system.memory import out_of_memory
 
 TOKENS = 1024  # patch tokens that CKA and rank are computed from
 COMPONENTS = 28  # of the patch projection, as in the paper's figure 7
@@ -92,6 +93,10 @@ class Inspection:
     share: Float[Tensor, " k"] | None = None
     positions: list[PositionMap] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+
+    def reasons(self) -> dict[str, list[str]]:
+        """Of each reason in `missing` the figures."""
+        return {why: [key for key, of in self.missing.items() if of == why] for why in self.missing.values()}
 
 
 class Reduced(list[Tensor]):
@@ -172,7 +177,7 @@ class Inspector:
         normalize, attention, rolled = self.model.preprocess.normalize, [], []
         grid = self.vit.grid
         self.found.shown = ((images - normalize.shift) / normalize.scale / 255).clamp(0, 1)
-        for start in range(0, len(images), self.batch) if self.layers else ():
+        for start in range(0, len(images), self.batch) if self.attends else ():
             some = images[start : start + self.batch].to(self.device)
             close, reads, layers, through = max(0, closely - start), self.reads(some), [], []
 
@@ -183,7 +188,7 @@ class Inspector:
             self.vit.encode(self.vit.stem(some), Reduced(use))
             attention.append(rearrange(torch.stack(layers, dim=1), "b l k (h w) -> b l k h w", h=grid.height))
             rolled.append(maps.seen_from(reads, through[0])[:, grid.prefix :].unflatten(1, (grid.height, -1)).cpu())
-        if self.layers:
+        if rolled:
             self.found.attention, self.found.rollout = torch.cat(attention), torch.cat(rolled)
 
     @property
@@ -205,7 +210,17 @@ class Inspector:
             self.add(f"entropy {number}", maps.attention_entropy(weights).sum(0))
 
         with self.hooks(first):
-            self.vit.encode(self.vit.stem(images.to(self.device)), Reduced(use) if self.layers else None)
+            tokens = self.vit.encode(self.vit.stem(images.to(self.device)), Reduced(use) if self.layers else None)
+        if not (finite := tokens.isfinite().flatten(1).all(dim=1)).all():
+            which = first + int(finite.int().argmin())
+            raise ConfigError(
+                f"{self.found.name}: the model's output for image {which} is NaN or infinite: leave it out"
+            )
+
+    @property
+    def attends(self) -> bool:
+        """Whether every block has given its attention weights."""
+        return self.layers > 0 and f"distance {self.layers - 1}" in self.sums
 
     @contextmanager
     def hooks(self, first: int) -> Generator[None]:
@@ -253,14 +268,17 @@ class Inspector:
         """The means over all images, and what needs no image."""
         found, mean = self.found, {name: total / self.images for name, total in self.sums.items()}
         depths = range(self.layers + 1)
-        if self.layers:
+        if self.attends:
             found.distance = torch.stack([mean[f"distance {i}"] for i in range(self.layers)])
             found.entropy = torch.stack([mean[f"entropy {i}"] for i in range(self.layers)])
             if self.attentions[0].looks_at(self.vit.grid) == self.vit.grid.tokens:
                 found.uniform = float(self.distances.mean())
         else:
             why = "model.depth=0: there is no block, and so no attention"
+            if self.layers:
+                why = f"{type(self.attentions[0]).__name__} gives no attention weights"
             found.missing |= dict.fromkeys(("attention", "rollout", "distance", "entropy"), why)
+        if not self.layers:
             why = "model.depth=0: there is one representation alone, that of the stem"
             found.missing |= dict.fromkeys(("norms", "rank", "cka"), why)
         names = ("class token", "registers", "patches", "largest patch")
@@ -341,12 +359,21 @@ def inspect(
         progress: called with the number of images of each batch.
 
     Raises:
-        ConfigError: there is no such patch.
+        ConfigError: there is no such patch, or an output is NaN or infinite.
+        OutOfMemory: a batch is too large.
     """
     inspector = Inspector(name, model, at, images)
-    for first in range(0, images, inspector.batch):
-        numbers = range(first, min(images, first + inspector.batch))
-        inspector.look(torch.stack([model.preprocess(read(i)) for i in numbers]), first)
-        progress(len(numbers))
-    inspector.show(torch.stack([model.preprocess(read(i)) for i in range(min(shown, images))]), closely)
+    try:
+        for first in range(0, images, inspector.batch):
+            numbers = range(first, min(images, first + inspector.batch))
+            inspector.look(torch.stack([model.preprocess(read(i)) for i in numbers]), first)
+            progress(len(numbers))
+        inspector.show(torch.stack([model.preprocess(read(i)) for i in range(min(shown, images))]), closely)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"out of memory with {inspector.batch} images of {model.model.grid.tokens} tokens at once: use a device"
+            " with more, --device cpu"
+        ) from error
     return inspector.finish()

@@ -154,9 +154,9 @@ class Mirror:
 
 
 def drawn(value: Any) -> Any:
-    """The histogram that a function gives, as W&B's; anything else as it is."""
-    if not callable(value):
+    """A picture's file and the histogram that a function gives, as W&B's; anything else as it is."""
+    if not (callable(value) or isinstance(value, Path)):
         return value
     import wandb
 
-    return wandb.Histogram(np_histogram=value())
+    return wandb.Image(str(value)) if isinstance(value, Path) else wandb.Histogram(np_histogram=value())
