@@ -28,6 +28,7 @@ from vitlab.storage.layouts import LAYOUTS, Layout, from_flax
 
 STATES = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")  # the first is used, as timm does
 HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # width -> heads, of published ViTs whose heads are not 64 wide
+BEFORE_UNITS = 4  # layers of a ResNet in front of its bottlenecks: convolution, norm, ReLU, maximum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,8 +249,6 @@ def of_state(path: Path, state: Node) -> Foreign:
     try:
         return assembled(path, layout, parts, said, tuple(left_out))
     except (KeyError, IndexError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{path}: its tensors do not have the shapes of a ViT's ({error}): get it again") from error
 
 
@@ -285,8 +284,7 @@ def assembled(
         parts |= {table: {k: x.flatten(0, -2) for k, x in parts[table].items()}} if table in parts else {}
     weights = {name: torch.cat([of[k] for k in sorted(of)]) for name, of in parts.items()}
     units = sorted({tuple(map(int, name.split(".")[2:4])) for name in weights if name.startswith("stem.unit.")})
-    first = len(("convolution", "norm", "ReLU", "maximum"))  # layers in front of the bottlenecks
-    place = {f"stem.unit.{i}.{j}.": f"stem.layers.{number}." for number, (i, j) in enumerate(units, first)}
+    place = {f"stem.unit.{i}.{j}.": f"stem.layers.{number}." for number, (i, j) in enumerate(units, BEFORE_UNITS)}
     weights = {re.sub(r"stem\.unit\.\d+\.\d+\.", lambda of: place[of[0]], name): x for name, x in weights.items()}
     projection = weights["stem.projection.weight"]
     patch, stages = projection.shape[-1], None
