@@ -384,6 +384,30 @@ def test_a_json_file_that_cannot_be_is_refused(note, sentence, tmp_path):
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"num_attention_heads": "3"}, "heads='3' cannot be"),
+        ({"num_attention_heads": 3, "hidden_act": ["relu"]}, "hidden_act=.*relu.*: vitlab's MLPs have GELU"),
+        ({"num_attention_heads": 3, "image_size": [32, -32]}, "image_size=.*cannot be"),
+        ({"num_attention_heads": 3, "image_size": 48}, "5 positions are of no such grid"),
+        ({"num_attention_heads": 3, "layer_norm_eps": 2}, "epsilon=2 cannot be"),
+        ({"num_attention_heads": 3, "pretrained_cfg": {"mean": "none"}}, "mean='none': expected a finite number"),
+        ({"num_attention_heads": 3, "pretrained_cfg": {"label_names": [1] * 5}}, "classes=.*cannot be"),
+        ({"num_attention_heads": 3, "id2label": {"a": "cat"}}, None),
+        ([], "it holds '\\[\\]', no object"),
+    ],
+)
+def test_a_folder_whose_configuration_cannot_be_is_refused(config, sentence, tmp_path):
+    save_file(timm().state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if sentence is None:
+        assert load(tmp_path).classes == ("0", "1", "2", "3", "4")
+        return
+    with pytest.raises(VitlabError, match=sentence):
+        load(tmp_path)
+
+
 def setup(*words):
     base = ["tracking=off", "dataset=synthetic", "dataset.image_size=32", "fit.steps=1", "fit.batch_size=16"]
     return prepare(**assemble(check(compose([*base, *words])[0])), dist=single_process())

@@ -107,10 +107,10 @@ def hub_facts(config: Node) -> Node:
     found = {"heads": "num_attention_heads", "epsilon": "layer_norm_eps", "image_size": "image_size"}
     said = {key: config[name] for key, name in found.items() if name in config}
     if "hidden_act" in config:
-        if config["hidden_act"] not in GELUS:
-            raise ConfigError(f"hidden_act={config['hidden_act']!r}: vitlab's MLPs have GELU: take weights of another")
-        said["gelu"] = GELUS[config["hidden_act"]]
-    if isinstance(labels := config.get("id2label"), dict):
+        if (act := str(config["hidden_act"])) not in GELUS:
+            raise ConfigError(f"hidden_act={act[:40]}: vitlab's MLPs have GELU: take weights of another model")
+        said["gelu"] = GELUS[act]
+    if isinstance(labels := config.get("id2label"), dict) and all(map(str.isdecimal, labels)):
         names = [str(labels[key]) for key in sorted(labels, key=int)]
         said |= {"classes": names} if names[:1] != ["LABEL_0"] else {}
     timm = config.get("pretrained_cfg")
