@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from vitlab.cli import readme
 from vitlab.config.build import build
@@ -130,6 +131,21 @@ def test_every_training_command_composes(line):
     many = "-m" in words
     given = complete([word for word in words if word != "-m"], many=many)
     check(compose([re.sub(r"=([^,\[]*),.*", r"=\1", word) for word in given])[0])
+
+
+def test_the_picture_of_inspections_has_a_line_for_each_kind_of_figure_that_is_there(tmp_path, monkeypatch):
+    def draw(words):
+        folder = Path(words[2])
+        folder.mkdir()
+        keys = [("rollout", "blue"), ("distance", "red"), ("norms", "red")]
+        for key, colour in keys if words[0] == "runs/whole" else keys[1:]:
+            Image.new("RGB", (300 if key == "distance" else 500, 200), colour).save(folder / f"{key}.png")
+
+    monkeypatch.setattr("vitlab.cli.inspect.main", draw)
+    readme.inside(tmp_path / "x.png", [Path("runs/whole"), Path("runs/resnet")])
+    with Image.open(tmp_path / "x.png") as whole:
+        assert whole.size == (1600, 640 + 400 + 400 + 3 * 12)
+        assert [whole.getpixel((1599, y)) for y in (0, 652, 1064)] == [(0, 0, 255), (255, 0, 0), (255, 0, 0)]
 
 
 def test_the_top_level_is_as_promised():

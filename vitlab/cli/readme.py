@@ -109,12 +109,14 @@ def inside(path: Path, folders: list[Path]) -> None:
     with tempfile.TemporaryDirectory() as place:
         for number, folder in enumerate(folders):
             inspect.main([str(folder), "--save", f"{place}/{number}"])
-            for keys in INSIDE:
-                found = [Path(place, str(number), f"{key}.png") for key in keys]
-                pictures = [Image.open(file).convert("RGB") for file in found if file.is_file()]
-                scale = 1600 / sum(picture.width for picture in pictures)
-                sizes = [(int(picture.width * scale), int(picture.height * scale)) for picture in pictures]
-                lines.append([picture.resize(size) for picture, size in zip(pictures, sizes, strict=True)])
+            found = [[Path(place, str(number), f"{key}.png") for key in keys] for keys in INSIDE]
+            drawn = [[Image.open(file).convert("RGB") for file in files if file.is_file()] for files in found]
+            lines += [line for line in drawn if line]
+    scales = [1600 / sum(picture.width for picture in line) for line in lines]
+    lines = [
+        [picture.resize((int(picture.width * scale), int(picture.height * scale))) for picture in line]
+        for line, scale in zip(lines, scales, strict=True)
+    ]
     heights = [max(picture.height for picture in line) + 12 for line in lines]
     whole, top = Image.new("RGB", (1600, sum(heights)), "white"), 0
     for line, height in zip(lines, heights, strict=True):

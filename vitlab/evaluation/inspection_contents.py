@@ -63,13 +63,13 @@ def contents(runs: Runs) -> list[Part]:
         part("rollout", "Attention rollout",
              "What of the image reaches the output: the attention of all layers, averaged over the heads, half of it"
              " replaced by the identity, and multiplied (Abnar and Zuidema 2020), over each image; seen from"
-             f" {read}. 1 is what each patch would have if all had the same."
+             f" {read}. 1 is 1/n, n being the number of patches."
              + (f" After each image {several}." if len(runs) > 1 else ""),
              partial(figures.draw_rollout, runs), "image row column times_uniform",
              partial(cells, runs, "rollout"))  # fmt: skip
         for image in range(max(len(run.attention) for run in with_(runs, "attention"))):
             part(f"attention-{image}", f"Attention by layer and head, image {image}",
-                 f"How much attention {read} pays to each patch. 1 is what each would have if all had the same.",
+                 f"How much attention each patch is paid; seen from {read}. 1 is 1/n, n being the number of patches.",
                  partial(figures.draw_attention, runs, image), "layer head row column times_uniform",
                  partial(cells, runs, "attention", image))  # fmt: skip
         part("distance", "Mean attention distance",
