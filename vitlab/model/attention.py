@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from vitlab.config.errors import ConfigError
-from vitlab.model.dropout import GENERATORS, Dropout, Rate, is_off
+from vitlab.model.dropout import Dropout, Rate, in_pack, is_off
 from vitlab.model.dropout import dropout as drop
 from vitlab.model.grid import Grid
 from vitlab.model.part import Part
@@ -67,6 +67,22 @@ class Products(Function):
             gradient[:, :, 1, head] = torch.baddbmm(none, by_logits.mT, q, beta=0, alpha=scale)
             gradient[:, :, 2, head] = torch.bmm(weights.mT, back)
         return rearrange(gradient, "b t three heads k -> three b heads t k")
+
+
+class PackedProducts(Function):
+    """`Products` of all images of all models of a pack, under `vmap`: attention has no weights of its own."""
+
+    @staticmethod
+    def forward(qkv: Projected) -> Keys:
+        return explicit(*qkv, None, 0.0)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None: ...
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Tensor) -> tuple[Tensor, int]:
+        out = Products.apply(args[0].movedim(in_dims[0], 1).flatten(1, 2))
+        return out.unflatten(0, (info.batch_size, -1)), 0
 
 
 def fused(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) -> Queries:
@@ -168,12 +184,14 @@ class Attention(Part):
 
     def attend(self, qkv: Projected, bias: Weights | None, weights: list[Tensor] | None) -> Keys:
         dropout = self.dropout if self.training else 0.0
-        packed, drops = GENERATORS.get() is not None, not is_off(dropout)
+        packed, drops = in_pack(), not is_off(dropout)
         plain, full, device = bias is None and not drops, qkv.dtype == torch.float32, qkv.device.type
         kernel = self.chosen(tokens=qkv.shape[-2], device=device, full=full, plain=plain)
-        large = plain and device == "cpu" and not packed and qkv[0, :, 0].numel() >= WORTHY
-        if weights is None and kernel == "explicit" and large:
-            return Products.apply(qkv)
+        if weights is None and kernel == "explicit" and plain and device == "cpu":
+            if packed:
+                return PackedProducts.apply(qkv)
+            if qkv[0, :, 0].numel() >= WORTHY:
+                return Products.apply(qkv)
         q, k, v = qkv
         if weights is None and kernel == "fused" and not (packed and drops):  # its draws are those of one generator
             return fused(q, k, v, bias, dropout if isinstance(dropout, float) else 0.0)

@@ -1,34 +1,66 @@
 """Random draws inside a model: dropout (Srivastava et al. 2014) and stochastic depth (Huang et al. 2016).
 
-A model draws from the global generators. A pack of models, which `torch.func.vmap` computes as one, draws for each
-model from that one's own generator, so that each has the draws that it has alone.
+A model draws from the global generators where it needs numbers. In a pack of models, which `torch.func.vmap` computes
+as one, each has the draws that it has alone: they are made before the forward pass (`vitlab.model.packed`).
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional
 
 Rate = float | tuple[float, ...]  # a probability; or that of each model of a pack
-Make = Callable[[torch.Size, Tensor, torch.Generator | None, float], Tensor]
+Fill = Callable[[Tensor, torch.Generator | None, float], object]
 
-GENERATORS: ContextVar[Sequence[torch.Generator] | None] = ContextVar("GENERATORS", default=None)
+
+@dataclass(frozen=True)
+class Draw:
+    """Random numbers that a model needs for a batch.
+
+    Args:
+        fill: writes them into a tensor, from a generator (None is the global one), with a rate.
+        shape: of the tensor.
+        dtype: of the tensor.
+        rate: of each model.
+    """
+
+    fill: Fill
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    rate: Rate = 0.0
+
+
+SOURCE: ContextVar[Callable[[Draw], Tensor] | None] = ContextVar("SOURCE", default=None)  # of a pack's draws
 
 
 @contextmanager
-def drawing_from(generators: Sequence[torch.Generator]) -> Generator[None]:
-    """Context of a forward pass of a pack: each of its models draws from one of these."""
-    token = GENERATORS.set(generators)
+def drawing_from(source: Callable[[Draw], Tensor]) -> Generator[None]:
+    """Context of a forward pass of a pack, whose draws come from `source`."""
+    token = SOURCE.set(source)
     try:
         yield
     finally:
-        GENERATORS.reset(token)
+        SOURCE.reset(token)
+
+
+def in_pack() -> bool:
+    """Whether several models are computed as one."""
+    return SOURCE.get() is not None
+
+
+def draw(what: Draw, device: torch.device) -> Tensor:
+    """The random numbers; nothing is differentiated by them."""
+    if (source := SOURCE.get()) is not None:
+        return source(what)
+    assert not isinstance(what.rate, tuple)
+    out = torch.empty(what.shape, dtype=what.dtype, device=device)
+    what.fill(out, None, what.rate)
+    return out
 
 
 def is_off(rate: Rate) -> bool:
@@ -36,60 +68,28 @@ def is_off(rate: Rate) -> bool:
     return not (any(rate) if isinstance(rate, tuple) else rate)
 
 
-def draw(make: Make, like: Tensor, rate: Rate = 0.0) -> Tensor:
-    """Random numbers for the images of a batch, which nothing is differentiated by.
-
-    Args:
-        make: of a batch's shape, a tensor on its device, a generator (None is the global one) and a rate.
-        like: of the batch; its numbers are not read.
-        rate: of `make`.
-    """
-    if GENERATORS.get() is None:
-        assert not isinstance(rate, tuple)
-        return make(like.shape, like, None, rate)
-    return PackedDraw.apply(like, make, rate)
-
-
-class PackedDraw(Function):
-    """`draw` for the models of a pack, under `vmap`."""
-
-    @staticmethod
-    def forward(like: Tensor, make: Make, rate: Rate) -> Tensor:
-        raise RuntimeError("a pack draws under vmap alone")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None: ...
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
-        like, make, rate = args
-        generators, one = GENERATORS.get(), like.detach().select(in_dims[0], 0)
-        assert generators is not None
-        rates = rate if isinstance(rate, tuple) else (rate,) * info.batch_size
-        each = zip(generators, rates, strict=True)
-        return torch.stack([make(one.shape, one, generator, rate) for generator, rate in each]), 0
-
-
-def kept(shape: torch.Size, like: Tensor, generator: torch.Generator | None, rate: float) -> Tensor:
+def fill_kept(out: Tensor, generator: torch.Generator | None, rate: float) -> None:
     """1 / (1 - rate) for the numbers that are kept, 0 for the others.
 
     On a CPU torch draws a number for each: a quarter of a small model's training step. Here one 64-bit draw serves
     four, each to 16 bits (a rate is then exact to 1 / 65536), which is 2.6 times as fast.
     """
     if rate == 0.0:
-        return like.new_ones(shape)
-    if like.device.type != "cpu":
-        return like.new_empty(shape).bernoulli_(1 - rate, generator=generator).div_(1 - rate)
-    numbers = shape.numel()
-    draws = torch.empty(-(-numbers // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    keep = draws.view(torch.int16)[:numbers].view(shape) >= min(round(rate * 2**16), 2**16 - 1) - 2**15
-    return keep.to(like.dtype).div_(1 - rate)
+        out.fill_(1.0)
+    elif out.device.type != "cpu":
+        out.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
+    else:
+        draws = torch.empty(-(-out.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+        least = min(round(rate * 2**16), 2**16 - 1) - 2**15
+        torch.ge(draws.view(torch.int16)[: out.numel()].view(out.shape), least, out=out).div_(1 - rate)
 
 
-def kept_images(shape: torch.Size, like: Tensor, generator: torch.Generator | None, rate: float) -> Tensor:
-    """The same for whole images (b 1 1)."""
-    keep = like.new_empty(shape[0], 1, 1)
-    return keep.fill_(1.0) if rate == 0.0 else keep.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
+def fill_kept_images(out: Tensor, generator: torch.Generator | None, rate: float) -> None:
+    """The same, one draw a number."""
+    if rate == 0.0:
+        out.fill_(1.0)
+    else:
+        out.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
 
 
 def dropout(x: Float[Tensor, "*b"], rate: Rate, training: bool = True) -> Float[Tensor, "*b"]:
@@ -98,12 +98,14 @@ def dropout(x: Float[Tensor, "*b"], rate: Rate, training: bool = True) -> Float[
         return x
     if x.device.type != "cpu" and not isinstance(rate, tuple):
         return functional.dropout(x, rate)
-    return x * draw(kept, x, rate)
+    return x * draw(Draw(fill_kept, x.shape, x.dtype, rate), x.device)
 
 
 def drop_path(x: Float[Tensor, "b t d"], rate: Rate, training: bool = True) -> Float[Tensor, "b t d"]:
     """Stochastic depth: drops the branch of some images; scales the others to keep the mean."""
-    return x if not training or is_off(rate) else x * draw(kept_images, x, rate)
+    if not training or is_off(rate):
+        return x
+    return x * draw(Draw(fill_kept_images, (x.shape[0], 1, 1), x.dtype, rate), x.device)
 
 
 class Dropout(nn.Module):

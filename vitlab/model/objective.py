@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitlab.config.errors import ConfigError
-from vitlab.model.dropout import draw
+from vitlab.model.dropout import Draw, draw
 from vitlab.model.grid import Grid
 
 Tokens = Float[Tensor, "b n d"]
@@ -153,20 +153,17 @@ class MaskedPatch(Classify):
 
     def forward(self, vit: Any, images: Float[Tensor, "b c y x"]) -> tuple[Tensor, Tensor]:
         """Predictions for the corrupted patches (b m ...), and their targets."""
-        where = draw(self.order, images)[:, : self.count]
+        b, n = len(images), self.grid.patches
+        where = draw(Draw(fill_order, (b, n), torch.int64), images.device)[:, : self.count]
         encoded = vit.encode(self.corrupted(vit.stem(images), where))
         predicted = self.predict(select(encoded[:, self.grid.prefix :], where))
         return predicted, select(self.targets(images), where)
 
-    def order(self, shape: torch.Size, like: Tensor, generator: torch.Generator | None, _: object) -> Tensor:
-        """The patches of each image (b n) in random order."""
-        return torch.rand(shape[0], self.grid.patches, device=like.device, generator=generator).argsort(dim=1)
-
     def corrupted(self, patches: Tokens, where: Int[Tensor, "b m"]) -> Tokens:
         """The patches with those of `where` corrupted."""
         b, n, d = patches.shape
-        chance = draw(uniform, where)[:, :, None]
-        others = (where + draw(partial(integers, most=max(2, n)), where)) % n
+        chance = draw(Draw(fill_uniform, where.shape, torch.float32), patches.device)[:, :, None]
+        others = (where + draw(Draw(partial(fill_integers, n=n), where.shape, torch.int64), patches.device)) % n
         new = torch.where(chance < self.mask + self.swap, select(patches, others), select(patches, where))
         new = torch.where(chance < self.mask, self.token.to(patches.dtype), new)
         return patches.scatter(1, where[:, :, None].expand(b, -1, d), new)
@@ -207,14 +204,19 @@ class MaskedPatch(Classify):
         return loss.flatten(1).mean(dim=1), (logits.argmax(dim=-1) == true).float().flatten(1).mean(dim=1)
 
 
-def uniform(shape: torch.Size, like: Tensor, generator: torch.Generator | None, _: object) -> Tensor:
-    """Numbers in 0 ... 1, for `draw`."""
-    return torch.rand(shape, device=like.device, generator=generator)
+def fill_uniform(out: Tensor, generator: torch.Generator | None, _: object) -> None:
+    """Numbers in 0 ... 1."""
+    torch.rand(out.shape, device=out.device, generator=generator, out=out)
 
 
-def integers(shape: torch.Size, like: Tensor, generator: torch.Generator | None, _: object, *, most: int) -> Tensor:
-    """Integers from 1 to below `most`, for `draw`."""
-    return torch.randint(1, most, shape, device=like.device, generator=generator)
+def fill_order(out: Tensor, generator: torch.Generator | None, _: object) -> None:
+    """0, 1, ... in random order in each row."""
+    out.copy_(torch.rand(out.shape, device=out.device, generator=generator).argsort(dim=1))
+
+
+def fill_integers(out: Tensor, generator: torch.Generator | None, _: object, *, n: int) -> None:
+    """Integers from 1 to below n, or 1."""
+    torch.randint(1, max(2, n), out.shape, device=out.device, generator=generator, out=out)
 
 
 def select(values: Tensor, where: Int[Tensor, "b m"]) -> Tensor:

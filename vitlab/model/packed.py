@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from vitlab.model.attention import Attention
 from vitlab.model.block import Residual
-from vitlab.model.dropout import Dropout, drawing_from
+from vitlab.model.dropout import Draw, Dropout, drawing_from
 
 RATES = {Dropout: "rate", Residual: "drop_rate", Attention: "dropout"}  # attributes in which the models may differ
 
@@ -35,9 +35,14 @@ class Packed:
             if type(module) is nn.Linear:
                 module.forward = BatchedLinear(module)
         self.computed = vmap(self.compute, randomness="error")
+        self.draws: dict[torch.Size, list[Draw]] = {}  # of a forward pass, by the shape of the images
 
-    def compute(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Any:
-        return functional_call(self.template, (weights, buffers), (images,))
+    def compute(
+        self, weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor, numbers: list[Tensor]
+    ) -> Any:
+        drawn = iter(numbers)
+        with drawing_from(lambda _: next(drawn)):
+            return functional_call(self.template, (weights, buffers), (images,))
 
     def __call__(
         self,
@@ -54,8 +59,38 @@ class Packed:
             images: a batch for each model.
             generators: of the random draws of each.
         """
-        with drawing_from(generators):
-            return self.computed(weights, buffers, images)
+        if images.shape not in self.draws:
+            self.draws[images.shape] = self.find_draws(weights, buffers, images)
+        numbers = [drawn_by_each(draw, generators, images.device) for draw in self.draws[images.shape]]
+        return self.computed(weights, buffers, images, numbers)
+
+    @torch.no_grad()
+    def find_draws(
+        self, weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Float[Tensor, "m b c y x"]
+    ) -> list[Draw]:
+        """The random draws of a forward pass, in their order."""
+        found: list[Draw] = []
+
+        def record(draw: Draw) -> Tensor:
+            found.append(draw)
+            return torch.ones(draw.shape, dtype=draw.dtype, device=images.device)
+
+        first = (
+            {name: each[0] for name, each in weights.items()},
+            {name: each[0].clone() for name, each in buffers.items()},
+        )
+        with drawing_from(record):
+            functional_call(self.template, first, (images[0],))
+        return found
+
+
+def drawn_by_each(draw: Draw, generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
+    """The random numbers of all models (m ...), each from its own generator."""
+    numbers = torch.empty(len(generators), *draw.shape, dtype=draw.dtype, device=device)
+    rates = draw.rate if isinstance(draw.rate, tuple) else (draw.rate,) * len(generators)
+    for own, generator, rate in zip(numbers, generators, rates, strict=True):
+        draw.fill(own, generator, rate)
+    return numbers
 
 
 class BatchedLinear:
