@@ -364,6 +364,7 @@ def test_the_figures_become_media_of_the_run_in_wandb(run, tmp_path, quick):
         (["--save", "FOLDER"], "holds other files than those of vitlab inspect"),
         (["--save", "FOLDER/mine.txt"], "it is a file: give a folder"),
         (["--compare", "nowhere"], "nowhere is not a run"),
+        (["--compare", *map(str, range(12))], "13 runs in all: a figure has room for 12"),
         (["--device", "gpu"], "no such device"),
     ],
 )

@@ -23,6 +23,7 @@ its rollout over images; attention distance and entropy; similarity of positions
 rank and CKA of the tokens by depth. In RUN/inspection/: a page, index.html, and each figure as PNG, SVG and CSV.
 The images are test images of the run, evenly spaced, or those given. In fp32, a few images at a time."""
 IMAGES = 128  # the paper's, of its figure 11
+BESIDE = 12  # runs
 SHOWN, CLOSELY = 24, 3  # images with their rollout, and those with the attention of each layer and head
 RECORD, KINDS = "inspection.json", ("png", "svg", "csv")
 FOLDER = "inspection"
@@ -169,7 +170,7 @@ def name_runs(folders: Sequence[Path]) -> dict[Path, str]:
     """The runs, each once, with names that say how they differ, or else those of their folders.
 
     Raises:
-        ConfigError: one is not a run.
+        ConfigError: one is not a run, or they are too many.
     """
     from vitlab.evaluation.untrusted import read_config
     from vitlab.storage.foreign import is_foreign
@@ -177,6 +178,8 @@ def name_runs(folders: Sequence[Path]) -> dict[Path, str]:
     from vitlab.storage.runs_table import flatten
 
     folders = list({folder.resolve(): folder for folder in folders}.values())
+    if len(folders) > BESIDE:
+        raise ConfigError(f"--compare: {len(folders)} runs in all: a figure has room for {BESIDE}: leave some out")
     configs = [{} if is_foreign(folder) else dict(flatten(read_config(Run(folder)))) for folder in folders]
     keys = dict.fromkeys(key for config in configs for key in config if not key.startswith(("system.", "tracking.")))
     varied = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
