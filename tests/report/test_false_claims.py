@@ -40,13 +40,13 @@ def sweeps(number, spread, seeds, *, seed_effect=0.0, effect=0.0, draw=0):
     return scores
 
 
-def holm_claims(scores):
+def holm_claims(scores, level=LEVEL):
     """Which arms are said to differ by paired t tests with Holm's correction, an array (sweep, arm less baseline)."""
     p = paired_p(scores)
     order = np.argsort(p, axis=1)
     steps = np.take_along_axis(p, order, 1) * np.arange(p.shape[1], 0, -1)
     found = np.empty(p.shape, bool)
-    np.put_along_axis(found, order, np.maximum.accumulate(steps, axis=1) < LEVEL, 1)
+    np.put_along_axis(found, order, np.maximum.accumulate(steps, axis=1) < level, 1)
     return found
 
 
@@ -56,7 +56,7 @@ def paired_p(scores):
     return 2 * special.stdtr(scores.shape[2] - 1, -np.abs(t))
 
 
-def claims(scores):
+def claims(scores, level=LEVEL):
     """The same by `contrasts.against`, for many sweeps at once; a test holds the two together."""
     number, arms, seeds = scores.shape
     within = np.ones((number, arms), bool)
@@ -78,11 +78,11 @@ def claims(scores):
     shared = 2 * residual_squares(scores, within).sum(1) / df
     own = np.where(within[:, 1:], gaps.var(2, ddof=1), 0).sum(1) / np.maximum(many - 1, 1)
     t = np.abs(gaps.mean(2)) * math.sqrt(seeds) / np.sqrt(np.maximum(shared, own))[:, None]
-    limits = np.array([critical(dunnett, LEVEL, arms - 1, max(1, n - 1) * (seeds - 1.0)) for n in range(arms + 1)])
+    limits = np.array([critical(dunnett, level, arms - 1, max(1, n - 1) * (seeds - 1.0)) for n in range(arms + 1)])
     p = paired_p(scores)
-    together = (t > limits[many][:, None]) & (p * math.sqrt(arms) < LEVEL)
-    apart = p * (arms - 1) < LEVEL
-    return np.where(pooled[:, None], np.where(within[:, 1:], together, apart), holm_claims(scores))
+    together = (t > limits[many][:, None]) & (p * math.sqrt(arms) < level)
+    apart = p * (arms - 1) < level
+    return np.where(pooled[:, None], np.where(within[:, 1:], together, apart), holm_claims(scores, level))
 
 
 def residual_squares(scores, within):

@@ -57,6 +57,14 @@ def test_arms_are_a_star_and_axes_a_grid(tmp_path):
     assert asked.expect.numbers == {"small, dropout=0.0": 70.5}
 
 
+def test_a_margin_is_a_number_above_zero(tmp_path):
+    assert read(written(tmp_path, WHOLE + "margin: 0.5\n")).margin == 0.5
+    assert read(written(tmp_path, WHOLE)).margin is None
+    for wrong in ("0", "-1", "nan", "inf", "half"):
+        with pytest.raises(SweepFileError, match=r"line 16: margin.*expected a number"):
+            read(written(tmp_path, WHOLE + f"margin: {wrong}\n"))
+
+
 def test_values_stay_what_was_written(tmp_path):
     text = "question: q\naxes:\n  optimizer.lr: [1e-3, 0.010]\n  fit.patience: [null, 3]\n"
     text += "  augment.area: [[0.5, 1.0], [0.8, 1]]\n"

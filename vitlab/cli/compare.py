@@ -26,10 +26,15 @@ def main(words: list[str]) -> int:
     parser.add_argument("--metric", help="what is compared: test/accuracy, val/loss, seconds, ...")
     parser.add_argument("--x", help="the figure's axis: a configuration key, parameters, training_flops, ...")
     parser.add_argument("--baseline", help="the row that the others are compared with; the first")
+    parser.add_argument(
+        "--margin", type=float, help="an arm is equivalent if within so many points (of a loss or cost: units)"
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where answer.md, answer.html and the rest go")
     parser.add_argument("--wandb", action="store_true", help="the table and the figures to Weights & Biases as well")
     options = parser.parse_intermixed_args(words)
-    changed = {key: getattr(options, key) for key in ("metric", "x", "baseline") if getattr(options, key)}
+    changed = {
+        key: getattr(options, key) for key in ("metric", "x", "baseline", "margin") if getattr(options, key) is not None
+    }
     if (folder := find_sweep(options.what, options.runs)) is not None:
         record = read_json(folder / "sweep.json", MAX_BYTES) | changed
         conclude(record, answer_runs(folder), options.out or folder, wandb=options.wandb)

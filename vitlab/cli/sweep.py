@@ -239,6 +239,7 @@ def print_plan(plan: "Plan", slots: int, changed: Mapping[Path, str]) -> None:
     from vitlab.storage.metrics import si
     from vitlab.sweep.duration import estimate
     from vitlab.sweep.progress import span
+    from vitlab.sweep.seeds import planned_power
 
     if not plan.question.trains:
         print("\n".join((plan.question.question, plan.question.source, at(plan.question))))
@@ -282,3 +283,5 @@ def print_plan(plan: "Plan", slots: int, changed: Mapping[Path, str]) -> None:
         f"\n{count(runs, 'run')} of {count(len(plan.cells), 'cell')}; what is not finished takes {si(flops)} FLOPs,"
         f" {time}" + (f"; of {unknown} runs the time is not known" if unknown and total else "")
     )
+    if words := planned_power(plan, known):
+        print(words)

@@ -7,12 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.report.contrasts import pairwise
+from vitlab.report.contrasts import Family, pairwise
+from vitlab.report.power import seeds_to_show
 from vitlab.report.statistics import Estimate, estimate
 from vitlab.report.table import Agreement, Pair
 from vitlab.storage.metrics import Metric
-
-MOST_SEEDS = 1000  # that anybody would train
 
 
 def agree(expect: Any, scores: Mapping[str, pd.Series], metric: Metric, owners: Mapping[str, str]) -> Agreement:
@@ -36,7 +35,7 @@ def agree(expect: Any, scores: Mapping[str, pd.Series], metric: Metric, owners: 
             found = contrast.difference if pair in contrasts else contrast.difference and contrast.difference.negated()
             agrees = (found.sign if found else 0) * metric.sign * (1 if gap > 0 else -1)
             verdict = {1: "agrees", -1: "disagrees", 0: "cannot tell"}[agrees]
-            seeds = None if agrees else seeds_needed(found)
+            seeds = None if agrees else seeds_needed(found, family, pair)
             pairs.append(Pair(first=first, second=second, reported=gap, found=found, verdict=verdict, seeds=seeds))
     order = None
     if len(arms) > 1:
@@ -63,12 +62,13 @@ def part(expect: Any, key: str) -> Any:
     return None
 
 
-def seeds_needed(found: Estimate | None) -> int | None:
-    """Seeds after which the interval would about exclude zero; None for folds, or more than anybody would train."""
+def seeds_needed(found: Estimate | None, family: Family, pair: tuple[str, str]) -> int | None:
+    """Seeds that would tell a difference of this size; None over folds, or more than anybody would train."""
     if found is None or found.of == "fold" or not found.sd or not found.mean:
         return None
-    seeds = max(math.floor((1.96 * found.sd / found.mean) ** 2), found.n) + 1
-    return seeds if seeds <= MOST_SEEDS else None
+    if {*pair} <= {*family.pool.arms}:
+        return seeds_to_show(found.mean, math.sqrt(family.pool.difference), found.n, family=family)
+    return seeds_to_show(found.mean, found.sd, found.n, tests=family.tests if family.pooled else 1)
 
 
 def in_words(pairs: Sequence[Pair], order: float | None, pooled: bool) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from vitlab.config.check import PARTS
 from vitlab.config.errors import ConfigError
 from vitlab.config.moved import current_key
+from vitlab.report import power
 from vitlab.report.agreement import agree, part
 from vitlab.report.contrasts import Contrast, against, in_words
 from vitlab.report.grouping import (
@@ -132,7 +133,8 @@ def compare(
     alike = {name: part.iloc[:0] if name in apart else part for name, part in scores.items()}
     if margin is not None and not margin > 0:
         raise ConfigError(f"margin={margin}: expected a number above 0, in points of a share or in the metric's unit")
-    contrasts, family = against(base, alike, None if margin is None else margin / measured.scale)
+    within = None if margin is None else margin / measured.scale
+    contrasts, family = against(base, alike, within)
     states = {
         name: state(groups[cell]["status"] if cell in groups else (), asked, len(scores[name]), metric)
         for cell, name in owners.items()
@@ -168,9 +170,8 @@ def compare(
         )
         rows.append(row)
     used = runs[values[metric].notna().to_numpy()]
-    lines = notes(
-        measured, used, rows, in_words(family) if family.tests > 1 else "", unreadable, twice, len(wanted) - sum(wanted)
-    )
+    tested = [in_words(family), power.in_words(family, contrasts, measured, within)]
+    lines = notes(measured, used, rows, tested, unreadable, twice, len(wanted) - sum(wanted))
     agreement = None
     if expect is not None:
         agreement = agree(expect, alike, measured, {name: owners[cell] for name, cell in cells.items()})

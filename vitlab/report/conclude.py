@@ -60,6 +60,7 @@ def conclude(
             title=record["question"],
             source=record.get("source", ""),
             expect=record.get("expect"),
+            margin=record.get("margin"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder}/sweep.json is damaged ({error!r}): run the sweep again") from error

@@ -63,13 +63,19 @@ def verdict(metric: Metric, scores: pd.Series, base: pd.Series, contrast: Contra
 
 
 def notes(
-    metric: Metric, used: pd.DataFrame, rows: Sequence[Row], tested: str, unreadable: list[str], twice: int, stray: int
+    metric: Metric,
+    used: pd.DataFrame,
+    rows: Sequence[Row],
+    tested: Sequence[str],
+    unreadable: list[str],
+    twice: int,
+    stray: int,
 ) -> list[str]:
     """What the reader must know.
 
     Args:
         used: the runs whose scores count.
-        tested: how the differences were tested, in words; empty with fewer than two.
+        tested: how the differences were tested, and what that can show; some may be empty.
         unreadable: runs whose configuration is not known.
         twice: runs left out for another of the same cell and seed.
         stray: runs left out for a seed that was not asked for.
@@ -108,8 +114,7 @@ def notes(
                 " share training images, so the variance of a mean of n of k folds is taken as (1/n + 1/(k - 1)) times"
                 " that of the folds (Nadeau and Bengio 2003); no unbiased estimate exists (Bengio and Grandvalet 2004)."
             )
-    if tested:
-        lines.append(tested)
+    lines += filter(None, tested)
     if metric.source == "validation":
         lines.append("The weights were chosen by validation, so validation scores flatter.")
     if twice:

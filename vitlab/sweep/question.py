@@ -89,6 +89,8 @@ class Question:
             by `fit.best`.
         x: axis of the figure: a configuration key or a cost; None is the arms' names.
         expect: what the source reports.
+        margin: within which an arm counts as equivalent to the baseline, in percentage points of a share, else in the
+            metric's unit; None asks for no equivalence.
         search: instead of, or besides, arms and axes.
         scale: name of the scale; empty where the file has none.
         duration: how long it takes, and on what hardware, in words.
@@ -107,6 +109,7 @@ class Question:
     metric: str
     x: str | None
     expect: Expect
+    margin: float | None = None
     search: Search | None
     scale: str
     duration: str

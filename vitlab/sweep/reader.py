@@ -3,6 +3,7 @@
 By hand: pydantic was tried, and with the same messages saves one line in twenty.
 """
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -117,6 +118,7 @@ def read(file: Path, scale: str | None = None) -> Question:
         metric=take("metric", reader.metric, "test/accuracy"),
         x=take("x", reader.axis, None),
         expect=take("expect", reader.expect, Expect()),
+        margin=take("margin", reader.margin, None),
         search=take("search", reader.search, None),
         scale=chosen,
         duration=take("duration", reader.text, ""),
@@ -142,7 +144,7 @@ def read(file: Path, scale: str | None = None) -> Question:
     return found
 
 
-KEYS = ("arms", "pretrain", "axes", "seeds", "folds", "metric", "x", "expect", "search")
+KEYS = ("arms", "pretrain", "axes", "seeds", "folds", "metric", "x", "expect", "margin", "search")
 
 
 OLD_KEYS = {"first": "pretrain", "takes": "duration", "says": "finding", "of": "setting"}  # as first released -> now
@@ -298,6 +300,14 @@ class Reader:
             near = nearest(given, options)
             raise self.wrong(path, f"{path}: {given}: expected one of {', '.join(options)}{near}")
         return given
+
+    def margin(self, node: Any, path: str) -> float:
+        found = self.number(self.text(node, path), path)
+        if not 0 < found < math.inf:
+            raise self.wrong(
+                path, f"{path}={found:g}: expected a number above 0: points of a share, or the metric's unit"
+            )
+        return found
 
     def expect(self, node: Any, path: str) -> Expect:
         if isinstance(node, yaml.ScalarNode):
