@@ -49,7 +49,7 @@ def spread(plan: "Plan", known: "pd.DataFrame | None", name: str) -> tuple[float
         values = known[chosen].dropna(subset=[name]).astype({name: float}).groupby("cell")[name]
         many, variance = values.count(), values.var()
         if (many > 1).any() and (pooled := float((variance * (many - 1)).sum() / (many - 1).sum())) > 0:
-            return math.sqrt(pooled), f"{(cells := (many > 1).sum())} cell{'s' * (cells > 1)} {what}"
+            return math.sqrt(pooled), f"{(cells := int((many > 1).sum()))} cell{'s' * (cells > 1)} {what}"
     return None
 
 
