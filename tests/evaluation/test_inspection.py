@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ from tests.training.test_loop import fit
 from vitlab.__main__ import main
 from vitlab.cli import inspect as command
 from vitlab.config.errors import ConfigError
+from vitlab.data.examples import Pixels
 from vitlab.data.preprocess import Preprocess
 from vitlab.evaluation import attention_maps as maps
 from vitlab.evaluation import inspection
 from vitlab.evaluation import representations as of
 from vitlab.evaluation.inspection import inspect
 from vitlab.evaluation.inspection_contents import contents
-from vitlab.evaluation.load import Trained
+from vitlab.evaluation.load import Trained, load
 from vitlab.evaluation.reevaluate import training_dataset
 from vitlab.model.attention import Attention, Axial
 from vitlab.model.objective import MaskedPatch
@@ -326,6 +328,17 @@ def test_runs_are_named_by_what_differs_and_the_images_are_those_given(run, othe
     assert len(names) == 2
     assert "model.position=rope" in names[1]
     assert "not trained" in said["seen from"][names[1]]
+
+
+def test_the_images_that_are_shown_are_of_all_classes_in_files_sorted_by_class(run, monkeypatch):
+    options = SimpleNamespace(images=[], run=run, root=None, changed_data=False, count=60)
+    labels = training_dataset(run).splits()["test"].labels
+    order = np.argsort(labels, kind="stable")
+    monkeypatch.setattr(Pixels, "sample", lambda examples, count: order[:: len(order) // count][:count])
+    used, _, lost = command.images_of(options, load(run))
+    assert len(set(used)) == 60
+    assert len(set(labels[used[:24]])) >= 8
+    assert not lost
 
 
 def test_figures_of_an_earlier_inspection_go_and_other_files_stay(run, tmp_path, quick):

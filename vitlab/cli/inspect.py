@@ -197,12 +197,14 @@ def images_of(options: argparse.Namespace, model: "Trained") -> tuple[list[Any],
         ConfigError: there is none.
     """
     if not options.images:
-        from vitlab.evaluation.inspection import evenly
+        import numpy as np
+
         from vitlab.evaluation.reevaluate import training_dataset
 
         dataset = training_dataset(options.run, root=options.root, changed_data=options.changed_data)
         test = dataset.splits(model.preprocess.decoding)["test"]
-        used = evenly(len(test), options.count or IMAGES)
+        chosen = test.sample(options.count or IMAGES)
+        used = np.random.default_rng(0).permutation(chosen).tolist()  # the first ones, which are shown, of all classes
         return used, lambda number: test.image(used[number]), False
     from vitlab.data.datasets.listing import PassedOver
     from vitlab.data.examples import ignore_pillow_warnings
