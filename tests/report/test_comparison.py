@@ -472,6 +472,11 @@ def test_a_table_of_unlike_runs_says_so():
     )
 
 
+def test_of_arms_with_different_numbers_of_test_images_no_interval_over_them_is_given():
+    lines = [line(c, s, 0.5 + s / 9, test_images=n) for c, n in (("a", 360), ("b", 3)) for s in range(3)]
+    assert "Wilson" not in " ".join(compared(lines).notes)
+
+
 @pytest.mark.parametrize(("correct", "images"), [(350, 360), (0, 10), (10, 10), (9312, 10000)])
 def test_the_interval_over_test_images_is_wilsons(correct, images):
     expected = stats.binomtest(correct, images).proportion_ci(method="wilson")

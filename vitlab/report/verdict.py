@@ -101,14 +101,19 @@ def notes(
     if metric.source == "bench":
         lines.append("Intervals are 95 %, Student's t over rounds that measured every arm one after the other.")
     elif any(row.score is not None and row.score.low is not None for row in rows):
-        images = numbers(used, "test_images").min()
+        counts = numbers(used, "test_images")
+        images = counts.min()
         what = f" (one is {100 / images:.2g} points)" if images > 0 and metric.name == "test/accuracy" else ""
         if not all(row.folds for row in rows):
             lines.append(
                 "Intervals are 95 %, Student's t over the seeds: they hold the randomness of training, not that of the"
                 f" choice of test images{what}."
             )
-            if what and (means := [row.score.mean for row in rows if row.score and not row.apart]):
+            if (
+                what
+                and counts.nunique() == 1
+                and (means := [row.score.mean for row in rows if row.score and not row.apart])
+            ):
                 low, high = (100 * end for end in wilson(max(means), int(images)))
                 lines.append(
                     f"As a measure of other images of the kind, {100 * max(means):.1f} % on {images:.0f} test images"
