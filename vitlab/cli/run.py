@@ -231,6 +231,7 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None, f
         took = f"{result['seconds']:.0f} s of training" + (
             f", {seconds:.0f} s in all" if seconds and seconds > result["seconds"] else ""
         )
+        together = f", {packed} runs together" if (packed := result.get("packed", 1)) > 1 else ""
         spared = [f"{result[key]} {key}" for key in ("skipped", "rollbacks") if result.get(key)]
         following = (command("evaluate", folder.folder), command("predict", folder.folder, "IMAGE..."))
         if not result.get("classifies", True):
@@ -240,7 +241,8 @@ def summary(folder: Any, result: dict[str, Any], seconds: float | None = None, f
             f"validation  {result['val/accuracy']:.2%} ({format_best(result)})",
             f"test        {result['test/accuracy']:.2%}",
             *([f"few shots   {few}"] if (few := format_few_shot(result)) else []),
-            f"time        {took}, {result['images_per_second']:,.0f} images/s, {result['parameters']:,} parameters",
+            f"time        {took}{together}, {result['images_per_second']:,.0f} images/s,"
+            f" {result['parameters']:,} parameters",
             *([f"waiting     {wait}"] if (wait := format_wait(result, faster)) else []),
             *([f"not finite  updates {', '.join(spared)}"] if spared else []),
             *(f"{word:<12}{words}" for word, words in zip(("next", ""), following, strict=True)),

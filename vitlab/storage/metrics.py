@@ -161,7 +161,7 @@ TABLE = (
     *of_kind("largest_batch", source="bench", cost=True, higher_is_better=True, **COUNT),
     *of_kind("inference/images_per_second", higher_is_better=True, form=si),
     *of_kind("batch", source="bench", **COUNT),
-    *of_kind("steps best_step skipped rollbacks processes accumulate test_images", **COUNT),
+    *of_kind("steps best_step skipped rollbacks processes packed accumulate test_images", **COUNT),
     *of_kind("epochs"),
 )
 METRICS = {each.name: each for each in TABLE}

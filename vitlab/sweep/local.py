@@ -17,7 +17,7 @@ import psutil
 
 from vitlab.storage.metrics import SELECTED_BY
 from vitlab.sweep.job import Child, Failure, Job, Slot
-from vitlab.sweep.packs import PackProcess
+from vitlab.sweep.packs import PackProcess, Seat
 from vitlab.sweep.progress import Progress
 from vitlab.system.signals import Signals
 
@@ -209,7 +209,9 @@ class Local:
         while True:
             used = {part.name: [child for child in self.running if child.slot is part] for part in self.parts}
             free = [part for part in self.parts if not self.full(used[part.name])]
-            if not free or (self.running and not self.room()):
+            if self.running and not self.room():
+                free = [part for part in free if used[part.name]]  # `packs.seats` has room for all of a pack
+            if not free:
                 return
             found = self.held or self.choose(source)
             if found is None:
@@ -229,6 +231,8 @@ class Local:
     def start(self, job: Job, part: Slot, attempt: int) -> Child:
         """Starts a job: in the slot's pack, or in a process of its own."""
         if job.pack is None or self.seats == 1:
+            if (idle := self.packs.pop(part.name, None)) is not None:
+                idle.close()
             return start(job, part, self.logs / f"{job.run.folder.name}.txt", attempt)
         pack = self.packs.get(part.name)
         if pack is None or pack.process.poll() is not None:
@@ -281,6 +285,9 @@ class Local:
             self.progress.done(job, "pruned")
             source.ended(job, "pruned")
         elif not leaving:
+            if self.fewer(child):
+                self.waiting.append((job, child.attempt))
+                return
             reason = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
             if code == -KILL:
                 reason += ", perhaps out of memory: use fewer slots, slots=N"
@@ -288,9 +295,23 @@ class Local:
                 self.progress.say(f"{job}: {reason}; retried ({child.attempt + 1} of {self.retries})")
                 self.waiting.append((job, child.attempt + 1))
                 return
-            self.failures.append(Failure(job=job, reason=reason, tail=tail(child.out)))
+            self.failures.append(Failure(job=job, reason=reason, tail=last_words(child)))
             self.progress.done(job, "failed")
             source.ended(job, "failed")
+
+    def fewer(self, child: Child) -> bool:
+        """Halves the seats where the system has killed a pack, perhaps for its memory; whether it has."""
+        seat = child.process
+        if not (isinstance(seat, Seat) and seat.lost and seat.returncode == -KILL):
+            return False
+        runs = len(seat.pack.running)
+        if self.seats > max(1, runs // 2):
+            self.seats = max(1, runs // 2)
+            self.progress.say(
+                f"a pack of {runs} was killed by SIGKILL, perhaps out of memory: its runs go on from their last"
+                f" checkpoints, {f'{self.seats} together' if self.seats > 1 else 'each in a process of its own'}"
+            )
+        return True
 
     def look(self, source: Source) -> None:
         """Reads the new rows of the running trainings."""
@@ -350,6 +371,14 @@ def resident(process: int) -> int:
             with contextlib.suppress(psutil.Error):
                 total += each.memory_info().rss
     return total
+
+
+def last_words(child: Child) -> str:
+    """The end of what a failed training printed; of a pack that has ended, of what all of it did."""
+    seat = child.process
+    if not isinstance(seat, Seat):
+        return tail(child.out)
+    return tail(seat.pack.out) if seat.lost else seat.error or tail(child.out)
 
 
 def tail(file: Path, lines: int = TAIL) -> str:

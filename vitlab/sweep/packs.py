@@ -144,7 +144,8 @@ class PackProcess:
                 **settings,
             )
         self.out = out
-        self.statuses: dict[str, int] = {}  # of the runs that have ended
+        self.running: set[str] = set()  # names of runs
+        self.reports: dict[str, dict[str, Any]] = {}  # of the runs that have ended
         self.reader = threading.Thread(target=self.read, name="pack", daemon=True)
         self.reader.start()
 
@@ -153,7 +154,8 @@ class PackProcess:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             report = json.loads(line)
-            self.statuses[report["ended"]] = report["status"]
+            self.reports[report["ended"]] = report
+            self.running.discard(report["ended"])
 
     def write(self, command: dict[str, Any]) -> None:
         """Sends a command; one that has ended takes none."""
@@ -166,7 +168,8 @@ class PackProcess:
     def train(self, job: Job) -> "Seat":
         """Trains a run too."""
         name = str(job.run.folder)
-        self.statuses.pop(name, None)
+        self.reports.pop(name, None)
+        self.running.add(name)
         self.write({"train": list(job.words), "name": name})
         return Seat(self, name)
 
@@ -191,8 +194,18 @@ class Seat:
         ended = self.pack.process.poll()
         if ended is not None:
             self.pack.reader.join()
-        self.returncode = self.pack.statuses.get(self.name, ended)
+        self.returncode = self.pack.reports.get(self.name, {"status": ended})["status"]
         return self.returncode
+
+    @property
+    def lost(self) -> bool:
+        """Whether the process has ended without a word of it."""
+        return self.name not in self.pack.reports
+
+    @property
+    def error(self) -> str:
+        """Why it failed, where its own log does not say that."""
+        return "" if self.lost else self.pack.reports[self.name]["error"]
 
     def send_signal(self, number: int) -> None:
         """Asks the run to save and leave; the others go on."""

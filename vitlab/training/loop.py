@@ -16,6 +16,7 @@ from vitlab.system.profiler import Profiler
 from vitlab.system.signals import Signals
 from vitlab.tracking.tracker import Tracker
 from vitlab.training.batches import eval_batches, train_batches
+from vitlab.training.pack import Pack
 from vitlab.training.recipe import TrainingSetup
 from vitlab.training.recovery import check_finite, open_run, validate
 from vitlab.training.result import finish
@@ -99,12 +100,20 @@ def training_loop(
 
 
 def train_alone(training: Updates[Result]) -> Result:
-    """Computes each update of a training; gives what the training returns."""
+    """Computes each update of a training; gives what the training returns.
+
+    One that was in a pack goes on as a pack of one, so that its last digits do not depend on where it was interrupted.
+    """
+    pack = Pack(1)
     try:
         update = next(training)
         while True:
+            state, batch = update
             try:
-                train_step(*update)
+                if state.packed and state.setup.batchable:
+                    pack.step([update])
+                else:
+                    train_step(state, batch)
             except BaseException as error:  # raised where the training is, which closes its files
                 training.throw(error)
             update = next(training)

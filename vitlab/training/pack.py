@@ -20,7 +20,7 @@ from vitlab.system.memory import out_of_memory
 from vitlab.system.precision import autocast
 from vitlab.training.member import Member, within
 from vitlab.training.state import TrainState
-from vitlab.training.step import apply_gradients, begin, buffers_before, losses, train_step
+from vitlab.training.step import apply_gradients, begin, buffers_before, losses
 
 log = logging.getLogger("vitlab")
 FEWEST = 2  # models of a product: for a single one another kernel may be used, with other last digits
@@ -45,9 +45,6 @@ class Pack:
             OutOfMemory: not even two models fit into memory.
         """
         states = [state for state, _ in pending]
-        if len(states) == 1 and states[0].packed == 1:  # until others join it
-            train_step(*pending[0])
-            return
         if [member.state for member in self.members] != states or not all(member.attached for member in self.members):
             self.hold(states)
         inputs = [state.inputs(batch.to(self.weights.device)) for state, batch in pending]

@@ -187,6 +187,12 @@ class TrainingSetup:
         """Whether steps are captured as CUDA graphs, and the numbers that change with every step lie in tensors."""
         return not self.not_captured
 
+    @property
+    def batchable(self) -> bool:
+        """Whether nothing that was asked for stands against computing it as one of several models."""
+        special = self.system.compile or self.system.activation_checkpointing or self.fit.auto_accumulate
+        return self.dist.size == 1 and not (special or self.captured)
+
     def model_facts(self) -> dict[str, Any]:
         """What a trained model needs to be used: sizes, classes, and what its images go through."""
         data = self.dataset

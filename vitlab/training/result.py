@@ -66,6 +66,7 @@ def summarise(state: TrainState, config: dict[str, Any], test: dict[str, float])
         "peak_memory_bytes": peak_memory(setup.dist.device),
         "precision": setup.precision,
         "processes": setup.dist.size,
+        "packed": max(1, state.packed),
         "accumulate": state.accumulation_steps,
         "skipped": state.skipped,
         "rollbacks": state.rollbacks,

@@ -48,7 +48,7 @@ class TrainState:
         weights: the model's weights at that step, to be read after `copies.wait()`.
         copies: makes the copies on the CPU.
         optimizer, parameters: that an update works on: in a pack, the same numbers in larger pieces.
-        packed: how many trainings were computed together, at most; 1 alone.
+        packed: how many trainings were computed together, at most; 0 outside of packs.
         evals_since_best: evaluations since then.
         accumulation_steps: parts that a batch is computed in.
         skipped: updates left out because the loss or the gradient was NaN or infinite, at the last reading.
@@ -77,7 +77,7 @@ class TrainState:
         self.meter = Meter(setup.dist.device)
         self.step = self.evals_since_best = self.skipped = self.rollbacks = self.nonfinite_in_a_row = 0
         self.finite_since_eval = True
-        self.accumulation_steps, self.packed = setup.fit.accumulate, 1
+        self.accumulation_steps, self.packed = setup.fit.accumulate, 0
         self.best: dict[str, Any] | None = None
         self.weights: dict[str, Tensor] = {}
         self.copies = HostCopies(setup.dist.device)
@@ -229,7 +229,7 @@ class TrainState:
             self.ema.load_state_dict(saved["ema"])
             self.scaler.load_state_dict(saved["scaler"])
             self.meter.load_state_dict(saved["meter"], self.setup.dist)
-            self.weights, self.packed = saved["weights"], saved.get("packed", 1)
+            self.weights, self.packed = saved["weights"], saved.get("packed", 0)
             for name, first_name in SAVED.items():
                 setattr(self, name, saved[name] if name in saved else saved[first_name])
             self.skips.copy_(torch.tensor([self.skipped, self.nonfinite_in_a_row]))
