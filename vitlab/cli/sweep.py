@@ -110,10 +110,11 @@ def run_sweep(options: argparse.Namespace) -> int:
     parts = local_launcher.slots(int(given["slots"]) if "slots" in given else None, most, device)
     jobs = plan.jobs
     changed = plan.outdated()
-    seats = packs.seats(jobs, len(parts), device, launcher, int(given["pack"]) if "pack" in given else None)
+    size = int(given["pack"]) if "pack" in given else None
+    seats = packs.seats(jobs, len(parts), device, launcher, size, asked.search)
     if options.dry:
         print_plan(plan, len(parts), changed)
-        print(packs.describe(jobs, len(parts), seats))
+        print(packs.describe(jobs, len(parts), seats), end="\n" * (seats > 1))
         return DONE
     planning.set_changed_aside(changed, plan.cells[0].config)
     todo = [job for job in jobs if job.run.result()["status"] != "finished"]
@@ -143,7 +144,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     if asked.search is not None:
         from vitlab.sweep import search
 
-        found = search.run(plan, parts, progress, options.retries, launcher, train_in_turn)
+        found = search.run(plan, parts, progress, options.retries, launcher, train_in_turn, seats)
         status, failures = found.status, [*found.failures]
         for cell in found.cells:
             record["cells"][cell.name] = {"cell": cell.identity, "overrides": list(cell.overrides)}

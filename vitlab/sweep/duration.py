@@ -15,6 +15,11 @@ class Estimate:
     source: str
 
 
+def spent(runs: Any) -> Any:
+    """Seconds that each run of a table took; of those that were trained together, each its part."""
+    return runs["seconds"] / (runs["packed"].fillna(1) if "packed" in runs else 1)
+
+
 def estimate(cell: Checked, known: Any) -> Estimate:
     """The duration of a cell's training: that of its own runs, or by the speed of the runs of nearest cost.
 
@@ -27,9 +32,9 @@ def estimate(cell: Checked, known: Any) -> Estimate:
     same = known[known["cell"] == cell.identity]
     if len(same):
         return Estimate(
-            seconds=float(same["seconds"].median()), source=f"measured in {len(same)} run{'s' * (len(same) > 1)}"
+            seconds=float(spent(same).median()), source=f"measured in {len(same)} run{'s' * (len(same) > 1)}"
         )
-    rates = known["images"] * known["flops_per_image"] / known["seconds"]
+    rates = known["images"] * known["flops_per_image"] / spent(known)
     distance = (known["flops_per_image"].astype(float).apply(math.log) - math.log(cell.flops_per_image)).abs()
     nearest = rates[distance.sort_values(kind="stable").index[:5]]
     return Estimate(

@@ -22,6 +22,7 @@ class Job:
         run: its folder.
         steps: of the whole training.
         after: the run whose weights it starts from.
+        memory: bytes that it takes in a pack, about.
         pack: what the runs that can be trained together with it have in common; None where none can.
         alone: why none can.
     """
@@ -33,6 +34,7 @@ class Job:
     run: Run
     steps: int
     after: Run | None = None
+    memory: int = 0
     pack: str | None = None
     alone: str = ""
 

@@ -160,7 +160,7 @@ class Local:
 
     def __init__(self, parts: Sequence[Slot], logs: Path, progress: Progress, retries: int = 0, seats: int = 1):
         self.parts = parts
-        self.seats = seats
+        self.seats, self.together = seats, seats > 1
         self.packs: dict[str, PackProcess] = {}  # of each slot
         self.logs = logs
         self.progress = progress
@@ -230,7 +230,7 @@ class Local:
 
     def start(self, job: Job, part: Slot, attempt: int) -> Child:
         """Starts a job: in the slot's pack, or in a process of its own."""
-        if job.pack is None or self.seats == 1:
+        if job.pack is None or not self.together:
             if (idle := self.packs.pop(part.name, None)) is not None:
                 idle.close()
             return start(job, part, self.logs / f"{job.run.folder.name}.txt", attempt)
@@ -309,9 +309,9 @@ class Local:
             self.seats = max(1, runs // 2)
             self.progress.say(
                 f"a pack of {runs} was killed by SIGKILL, perhaps out of memory: its runs go on from their last"
-                f" checkpoints, {f'{self.seats} together' if self.seats > 1 else 'each in a process of its own'}"
+                f" checkpoints, {self.seats} at a time"
             )
-        return True
+        return seat.pack.at_once > 1
 
     def look(self, source: Source) -> None:
         """Reads the new rows of the running trainings."""

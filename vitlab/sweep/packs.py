@@ -14,7 +14,9 @@ from typing import Any
 from vitlab.config.errors import ConfigError, Node
 from vitlab.config.own import CURRENT
 from vitlab.sweep.job import Job, Slot
+from vitlab.sweep.question import Search
 from vitlab.system.hardware import device_named
+from vitlab.system.memory import format_bytes, free_memory
 
 NUMBERS = {  # of the model, in which the runs of a pack may differ; all that is not of the model may differ as well
     "model": ("dropout", "drop_path", "layer_scale", "init"),
@@ -23,12 +25,22 @@ NUMBERS = {  # of the model, in which the runs of a pack may differ; all that is
 }
 WORTH = {"cpu": 1e9, "accelerator": 2e10}  # FLOPs of a forward pass up to which one model leaves the machine idle
 MOST = {"cpu": 16, "accelerator": 64}  # runs of a pack
+COPIES = 8 * 4  # bytes for each weight: its gradient, moments, average, and copies of these
+SHARE = 0.5  # of the memory that is free, for packs
+AHEAD = 4  # a search that learns from its trials tries at most one of 4 of them at once
 
 
-def packing(config: Node, shape: Mapping[str, Any], flops: int) -> dict[str, Any]:
-    """The arguments `pack` and `alone` of a job, of which one is empty."""
-    alone = why_alone(config, flops)
-    return {"pack": None if alone else pack_key(config, shape), "alone": alone}
+def packing(config: Node, shape: Mapping[str, Any], flops: int, parameters: int) -> dict[str, Any]:
+    """The arguments `pack`, `alone` and `memory` of a job; one of the first two is empty."""
+    alone, model = why_alone(config, flops), config["model"]
+    kept = work_of(config, flops) * model["heads"] // model["width"]  # about what a step keeps: more for small heads
+    memory = kept + COPIES * parameters
+    return {"pack": None if alone else pack_key(config, shape), "alone": alone, "memory": memory}
+
+
+def work_of(config: Node, flops: int) -> int:
+    """FLOPs of the forward pass of what is computed at once."""
+    return flops * config["fit"]["batch_size"] // config["fit"]["accumulate"]
 
 
 def why_alone(config: Node, flops: int) -> str:
@@ -39,7 +51,7 @@ def why_alone(config: Node, flops: int) -> str:
         flops: of an image, forward.
     """
     fit, system = config["fit"], config["system"]
-    work, most = flops * fit["batch_size"] // fit["accumulate"], WORTH[kind_of(system["device"])]
+    work, most = work_of(config, flops), WORTH[kind_of(system["device"])]
     reasons = {
         f"system.compile={system['compile']} compiles one model": bool(system["compile"]),
         "system.capture=true captures the steps of one model": system["capture"] is True,
@@ -68,29 +80,44 @@ def pack_key(config: Node, shape: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def seats(jobs: Sequence[Job], slots: int, device: str, launcher: str, most: int | None) -> int:
+def seats(
+    jobs: Sequence[Job], slots: int, device: str, launcher: str, asked: int | None, search: Search | None = None
+) -> int:
     """How many runs a process computes together, at most; 1 where none are.
 
     Args:
-        jobs: of the sweep.
+        jobs: of the sweep; of a search those of the baseline, whose trials are taken for runs like them.
         slots: processes at once.
         device: `system.device` of the runs.
-        launcher: packed; auto, which packs where runs of one shape would wait for a slot; or another, which does not.
-        most: what the user asks for; None is `MOST`.
+        launcher: packed; auto, which packs where runs of one shape would wait for a slot, but no search that learns
+            from its trials; or another, which does not pack.
+        asked: how many; None is `MOST`, or what fits into memory.
+        search: of the sweep.
 
     Raises:
-        ConfigError: launcher=packed, and no two runs go together.
+        ConfigError: launcher=packed, and no two runs go together; or more are asked for than may be.
     """
-    if launcher not in ("auto", "packed") or most == 1:
+    tpe = search is not None and search.method == "tpe"
+    if launcher not in ("auto", "packed") or (launcher == "auto" and (asked == 1 or (tpe and asked is None))):
         return 1
-    together = max(Counter(job.pack for job in jobs if job.pack).values(), default=0)
-    if launcher == "packed" and together < 2:
-        raise ConfigError(
-            f"launcher=packed: {jobs[0].alone or 'no two runs have models of one shape'}: use launcher=local"
-        )
-    if together <= (slots if launcher == "auto" else 1):
-        return 1
-    return most or MOST[kind_of(device)]
+    trials = search.trials if search else 0
+    likes = Counter(job.pack for job in (*[*jobs[:1]] * trials, *jobs) if job.pack)
+    together = max(likes.values(), default=0)
+    most, why = MOST[kind_of(device)], ""
+    if asked is None and likes:
+        kind, need = device_named(device), max(job.memory for job in jobs if job.pack)
+        free = SHARE * free_memory(kind) / (slots if kind.type == "cpu" else 1)  # each GPU has its own
+        most = min(most, max(1, int(free / need)))
+        why = f"two runs take about {format_bytes(2 * need)} of {format_bytes(free)} that a process may"
+    if tpe:
+        most = min(asked or most, max(1, trials // AHEAD // slots))
+        why = f"a tpe search tries at most 1 of {AHEAD} of its {trials} trials at once, here {most} in each slot"
+        if asked and asked > most:
+            raise ConfigError(f"pack={asked}: {why}: give more trials, or a smaller pack")
+    if launcher == "packed" and min(together, asked or most) < 2:
+        reason = jobs[0].alone or "no two runs have models of one shape" if together < 2 else why or f"pack={asked}"
+        raise ConfigError(f"launcher=packed: {reason}: use launcher=local")
+    return asked or most if together > (slots if launcher == "auto" else 1) else 1
 
 
 def grouped(jobs: Sequence[Job]) -> list[Job]:
@@ -102,16 +129,17 @@ def grouped(jobs: Sequence[Job]) -> list[Job]:
 
 
 def describe(jobs: Sequence[Job], slots: int, seats: int) -> str:
-    """Which jobs are trained together, in words; and why the others are not."""
-    lines = []
-    for key in dict.fromkeys(job.pack for job in jobs if job.pack) if seats > 1 else ():
-        members = [job for job in jobs if job.pack == key]
-        size = min(seats, -(-len(members) // slots))
-        names = ", ".join(dict.fromkeys(job.name for job in members))
-        lines.append(f"trained together, up to {size} in a process: {len(members)} runs of {names}")
-    for reason in dict.fromkeys(job.alone for job in jobs if job.alone) if seats > 1 else ():
+    """Which jobs are trained together, in words, and why the others are not; empty where none are."""
+    if seats == 1:
+        return ""
+    lines = [f"trained together, in {slots} process{'es' * (slots > 1)} at once:"]
+    for key, count in Counter(job.pack for job in jobs if job.pack).items():
+        names = ", ".join(dict.fromkeys(job.name for job in jobs if job.pack == key))
+        size = min(seats, -(-count // slots))
+        lines.append(f"  {count} run{'s' * (count > 1)} of {names}: up to {size} in each")
+    for reason, count in Counter(job.alone for job in jobs if job.alone).items():
         names = ", ".join(dict.fromkeys(job.name for job in jobs if job.alone == reason))
-        lines.append(f"alone, because {reason}: {names}")
+        lines.append(f"  alone, {count} run{'s' * (count > 1)} of {names}: {reason}")
     return "\n".join(lines)
 
 
@@ -143,7 +171,7 @@ class PackProcess:
                 env={**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1"},
                 **settings,
             )
-        self.out = out
+        self.out, self.at_once = out, at_once
         self.running: set[str] = set()  # names of runs
         self.reports: dict[str, dict[str, Any]] = {}  # of the runs that have ended
         self.reader = threading.Thread(target=self.read, name="pack", daemon=True)

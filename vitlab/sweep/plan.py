@@ -95,10 +95,10 @@ class Checked:
         """One run of it; with a source from that of the same fold, which has not seen the test images either."""
         config: Node = {**self.config, "seed": seed}
         words = (*self.overrides, f"seed={seed}")
+        facts: Node = packing(config, self.shape, self.flops_per_image, self.parameters)
         if self.folds:
             config["dataset"] = {**config["dataset"], "fold": fold}
-            words = (*words, f"{FOLD}={fold}")
-        facts: Node = {"fold": fold if self.folds else None, **packing(config, self.shape, self.flops_per_image)}
+            words, facts["fold"] = (*words, f"{FOLD}={fold}"), fold
         if self.source is not None:
             facts["after"] = self.source.job(seed, fold).run
             words = merged(words, start_from(facts["after"].folder, self.source.identity))

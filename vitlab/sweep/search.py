@@ -22,6 +22,7 @@ from vitlab.storage.metrics import metric
 from vitlab.sweep import plan as planning
 from vitlab.sweep.job import Failure, Job, Slot
 from vitlab.sweep.local import Listed, Local
+from vitlab.sweep.packs import grouped
 from vitlab.sweep.plan import Checked, Plan
 from vitlab.sweep.progress import Progress
 from vitlab.sweep.question import Cell
@@ -71,6 +72,7 @@ def run(
     retries: int,
     launcher: str,
     serial: Callable[[list[Job]], int] | None = None,
+    seats: int = 1,
 ) -> Outcome:
     """Runs or continues a search, and trains the configuration that was found with every seed.
 
@@ -79,8 +81,9 @@ def run(
         parts: of the machine.
         progress: shows progress.
         retries: how often a failed training is started again.
-        launcher: local or serial.
+        launcher: local, packed or serial.
         serial: trains jobs one after the other in this process, and gives what a command would.
+        seats: how many trainings a process computes together, at most.
 
     Raises:
         SweepError: the search is not possible.
@@ -103,7 +106,7 @@ def run(
         trials = Trials(plan, progress)
         trials.check_ends()
         if serial is None:
-            local = Local(parts, logs, progress, retries)
+            local = Local(parts, logs, progress, retries, seats)
             status, failures = local.run(trials), local.failures
         else:
             status, failures = one_by_one(trials, serial), []
@@ -121,8 +124,8 @@ def run(
         todo = [job for job in jobs if job.run.result()["status"] != "finished"]
         progress.say(f"\nwith every seed: {len(jobs)} runs; {len(jobs) - len(todo)} are finished already")
         if serial is None:
-            last = Local(parts, logs, Progress(before=len(jobs) - len(todo), write=progress.write), retries)
-            code, more = last.run(Listed(todo)), last.failures
+            last = Local(parts, logs, Progress(before=len(jobs) - len(todo), write=progress.write), retries, seats)
+            code, more = last.run(Listed(grouped(todo))), last.failures
         else:
             code, more = serial(todo), []
         return replace(outcome, status=max(status, code), failures=[*failures, *more])

@@ -20,6 +20,14 @@ def total_memory(device: torch.device | str = "cpu") -> int:
     return min([psutil.virtual_memory().total, *(int(s) for s in limits if s.isdecimal())])
 
 
+def free_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes of memory that are free: of the GPU, else of the machine."""
+    device = torch.device(device)
+    if device.type != "cpu" and (own := memory_info(device)) is not None:
+        return own[0]
+    return psutil.virtual_memory().available
+
+
 def check_fits(size: float, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
     """Raises ValueError where `what` takes more bytes (`size`) than there are."""
     there, where = total_memory(device), "this machine" if torch.device(device).type == "cpu" else str(device)
