@@ -114,7 +114,8 @@ def run_sweep(options: argparse.Namespace) -> int:
     seats = packs.seats(jobs, len(parts), device, launcher, size, asked.search)
     if options.dry:
         print_plan(plan, len(parts), changed)
-        print(packs.describe(jobs, len(parts), seats), end="\n" * (seats > 1))
+        if packed := packs.describe(jobs, len(parts), seats):
+            print(packed)
         return DONE
     planning.set_changed_aside(changed, plan.cells[0].config)
     todo = [job for job in jobs if job.run.result()["status"] != "finished"]

@@ -230,12 +230,13 @@ class Local:
 
     def start(self, job: Job, part: Slot, attempt: int) -> Child:
         """Starts a job: in the slot's pack, or in a process of its own."""
-        if job.pack is None or not self.together:
-            if (idle := self.packs.pop(part.name, None)) is not None:
-                idle.close()
+        pack, packed = self.packs.get(part.name), job.pack is not None and self.together
+        if pack is not None and (not packed or pack.process.poll() is not None):
+            self.packs.pop(part.name).close()
+            pack = None
+        if not packed:
             return start(job, part, self.logs / f"{job.run.folder.name}.txt", attempt)
-        pack = self.packs.get(part.name)
-        if pack is None or pack.process.poll() is not None:
+        if pack is None:
             out = self.logs / f"pack of {part.name}.txt"
             pack = self.packs[part.name] = PackProcess(part, self.seats, out, settings_of(part))
         return Child(job=job, slot=part, process=pack.train(job), out=job.run.log, attempt=attempt)

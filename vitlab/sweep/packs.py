@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,9 @@ def seats(
         if asked and asked > most:
             raise ConfigError(f"pack={asked}: {why}: give more trials, or a smaller pack")
     if launcher == "packed" and min(together, asked or most) < 2:
-        reason = jobs[0].alone or "no two runs have models of one shape" if together < 2 else why or f"pack={asked}"
+        reason = why or f"pack={asked} packs nothing"
+        if together < 2:
+            reason = jobs[0].alone or "no two runs have models of one shape"
         raise ConfigError(f"launcher=packed: {reason}: use launcher=local")
     return asked or most if together > (slots if launcher == "auto" else 1) else 1
 
@@ -180,18 +183,17 @@ class PackProcess:
     def read(self) -> None:
         """Takes the reports of runs that have ended."""
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            report = json.loads(line)
-            self.reports[report["ended"]] = report
-            self.running.discard(report["ended"])
+        with self.process.stdout as lines:
+            for line in lines:
+                report = json.loads(line)
+                self.reports[report["ended"]] = report
+                self.running.discard(report["ended"])
 
     def write(self, command: dict[str, Any]) -> None:
         """Sends a command; one that has ended takes none."""
         assert self.process.stdin is not None
-        try:
+        with suppress(OSError):
             print(json.dumps(command), file=self.process.stdin, flush=True)
-        except (BrokenPipeError, ValueError):
-            return
 
     def train(self, job: Job) -> "Seat":
         """Trains a run too."""
@@ -202,12 +204,12 @@ class PackProcess:
         return Seat(self, name)
 
     def close(self) -> None:
-        """Sends no more runs: the process ends with those that it has."""
+        """Sends no more runs, and waits for the process, which ends with those that it has."""
         assert self.process.stdin is not None
-        try:
+        with suppress(OSError):
             self.process.stdin.close()
-        except BrokenPipeError:
-            return
+        self.process.wait()
+        self.reader.join()
 
 
 class Seat:
