@@ -16,6 +16,7 @@ from vitlab.model.dropout import dropout as drop
 from vitlab.model.grid import Grid
 from vitlab.model.part import Part
 from vitlab.model.position import Position
+from vitlab.model.stacked import over_models
 from vitlab.model.stem import divisors
 
 Queries = Float[Tensor, "b heads q k"]
@@ -69,20 +70,13 @@ class Products(Function):
         return rearrange(gradient, "b t three heads k -> three b heads t k")
 
 
-class PackedProducts(Function):
-    """`Products` of all images of all models of a pack, under `vmap`: attention has no weights of its own."""
+def of_all_models(qkv: Projected) -> Keys:
+    """`Products` for the images of all models of a pack: attention has no weights of its own."""
 
-    @staticmethod
-    def forward(qkv: Projected) -> Keys:
-        return explicit(*qkv, None, 0.0)[0]
+    def products(of_each: Float[Tensor, "m three b heads t k"]) -> Float[Tensor, "m b heads t k"]:
+        return Products.apply(of_each.transpose(0, 1).flatten(1, 2)).unflatten(0, (len(of_each), -1))
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None: ...
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Tensor) -> tuple[Tensor, int]:
-        out = Products.apply(args[0].movedim(in_dims[0], 1).flatten(1, 2))
-        return out.unflatten(0, (info.batch_size, -1)), 0
+    return over_models(products, qkv)
 
 
 def fused(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) -> Queries:
@@ -189,7 +183,7 @@ class Attention(Part):
         kernel = self.chosen(tokens=qkv.shape[-2], device=device, full=full, plain=plain)
         if weights is None and kernel == "explicit" and plain and device == "cpu":
             if packed:
-                return PackedProducts.apply(qkv)
+                return of_all_models(qkv)
             if qkv[0, :, 0].numel() >= WORTHY:
                 return Products.apply(qkv)
         q, k, v = qkv

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.func import functional_call, vmap
-from torch.nn import functional
 
+from vitlab.model import stacked
 from vitlab.model.attention import Attention
 from vitlab.model.block import Residual
 from vitlab.model.dropout import Draw, Dropout, drawing_from
 
+FASTER: dict[type, Any] = {nn.Linear: stacked.Linear, nn.LayerNorm: stacked.Norm}
 RATES = {Dropout: "rate", Residual: "drop_rate", Attention: "dropout"}  # attributes in which the models may differ
 
 
@@ -32,8 +32,8 @@ class Packed:
             for kind, attribute in RATES.items():
                 if isinstance(module, kind):
                     setattr(module, attribute, tuple(getattr(own[name], attribute) for own in peers))
-            if type(module) is nn.Linear:
-                module.forward = BatchedLinear(module)
+            if type(module) in FASTER:
+                module.forward = FASTER[type(module)](module)
         self.computed = vmap(self.compute, randomness="error")
         self.draws: dict[torch.Size, list[Draw]] = {}  # of a forward pass, by the shape of the images
 
@@ -91,34 +91,3 @@ def drawn_by_each(draw: Draw, generators: Sequence[torch.Generator], device: tor
     for own, generator, rate in zip(numbers, generators, rates, strict=True):
         draw.fill(own, generator, rate)
     return numbers
-
-
-class BatchedLinear:
-    """The forward pass of a linear layer in a template."""
-
-    def __init__(self, layer: nn.Linear):
-        self.layer = layer
-
-    def __call__(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
-        bias = self.layer.bias
-        return functional.linear(x, self.layer.weight) if bias is None else Product.apply(x, self.layer.weight, bias)
-
-
-class Product(Function):
-    """A linear layer of all models as one product with the biases, which vmap would add in a pass of their own."""
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return functional.linear(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None: ...
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Tensor) -> tuple[Tensor, int]:
-        x, weight, bias = (
-            each.expand(info.batch_size, *each.shape) if place is None else each.movedim(place, 0)
-            for each, place in zip(args, in_dims, strict=True)
-        )
-        out = torch.baddbmm(bias[:, None], x.reshape(len(x), -1, x.shape[-1]), weight.mT)
-        return out.view(*x.shape[:-1], -1), 0

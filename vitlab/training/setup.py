@@ -16,6 +16,7 @@ from vitlab.model import count
 from vitlab.model.objective import TrainingModel
 from vitlab.system import graphs
 from vitlab.system.distributed import Distributed
+from vitlab.system.memory import keep_freed_memory
 from vitlab.system.parallelize import parallelize
 from vitlab.system.precision import resolve
 from vitlab.training.batches import cores, hold_decoded, move_to_gpu
@@ -39,6 +40,8 @@ def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
     recipe = Recipe(**parts)
     seed, fit, system, dataset, augment = recipe.seed, recipe.fit, recipe.system, recipe.dataset, recipe.augment
     precision = resolve(fit.precision, dist.device)
+    if dist.device.type == "cpu":
+        keep_freed_memory()
     fetches = getattr(dataset, "download", False)
     if fetches and not dist.is_rank0:
         dist.barrier()  # one process fetches, the others read what it fetched
