@@ -62,10 +62,10 @@ def test_a_traceback_is_shown_of_a_users_error_too_where_it_is_asked_for(monkeyp
 
 
 def test_a_bug_in_a_training_fails_its_run_and_asks_to_be_reported(tmp_path, monkeypatch, capsys):
-    def fit(*_):
+    def train_step(*_):
         raise ValueError("stray")
 
-    monkeypatch.setattr(loop, "fit", fit)
+    monkeypatch.setattr(loop, "train_step", train_step)
     assert entry.main(["train", "fit=debug", "tracking=off", "system.device=cpu", f"system.runs={tmp_path}"]) == 1
     said = capsys.readouterr().out
     assert "ValueError: stray\n" in said
@@ -76,7 +76,8 @@ def test_a_bug_in_a_training_fails_its_run_and_asks_to_be_reported(tmp_path, mon
 ALLOWED = {
     "wandb_value",
     "results_or_error",
-}  # a value that is no number; a job that a launcher lost, whatever its error
+    "turn",
+}  # a value that is no number; a job that a launcher lost, whatever its error; an update that each run answers itself
 
 
 def test_no_command_takes_a_bug_for_a_mistake_of_its_user():
