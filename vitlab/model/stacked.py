@@ -75,16 +75,16 @@ class Normalised(Function):
     """weight * normalised(x) + bias, for each model."""
 
     @staticmethod
-    def forward(context: Any, x: Float[Tensor, "m r d"], weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    def forward(ctx: Any, x: Float[Tensor, "m r d"], weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
         one, zero, epsilon = rest  # torch's kernel is faster with a scale and a shift than without
         normal, mean, deviation = torch.native_layer_norm(x, one.shape, one, zero, epsilon)
-        context.save_for_backward(x, weight, normal, mean, deviation)
+        ctx.save_for_backward(x, weight, normal, mean, deviation)
         return torch.addcmul(bias[:, None], normal, weight[:, None])
 
     @staticmethod
-    def backward(context: Any, *changes: Tensor) -> tuple[Tensor | None, ...]:
-        (change,) = changes
-        x, weight, normal, mean, deviation = context.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (change,) = grad_outputs
+        x, weight, normal, mean, deviation = ctx.saved_tensors
         shape = x.shape[-1:]
         of_normal = change * weight[:, None]
         (of_x, _, _) = torch.ops.aten.native_layer_norm_backward(
