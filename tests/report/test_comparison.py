@@ -604,6 +604,21 @@ def test_without_validation_an_arm_shows_its_first_value():
 
 
 @pytest.mark.parametrize(
+    ("packed", "said"),
+    [
+        ((4, 4), "Up to 4 runs were trained together: times, speeds and memory are those of all of them."),
+        ((4, 16), "in packs of different sizes (4; 16): times, speeds and memory are not comparable."),
+        ((math.nan, 4), "in packs of different sizes (1; 4)"),  # an earlier version's were all alone
+        ((1, 1), ""),
+        ((math.nan, math.nan), ""),
+    ],
+)
+def test_the_costs_of_runs_that_were_trained_together_are_told_from_others(packed, said):
+    notes = compared([line("a", seed, 0.5, packed=size) for seed, size in enumerate(packed)]).notes
+    assert [said in note for note in notes if "packs" in note or "together" in note] == [True] * bool(said)
+
+
+@pytest.mark.parametrize(
     ("cells", "roots", "data", "mixed"),
     [
         ("aa", "xx", ["1", "1"], False),

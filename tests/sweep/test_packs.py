@@ -8,7 +8,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from tests.sweep.test_local import FINISH, Stage
@@ -16,6 +18,7 @@ from vitlab.config.errors import ConfigError
 from vitlab.storage.run import Run
 from vitlab.sweep import local as local_module
 from vitlab.sweep import packs
+from vitlab.sweep.duration import estimate, spent
 from vitlab.sweep.job import Job, Slot
 from vitlab.sweep.local import Listed, Local
 from vitlab.sweep.packs import describe, grouped, seats
@@ -198,9 +201,10 @@ TPE, RANDOM = (Search(method=method, trials=40, space=(), prune="none") for meth
 @pytest.mark.parametrize(
     ("jobs", "slots", "launcher", "asked", "search", "expected"),
     [
-        (5, 2, "auto", None, None, 16),
+        (5, 2, "auto", None, None, 3),
         (2, 2, "auto", None, None, 1),  # there is a slot for each
-        (2, 2, "packed", None, None, 16),
+        (2, 2, "packed", None, None, 2),
+        (90, 2, "auto", None, None, 16),
         (5, 2, "auto", 3, None, 3),
         (5, 2, "auto", 1, None, 1),
         (5, 2, "local", None, None, 1),
@@ -238,3 +242,12 @@ def test_the_packs_are_described_with_what_is_in_none():
         "  alone, 1 run of big: it fills the machine",
     ]
     assert describe(jobs, 2, 1) == ""
+    assert "  30 trials: up to 8 in each" in describe(jobs, 2, 8, trials=30)
+
+
+def test_of_the_time_of_a_pack_each_run_has_its_part():
+    known = pd.DataFrame({"cell": ["a", "a", "b"], "seconds": [40.0, 40.0, 10.0], "packed": [4, 4, None],
+                          "images": 100, "flops_per_image": [10.0, 10.0, 10.0]})  # fmt: skip
+    assert [*spent(known)] == [10, 10, 10]
+    assert estimate(SimpleNamespace(identity="a"), known).seconds == 10
+    assert [*spent(known.drop(columns="packed"))] == [40, 40, 10]

@@ -114,7 +114,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     seats = packs.seats(jobs, len(parts), device, launcher, size, asked.search)
     if options.dry:
         print_plan(plan, len(parts), changed)
-        if packed := packs.describe(jobs, len(parts), seats):
+        if packed := packs.describe(jobs, len(parts), seats, asked.search.trials if asked.search else 0):
             print(packed)
         return DONE
     planning.set_changed_aside(changed, plan.cells[0].config)

@@ -89,6 +89,8 @@ def facts(record: dict[str, Any], comparison: "Comparison", store: "pd.DataFrame
     """
     import pandas as pd
 
+    from vitlab.report.grouping import numbers
+
     rows = [row.runs for row in (comparison.tried or comparison).rows if len(row.runs)]
     table = pd.concat(rows) if rows else pd.DataFrame()
     search: dict[str, Any] = record.get("search") or {"trials": [], "best": None}
@@ -96,7 +98,7 @@ def facts(record: dict[str, Any], comparison: "Comparison", store: "pd.DataFrame
     pretrain: dict[str, Any] = record.get("pretrain") or record.get("first") or {}  # its name in earlier records
     before = store["name"][store["cell"].isin([cell["cell"] for cell in pretrain.values()])] if pretrain else ()
     spent = store[store["name"].isin({*tried, *before, *table.get("name", [])})] if len(store) else store
-    seconds = pd.to_numeric(spent.get("seconds", pd.Series(dtype=float)), errors="coerce").sum()
+    seconds = (numbers(spent, "seconds") / numbers(spent, "packed").fillna(1)).sum()  # of a pack each has its part
     what = "measuring" if comparison.metric.source == "bench" else "training"
     devices = Counter(value for value in table.get("device", []) if isinstance(value, str))
     commits = {value[:10] for value in table.get("commit", []) if isinstance(value, str)}

@@ -20,7 +20,6 @@ MIXED = {
     "precision": "The runs computed in {n} precisions ({values}).",
     "device": "The runs ran on {n} devices ({values}): times, speeds and memory are not comparable.",
     "processes": "The runs ran on different numbers of processes ({values}): times and speeds are not comparable.",
-    "packed": "The runs were trained in packs of different sizes ({values}): times and memory are not comparable.",
 }
 
 
@@ -87,11 +86,12 @@ def notes(
         if len(values) > 1:
             short = [value[:7] if column == "commit" else value for value in values]
             lines.append(words.format(n=len(values), values=listed(short)))
-    sizes = set(numbers(used, "packed").dropna())
-    if len(sizes) == 1 and max(sizes) > 1:
-        lines.append(
-            f"Up to {max(sizes):.0f} runs were trained together, in one process: times and memory are those of all."
-        )
+    sizes = [str(size) for size in sorted(set(numbers(used, "packed").fillna(1).astype(int)))]
+    if len(sizes) > 1:
+        packs = f"in packs of different sizes ({listed(sizes)}): times, speeds and memory are not comparable"
+        lines.append(f"The runs were trained {packs}.")
+    elif max(sizes, default="1") != "1":
+        lines.append(f"Up to {sizes[0]} runs were trained together: times, speeds and memory are those of all of them.")
     if mixed := different_images(used):
         lines.append(f"Runs of the same dataset were trained on different images ({listed(mixed)} in data.json).")
     if mixed := different_code(used):

@@ -84,7 +84,7 @@ def pack_key(config: Node, shape: Mapping[str, Any]) -> str:
 def seats(
     jobs: Sequence[Job], slots: int, device: str, launcher: str, asked: int | None, search: Search | None = None
 ) -> int:
-    """How many runs a process computes together, at most; 1 where none are.
+    """How many runs a process computes together, at most, where they are spread evenly; 1 where none are.
 
     Args:
         jobs: of the sweep; of a search those of the baseline, whose trials are taken for runs like them.
@@ -120,7 +120,9 @@ def seats(
         if together < 2:
             reason = jobs[0].alone or "no two runs have models of one shape"
         raise ConfigError(f"launcher=packed: {reason}: use launcher=local")
-    return asked or most if together > (slots if launcher == "auto" else 1) else 1
+    if launcher == "auto" and together <= slots:
+        return 1
+    return min(asked or most, max(2, -(-together // slots)))
 
 
 def grouped(jobs: Sequence[Job]) -> list[Job]:
@@ -131,11 +133,13 @@ def grouped(jobs: Sequence[Job]) -> list[Job]:
     return sorted(jobs, key=lambda job: places[job.pack or str(job.run.folder)])
 
 
-def describe(jobs: Sequence[Job], slots: int, seats: int) -> str:
-    """Which jobs are trained together, in words, and why the others are not; empty where none are."""
+def describe(jobs: Sequence[Job], slots: int, seats: int, trials: int = 0) -> str:
+    """Which jobs and trials are trained together, in words, and why others are not; empty where none are."""
     if seats == 1:
         return ""
     lines = [f"trained together, in {slots} process{'es' * (slots > 1)} at once:"]
+    if trials:
+        lines.append(f"  {trials} trials: up to {seats} in each, where their models are of one shape")
     for key, count in Counter(job.pack for job in jobs if job.pack).items():
         names = ", ".join(dict.fromkeys(job.name for job in jobs if job.pack == key))
         size = min(seats, -(-count // slots))
@@ -171,7 +175,7 @@ class PackProcess:
                 stderr=file,
                 text=True,
                 encoding="utf-8",
-                env={**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1", "VITLAB_PACK": str(at_once)},
                 **settings,
             )
         self.out, self.at_once = out, at_once

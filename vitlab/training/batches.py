@@ -234,8 +234,9 @@ def on_gpu(examples: Examples) -> bool:
 
 
 def worker_cores() -> int:
-    """This process's share of the machine's cores, less an eighth for the training itself; at least 1."""
-    share = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """A training's share of the machine's cores, less an eighth for the training itself; at least 1."""
+    sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * int(os.environ.get("VITLAB_PACK", "1"))
+    share = max(1, cores() // sharers)
     return share - share // 8
 
 
