@@ -164,7 +164,7 @@ def test_the_flops_of_any_depth_follow_from_two(file):
 
 
 def test_words_and_seeds_of_the_command_line_are_every_runs(file, tmp_path, capsys):
-    words = ["sweep", str(file), "--dry", "fit.epochs=9", "seeds=5,7,9", f"system.runs={tmp_path}"]
+    words = ["sweep", str(file), "--dry", "fit.epochs=9", "seeds=5,7..7,9", f"system.runs={tmp_path}"]
     assert main(words) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("vitlab train")]
     assert len(lines) == 6
@@ -179,6 +179,9 @@ def test_words_and_seeds_of_the_command_line_are_every_runs(file, tmp_path, caps
         ["slots=0"],
         ["seeds=0,0"],
         ["seeds=x"],
+        ["seeds=3..1"],
+        ["seeds=0..3,2"],
+        ["seeds=0..1000000000"],
         ["scale=tiny"],
         ["patch=p1"],
         ["fit.epochz=3"],

@@ -28,7 +28,7 @@ DESCRIPTION = """Asks a question: trains every cell of a sweep file with every s
 finished is not trained again, what was interrupted continues: run the same command again wherever it was stopped."""
 EPILOG = """words:
   scale=NAME               one of the file's scales; by default the first
-  seeds=0,1,2              instead of the file's
+  seeds=0,1,2 or 0..15     instead of the file's
   launcher=packed|local|serial|hydra   runs of one shape as one batched model, a process a slot (the default where there
                            are some, and more than slots); a fresh process each, as many at once as there are slots;
                            one after the other in this process; a Hydra launcher's: hydra/launcher=submitit_slurm, ...
@@ -39,6 +39,7 @@ EPILOG = """words:
 vitlab sweep export QUESTION --wandb   writes it as a Weights & Biases sweep instead
 """
 WORDS = ("scale", "seeds", "launcher", "slots", "pack")
+MANY = 10_000  # seeds
 LAUNCHERS = ("auto", "packed", "local", "serial", "hydra")
 
 
@@ -179,9 +180,11 @@ def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    found = [int(each) for each in text.split(",") if each.strip().isdecimal()]
-    if not found or len(found) != len(text.split(",")) or len(set(found)) < len(found):
-        raise ConfigError(f"seeds={text}: expected different seeds, such as seeds=0,1,2")
+    ranges = [re.fullmatch(r"(\d+)(?:\.\.(\d+))?", each.strip()) for each in text.split(",")]
+    spans = [range(int(each[1]), int(each[2] or each[1]) + 1) for each in ranges if each]
+    found = [seed for span in spans for seed in span[: MANY + 1]]
+    if not (all(ranges) and all(spans) and len(set(found)) == len(found) <= MANY):
+        raise ConfigError(f"seeds={text}: expected up to {MANY:,} different seeds, such as seeds=0,1,2 or seeds=0..15")
     return tuple(found)
 
 
