@@ -262,6 +262,17 @@ def test_the_table_of_a_terminal_shows_progress_and_what_is_left(tmp_path):
     assert "cores 0" in said
 
 
+def test_a_line_of_progress_stays_short_where_packs_train_many(tmp_path):
+    jobs = [Job(name=f"j{i}", seed=0, words=(), run=Run(tmp_path), steps=100) for i in range(16)]
+    slots = [Slot(name=f"GPU {i}", cores=(), environment={}) for i in range(2)]
+    running = []
+    for i, job in enumerate(jobs):
+        running.append(Child(job=job, slot=slots[i % 2], process=None, out=tmp_path, attempt=0))
+        running[-1].step = 20 + i // 8 * (i % 2)
+    assert progress.where(running) == "8 on GPU 0 20% to 20%; 8 on GPU 1 20% to 21%"
+    assert progress.where(running[:2]) == "j0, seed 0 20%; j1, seed 0 20%"
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(42, "42 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (273600, "3 days 4 h")]
 )

@@ -6,10 +6,12 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import optuna
 import pytest
 
+from tests.sweep.test_packs import PackStage
 from vitlab.__main__ import main
 from vitlab.config.errors import ConfigError, Locked, VitlabError
 from vitlab.report import search_figures
@@ -17,7 +19,7 @@ from vitlab.storage.files import read_json
 from vitlab.storage.run import Run
 from vitlab.sweep import plan as planning
 from vitlab.sweep import question, search
-from vitlab.sweep.job import Job
+from vitlab.sweep.job import Job, Slot
 from vitlab.sweep.plan import Plan
 from vitlab.sweep.progress import Progress
 from vitlab.sweep.reader import read
@@ -122,6 +124,21 @@ def test_a_search_repeats_itself(make, method):
     assert first == lines(other)
     assert len(first) == 14
     assert len({str(line["params"]) for line in first}) == 14
+
+
+def test_a_packed_search_gives_freed_seats_to_its_next_trials(make, tmp_path, monkeypatch):
+    many = "if len(runs) == 3 or time.time() > folder.stat().st_mtime + 0.3:"
+    does = f"{many} finish(name, together=len(runs), seconds=1.0, **{{'test/accuracy': 0.5}})"
+    plain = Fake.job
+    monkeypatch.setattr(Fake, "job", lambda cell, seed: replace(plain(cell, seed), words=(does,), pack="a"))
+    (tmp_path / "runs").mkdir()
+    stage, plan = PackStage(tmp_path, monkeypatch), make(trials=4)
+    slot = Slot(name="slot", cores=(0,), environment={"SLOT": "0"})
+    outcome = search.run(plan, [slot], Progress(write=lambda line: None), 0, "packed", None, 3)
+    assert outcome.status == 0
+    assert [trial["state"] for trial in outcome.record["trials"]] == ["finished"] * 4
+    assert [size for _, size in stage.processes()] == [3, 3]  # one process for the trials, one for the runs after them
+    assert max(Run(path).result()["together"] for path in (tmp_path / "runs").glob("*-s*")) == 3
 
 
 def test_another_seed_searches_elsewhere(make):

@@ -12,6 +12,7 @@ from vitlab.storage.metrics import SELECTED_BY
 if TYPE_CHECKING:
     from vitlab.sweep.job import Child, Job
 
+FEW = 8  # trainings that are named in a line
 QUIET = 30.0  # seconds between two lines of progress where no table can be drawn
 
 
@@ -69,8 +70,7 @@ class Progress:
             self.live.update(self.table(f"{head}   {span(passed)}{left}", running), refresh=True)
         elif time.monotonic() - self.spoke > QUIET:
             self.spoke = time.monotonic()
-            at = "; ".join(f"{child.job} {child.share:.0%}" for child in running)
-            self.write(f"{head}{left}: {at}")
+            self.write(f"{head}{left}: {where(running)}")
 
     def table(self, head: str, running: "Sequence[Child]") -> Any:
         from rich.progress_bar import ProgressBar
@@ -92,6 +92,16 @@ class Progress:
                 "" if left is None else span(left),
             )
         return table
+
+
+def where(running: "Sequence[Child]") -> str:
+    """How far each training is, in a line; where there are many, of each slot how many, and the least and greatest."""
+    if len(running) <= FEW:
+        return "; ".join(f"{child.job} {child.share:.0%}" for child in running)
+    slots: dict[str, list[float]] = {}
+    for child in running:
+        slots.setdefault(child.slot.name, []).append(child.share)
+    return "; ".join(f"{len(of)} on {slot} {min(of):.0%} to {max(of):.0%}" for slot, of in slots.items())
 
 
 def span(seconds: float) -> str:
