@@ -140,6 +140,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a sweep's death is told to its children on Linux")
 def test_a_pack_whose_sweep_is_killed_and_that_is_killed_itself_ends_as_an_undisturbed_one(train, tmp_path):
     long = ["tracking=off", "fit.steps=70", "fit.evaluate_every=2"]

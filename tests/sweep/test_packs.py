@@ -182,6 +182,25 @@ if not (folder / "metrics.jsonl").exists():
     assert len(stage.processes()) == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the fake process takes the lock as Unix does")
+def test_a_run_that_another_sweep_has_just_begun_is_waited_for(stage):
+    held = """
+import fcntl
+(folder / "result.json").write_text(json.dumps({"status": "interrupted"}))
+lock = open(folder / "lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+def later():
+    (folder / "result.json").write_text(json.dumps({"status": "finished", "val/accuracy": 0.5, "seconds": 1.0}))
+    lock.close()
+threading.Timer(0.5, later).start()
+end(name, 2, "vitlab: another process writes it")
+"""
+    local, jobs = stage.local(), [stage.job("held", held), stage.job("other", TOGETHER)]
+    assert local.run(Listed(jobs)) == 0
+    assert not local.failures
+    assert sum(line.startswith("finished") for line in stage.lines) == 2
+
+
 def test_seats_of_a_process_that_runs_need_no_room_for_another_process(stage, monkeypatch):
     monkeypatch.setattr(local_module, "resident", lambda process: 10**18)
     jobs = [stage.job(f"j{i}", "if peers == 3: " + TOGETHER) for i in range(3)]

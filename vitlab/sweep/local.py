@@ -28,6 +28,7 @@ TAIL = 12  # lines of a failed training's output
 DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
 LEAVE = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)  # to a training: on Windows SIGTERM kills
 KILL = 9  # SIGKILL
+REFUSED = 2  # exit status of what has not begun
 
 
 class Source(Protocol):
@@ -278,7 +279,7 @@ class Local:
     def settle(self, child: Child, source: Source, leaving: bool) -> None:
         """Handles a process that has ended."""
         job, code = child.job, child.process.returncode
-        status = job.run.result()["status"] if code == 0 or child.pruned else "failed"
+        status = job.run.result()["status"] if code in (0, REFUSED) or child.pruned else "failed"
         if status == "finished":
             self.done(job, source)
         elif child.pruned:
@@ -286,13 +287,13 @@ class Local:
             self.progress.done(job, "pruned")
             source.ended(job, "pruned")
         elif not leaving:
-            if self.fewer(child):
+            if self.fewer(child) or status == "running":  # another process was faster: `choose` waits for it
                 self.waiting.append((job, child.attempt))
                 return
             reason = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
             if code == -KILL:
                 reason += ", perhaps out of memory: use fewer slots, slots=N"
-            if child.attempt < self.retries and code != 2:
+            if child.attempt < self.retries and code != REFUSED:
                 self.progress.say(f"{job}: {reason}; retried ({child.attempt + 1} of {self.retries})")
                 self.waiting.append((job, child.attempt + 1))
                 return
