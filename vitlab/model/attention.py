@@ -1,5 +1,6 @@
 """Attention: every token looks at every other (Vaswani et al. 2017; Dosovitskiy et al. 2021, App. A)."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from vitlab.config.errors import ConfigError
-from vitlab.model.dropout import Dropout, Rate, in_pack, is_off
+from vitlab.model.dropout import Dropout, Fill, Rate, fill_kept, fill_kept_torch, in_pack, is_off
 from vitlab.model.dropout import dropout as drop
 from vitlab.model.grid import Grid
 from vitlab.model.part import Part
@@ -25,14 +26,16 @@ Weights = Float[Tensor, "b heads q t"]
 Projected = Float[Tensor, "three b heads t k"]  # queries, keys and values
 
 
-def explicit(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: Rate) -> tuple[Queries, Weights]:
+def explicit(
+    q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: Rate, fill: Fill = fill_kept
+) -> tuple[Queries, Weights]:
     """softmax((Q K^T + bias) / sqrt(d_k)) V, written out; and the weights."""
     scale = q.shape[-1] ** -0.5
     logits = (q * scale) @ k.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias * scale
     weights = logits.softmax(dim=-1, dtype=logits.dtype)
-    return drop(weights, dropout) @ v, weights
+    return drop(weights, dropout, fill=fill) @ v, weights
 
 
 class Products(Function):
@@ -70,13 +73,13 @@ class Products(Function):
         return rearrange(gradient, "b t three heads k -> three b heads t k")
 
 
-def of_all_models(qkv: Projected) -> Keys:
-    """`Products` for the images of all models of a pack: attention has no weights of its own."""
+def of_all_models(attend: Callable[[Projected], Keys], qkv: Projected) -> Keys:
+    """Attention of the images of all models of a pack as one batch: it has no weights of its own."""
 
-    def products(of_each: Float[Tensor, "m three b heads t k"]) -> Float[Tensor, "m b heads t k"]:
-        return Products.apply(of_each.transpose(0, 1).flatten(1, 2)).unflatten(0, (len(of_each), -1))
+    def together(of_each: Float[Tensor, "m three b heads t k"]) -> Float[Tensor, "m b heads t k"]:
+        return attend(of_each.transpose(0, 1).flatten(1, 2)).unflatten(0, (len(of_each), -1))
 
-    return over_models(products, qkv)
+    return over_models(together, qkv)
 
 
 def fused(q: Queries, k: Keys, v: Keys, bias: Weights | None, dropout: float) -> Queries:
@@ -183,13 +186,15 @@ class Attention(Part):
         kernel = self.chosen(tokens=qkv.shape[-2], device=device, full=full, plain=plain)
         if weights is None and kernel == "explicit" and plain and device == "cpu":
             if packed:
-                return of_all_models(qkv)
+                return of_all_models(Products.apply, qkv)
             if qkv[0, :, 0].numel() >= WORTHY:
                 return Products.apply(qkv)
         q, k, v = qkv
-        if weights is None and kernel == "fused" and not (packed and drops):  # its draws are those of one generator
+        if weights is None and kernel == "fused" and packed and plain:
+            return of_all_models(lambda qkv: fused(*qkv, None, 0.0), qkv)
+        if weights is None and kernel == "fused" and not packed:
             return fused(q, k, v, bias, dropout if isinstance(dropout, float) else 0.0)
-        out, seen = explicit(q, k, v, bias, dropout)
+        out, seen = explicit(q, k, v, bias, dropout, fill_kept if kernel == "explicit" else fill_kept_torch)
         if weights is not None:
             weights.append(seen)
         return out

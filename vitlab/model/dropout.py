@@ -84,28 +84,30 @@ def fill_kept(out: Tensor, generator: torch.Generator | None, rate: float) -> No
         torch.ge(draws.view(torch.int16)[: out.numel()].view(out.shape), least, out=out).div_(1 - rate)
 
 
-def fill_kept_images(out: Tensor, generator: torch.Generator | None, rate: float) -> None:
-    """The same, one draw a number."""
+def fill_kept_torch(out: Tensor, generator: torch.Generator | None, rate: float) -> None:
+    """The same as torch draws it, one draw a number: for few of them, and where torch's fused attention would."""
     if rate == 0.0:
         out.fill_(1.0)
     else:
         out.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
 
 
-def dropout(x: Float[Tensor, "*b"], rate: Rate, training: bool = True) -> Float[Tensor, "*b"]:
+def dropout(
+    x: Float[Tensor, "*b"], rate: Rate, training: bool = True, *, fill: Fill = fill_kept
+) -> Float[Tensor, "*b"]:
     """Zeroes each number with a probability and scales the rest to keep the mean."""
     if not training or is_off(rate):
         return x
     if x.device.type != "cpu" and not isinstance(rate, tuple):
         return functional.dropout(x, rate)
-    return x * draw(Draw(fill_kept, x.shape, x.dtype, rate), x.device)
+    return x * draw(Draw(fill, x.shape, x.dtype, rate), x.device)
 
 
 def drop_path(x: Float[Tensor, "b t d"], rate: Rate, training: bool = True) -> Float[Tensor, "b t d"]:
     """Stochastic depth: drops the branch of some images; scales the others to keep the mean."""
     if not training or is_off(rate):
         return x
-    return x * draw(Draw(fill_kept_images, (x.shape[0], 1, 1), x.dtype, rate), x.device)
+    return x * draw(Draw(fill_kept_torch, (x.shape[0], 1, 1), x.dtype, rate), x.device)
 
 
 class Dropout(nn.Module):

@@ -76,8 +76,9 @@ def pack_key(config: Node, shape: Mapping[str, Any]) -> str:
         model[slot] = {key: value for key, value in model[slot].items() if key not in NUMBERS[slot]}
     fit = {key: config["fit"][key] for key in ("batch_size", "accumulate", "precision")}
     scaled, freeze = config["model"]["layer_scale"] is not None, config["init"]["freeze"]
+    drops = config["model"]["attention"].get("dropout", 0) > 0  # without, other kernels may be used
     system = {key: config["system"][key] for key in ("device", "threads")}
-    text = json.dumps([model, scaled, freeze, fit, system, {**shape}], sort_keys=True, default=str)
+    text = json.dumps([model, scaled, drops, freeze, fit, system, {**shape}], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -38,6 +38,7 @@ class Member:
         averages: Tensor,
     ):
         self.state, self.own = state, state.setup.optimizer
+        state.close()  # what was captured works at other addresses
         self.generator = torch.Generator(weights.device)
         named = dict(state.setup.model.named_parameters())
         for name, parameter in named.items():
@@ -50,14 +51,14 @@ class Member:
             state.ema.pieces = ([averages], [weights])
         place_of = {named[name]: place for name, place in places.items()}
         pieces = [piece([place_of[p] for p in group["params"]]) for group in self.own.param_groups]
+        state.use_own_optimizer()
         self.optimizer = self.own
-        state.parameters = [*named.values()]
-        if elementwise(self.own) and all(pieces):
+        if elementwise(self.own) and all(pieces) and all(map(self.alike, self.own.param_groups)):
             state.parameters = [nn.Parameter(weights[each]) for each in pieces if each]
             for parameter, each in zip(state.parameters, filter(None, pieces), strict=True):
                 parameter.grad = gradients[each]
             self.optimizer = over(state.parameters, self.own)
-        state.optimizer = self.optimizer
+            state.optimizer = self.optimizer
         self.shared = self.optimizer is self.own
         self.share()
 
@@ -65,8 +66,20 @@ class Member:
         """Updates parameter by parameter from now on, without those that get no gradient; before the first update."""
         for name in unused:
             self.state.setup.model.get_parameter(name).grad = None
-        self.optimizer = self.state.optimizer = self.own
-        self.state.parameters = [*self.state.vit.parameters()]
+        self.use_own_optimizer()
+
+    def use_own_optimizer(self) -> None:
+        """Updates parameter by parameter from now on."""
+        for values in () if self.optimizer is self.own else self.own.state.values():
+            values.update({key: value.clone() for key, value in values.items() if is_scalar(value)})
+        self.optimizer = self.own
+        self.state.use_own_optimizer()
+
+    def alike(self, group: dict[str, Any]) -> bool:
+        """Whether the optimizer has seen all parameters of a group equally often: those without gradient never."""
+        states = [self.own.state.get(parameter, {}) for parameter in group["params"]]
+        seen = [{key: float(value) if is_scalar(value) else None for key, value in each.items()} for each in states]
+        return all(each == seen[0] for each in seen)
 
     @property
     def attached(self) -> bool:
@@ -125,6 +138,11 @@ def over(pieces: Sequence[Tensor], own: Optimizer) -> Optimizer:
             alike = same_shape(value, group["params"][0])
             optimizer.state[whole][key] = torch.cat([state[key].flatten() for state in states]) if alike else value
     return spare_dynamo(optimizer)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value of an optimizer's state is a tensor of one number, such as the count of steps."""
+    return isinstance(value, Tensor) and value.ndim == 0
 
 
 def same_shape(value: Any, tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vitlab.config.errors import OutOfMemory
+from vitlab.config.errors import OutOfMemory, VitlabError
 from vitlab.data.batch import Batch
 from vitlab.data.seeding import seed_of
 from vitlab.model.packed import Packed
@@ -20,7 +20,7 @@ from vitlab.system.memory import out_of_memory
 from vitlab.system.precision import autocast
 from vitlab.training.member import Member, within
 from vitlab.training.state import TrainState
-from vitlab.training.step import apply_gradients, begin, buffers_before, losses
+from vitlab.training.step import apply_gradients, begin, buffers_before, losses, train_step
 
 log = logging.getLogger("vitlab")
 FEWEST = 2  # models of a product: for a single one another kernel may be used, with other last digits
@@ -37,6 +37,7 @@ class Pack:
     def __init__(self, at_once: int):
         self.at_once = max(FEWEST, at_once)
         self.members: list[Member] = []
+        self.separate: list[TrainState] = []  # whose models cannot be computed as one
 
     def step(self, pending: Sequence[Pending]) -> None:
         """One optimizer update of each training.
@@ -45,20 +46,42 @@ class Pack:
             OutOfMemory: not even two models fit into memory.
         """
         states = [state for state, _ in pending]
-        if [member.state for member in self.members] != states or not all(member.attached for member in self.members):
-            self.hold(states)
-        inputs = [state.inputs(batch.to(self.weights.device)) for state, batch in pending]
-        before = [buffers_before(state) for state in states]
-        known = len(self.unused)
-        sums = self.compute([images for images, _ in inputs], [targets for _, targets in inputs])
-        if len(self.unused) > known:  # they must not decay
+        held = [member.state for member in self.members] == states and all(each.attached for each in self.members)
+        if any(state in self.separate for state in states):
+            self.step_separately(pending)
+            return
+        try:
+            if not held:
+                self.hold(states)
+            inputs = [state.inputs(batch.to(self.weights.device)) for state, batch in pending]
+            before = [buffers_before(state) for state in states]
+            sums = self.compute([images for images, _ in inputs], [targets for _, targets in inputs])
+        except Exception as error:
+            if held or isinstance(error, VitlabError):
+                raise
+            reason = str(error).partition("\n")[0]
+            log.warning("trained one after the other: the models cannot be computed as one (%s)", reason)
+            self.separate = states
+        if self.separate is states:
+            self.step_separately(pending)
+            return
+        if self.unused and not held:  # they must not decay
             for member in self.members:
                 member.leave_out(self.unused)
         for member, (state, batch), own, buffers in zip(self.members, pending, sums, before, strict=True):
             begin(state, batch)
             apply_gradients(state, own, len(batch), buffers)
             member.share()
+            state.packed = max(state.packed, len(states))
             state.step += 1
+
+    def step_separately(self, pending: Sequence[Pending]) -> None:
+        """One optimizer update of each training, one after the other."""
+        for member in self.members:
+            member.use_own_optimizer()
+        self.members = []
+        for update in pending:
+            train_step(*update)
 
     def hold(self, states: Sequence[TrainState]) -> None:
         """Puts the numbers of these trainings into rows."""
@@ -74,7 +97,6 @@ class Pack:
         for row, state in enumerate(states):
             rows = {"weights": self.weights[row], "gradients": self.gradients[row], "averages": averages[row]}
             self.members.append(Member(state, self.places, **rows))
-            state.packed = max(state.packed, len(states))
             for name, stacked in self.buffers.items():
                 owner, _, leaf = name.rpartition(".")
                 state.setup.model.get_submodule(owner)._buffers[leaf] = stacked[row]
@@ -107,7 +129,9 @@ class Pack:
                 member.begin(seed_of(state.setup.seed, state.step, 0, 1))
             try:
                 return [sums for part in self.parts for sums in self.backward(*part, images, targets)]
-            except RuntimeError as error:
+            except Exception as error:
+                for name, buffer in self.buffers.items():
+                    buffer.copy_(before[name])
                 if not out_of_memory(error):
                     raise
                 self.at_once //= 2
@@ -115,8 +139,6 @@ class Pack:
                 raise OutOfMemory(f"out of memory with {FEWEST} models at once: use launcher=local")
             empty_cache(self.weights.device)
             log.warning("out of memory: %d models are computed at once", self.at_once)
-            for name, buffer in self.buffers.items():
-                buffer.copy_(before[name])
             self.divide()
 
     def backward(

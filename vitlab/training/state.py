@@ -67,7 +67,7 @@ class TrainState:
         self.setup, self.run_ids = setup, (run_id, earlier_id)
         self.wrote = {"vitlab": version("vitlab"), "torch": str(torch.__version__), "run": run_id}
         self.vit, self.inputs = setup.vit, train_inputs(setup)
-        self.optimizer, self.parameters = setup.optimizer, list(setup.vit.parameters())
+        self.use_own_optimizer()
         self.ema = Ema(setup.vit, setup.fit.ema_decay, setup.captured)
         self.graphs: Captured | None = None  # of the update
         self.evaluate = Evaluator(
@@ -96,7 +96,7 @@ class TrainState:
 
     def tensors(self) -> list[Tensor]:
         """What an update changes: weights, the optimizer's state, averages, sums of metrics."""
-        kept = [value for own in self.setup.optimizer.state.values() for value in own.values()]
+        kept = [value for own in self.optimizer.state.values() for value in own.values()]
         kept = [value for value in kept if isinstance(value, Tensor)]
         own = [*self.ema.average, self.meter.totals, self.meter.images]
         return [*self.vit.parameters(), *self.vit.buffers(), *kept, *own]
@@ -226,6 +226,7 @@ class TrainState:
             }
             optimizer.load_state_dict({**saved["optimizer"], "state": states})
             set_capturable(optimizer, self.setup.captured)
+            self.use_own_optimizer()
             self.ema.load_state_dict(saved["ema"])
             self.scaler.load_state_dict(saved["scaler"])
             self.meter.load_state_dict(saved["meter"], self.setup.dist)
@@ -238,6 +239,10 @@ class TrainState:
                 f"the checkpoint in this folder, written by vitlab {wrote.get('vitlab')}, does not fit this one"
                 f" ({str(error).splitlines()[0]}): move the folder away, or use that version"
             ) from error
+
+    def use_own_optimizer(self) -> None:
+        """Updates parameter by parameter from now on, as outside of a pack."""
+        self.optimizer, self.parameters = self.setup.optimizer, list(self.vit.parameters())
 
     def load_model(self, weights: dict[str, Tensor]) -> None:
         """Gives the model complete weights; with FSDP each process takes its part."""
