@@ -86,11 +86,11 @@ def test_gradients_are_clipped_to_a_norm_over_all_and_the_norm_before_is_told():
     model = torch.nn.Linear(3, 3)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    assert clip(model, 2.0).item() == pytest.approx(12**0.5)
+    assert clip(model.parameters(), 2.0).item() == pytest.approx(12**0.5)
     clipped = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
     assert clipped == pytest.approx(2.0, rel=1e-4)
-    assert clip(model, None).item() == pytest.approx(2.0, rel=1e-4)
-    assert clip(model, 5.0).item() == pytest.approx(2.0, rel=1e-4)
+    assert clip(model.parameters(), None).item() == pytest.approx(2.0, rel=1e-4)
+    assert clip(model.parameters(), 5.0).item() == pytest.approx(2.0, rel=1e-4)
 
 
 def test_a_bad_learning_rate_is_refused():

@@ -78,16 +78,17 @@ class Normalised(Function):
     def forward(ctx: Any, x: Float[Tensor, "m r d"], weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
         one, zero, epsilon = rest  # torch's kernel is faster with a scale and a shift than without
         normal, mean, deviation = torch.native_layer_norm(x, one.shape, one, zero, epsilon)
-        ctx.save_for_backward(x, weight, normal, mean, deviation)
+        mixed = x.dtype != one.dtype  # half precision, in which the kernel asks for a scale to tell so
+        ctx.save_for_backward(x, weight, normal, mean, deviation, *((one, zero) if mixed else (None, None)))
         return torch.addcmul(bias[:, None], normal, weight[:, None])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (change,) = grad_outputs
-        x, weight, normal, mean, deviation = ctx.saved_tensors
+        x, weight, normal, mean, deviation, *ones = ctx.saved_tensors
         shape = x.shape[-1:]
-        of_normal = change * weight[:, None]
+        of_normal = (change * weight[:, None]).to(x.dtype)
         (of_x, _, _) = torch.ops.aten.native_layer_norm_backward(
-            of_normal, x, shape, mean, deviation, None, None, (True, False, False)
+            of_normal, x, shape, mean, deviation, *ones, (True, False, False)
         )
         return of_x, (change * normal).sum(dim=1), change.sum(dim=1), None, None, None
