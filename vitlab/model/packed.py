@@ -1,11 +1,9 @@
 """A pack: several models of one shape computed as one batched model (Wang et al. 2021, HFTA), by `torch.func.vmap`."""
 
 import copy
-import pickle
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -86,17 +84,9 @@ class Packed:
             {name: each[0] for name, each in weights.items()},
             {name: each[0].clone() for name, each in buffers.items()},
         )
-        before = global_generators()
         with drawing_from(record):
             functional_call(self.template, first, (images[0],))
-        if global_generators() != before:
-            raise RuntimeError("a part draws random numbers by itself: use vitlab.model.dropout.draw")
         return found
-
-
-def global_generators() -> bytes:
-    """The states of the generators on the CPU from which a part may draw by itself; Python's own is beartype's too."""
-    return pickle.dumps((np.random.get_state(), torch.get_rng_state().numpy()))  # noqa: NPY002
 
 
 def drawn_by_each(draw: Draw, generators: Sequence[torch.Generator], device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,7 +129,11 @@ class Pack:
                 state = member.state
                 member.begin(seed_of(state.setup.seed, state.step, 0, 1))
             try:
-                return [sums for part in self.parts for sums in self.backward(*part, images, targets)]
+                drawn = numpy_draws()
+                sums = [sums for part in self.parts for sums in self.backward(*part, images, targets)]
+                if numpy_draws() != drawn:  # torch's would have failed
+                    raise RuntimeError("a part draws random numbers from NumPy")
+                return sums
             except Exception as error:
                 for name, buffer in self.buffers.items():
                     buffer.copy_(before[name])
@@ -184,6 +189,12 @@ def layout(state: TrainState) -> dict[str, slice]:
     grouped = [parameter for group in state.setup.optimizer.param_groups for parameter in group["params"]]
     ordered = [*dict.fromkeys([*grouped, *names])]
     return {names[parameter]: place for parameter, place in zip(ordered, within(ordered), strict=True)}
+
+
+def numpy_draws() -> bytes:
+    """The state of NumPy's global generator."""
+    _, words, place, *_ = np.random.get_state()  # noqa: NPY002
+    return np.append(words, place).tobytes()
 
 
 def of_each(outputs: Tensor | tuple[Tensor, ...]) -> list:
