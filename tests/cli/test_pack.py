@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from tests.training.test_resume import TIMES
+from vitlab.__main__ import main
 from vitlab.cli.pack import Runner, turn
 from vitlab.storage import checkpoint
 from vitlab.storage.run import Run
@@ -105,6 +106,21 @@ def test_a_pack_that_does_not_fit_into_memory_is_computed_in_halves_with_the_sam
     for one, other in zip(whole, halves, strict=True):
         assert same(one.run, other.run)
         assert "out of memory: 2 models are computed at once" in other.run.log.read_text()
+
+
+def test_a_run_of_a_pack_that_goes_on_by_itself_ends_as_in_the_pack(train, tmp_path, capsys):
+    def stop(runners):
+        for runner in runners:
+            runner.signals.received = signal.SIGTERM
+
+    whole = train("seed=0", "seed=1", root=tmp_path / "whole")
+    begun = train("seed=0", "seed=1", root=tmp_path / "begun", watch=stop)
+    assert [runner.status for runner in begun] == [143, 143]
+    for one, other in zip(whole, begun, strict=True):
+        assert f"vitlab {' '.join(other.argv[1:])}" in other.run.log.read_text()  # what continues it
+        assert main(other.argv[1:]) == 0
+        assert "2 runs together" in capsys.readouterr().out
+        assert same(one.run, other.run)
 
 
 def test_the_threads_of_a_run_are_not_those_that_another_one_leaves(train):
