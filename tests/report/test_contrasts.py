@@ -66,6 +66,26 @@ def test_the_interval_excludes_zero_exactly_where_p_is_below_5_of_100(seed):
                 assert (one.difference.sign != 0) == (one.p < 0.05)
 
 
+@pytest.mark.parametrize("table", [TABLE, {name: TABLE[name] for name in "ab"}])
+@pytest.mark.parametrize("all_pairs", [False, True])
+def test_with_several_looks_each_is_at_its_part_of_the_level(table, all_pairs):
+    """Pooled and not: p values times the looks, and intervals that exclude zero where that is below 5 %."""
+
+    def tested(scores, looks):
+        return (pairwise(scores, looks) if all_pairs else against("a", scores, margin=2.0, looks=looks))[0]
+
+    once, often = tested(series(table), 1), tested(series(table), 4)
+    for name, one in once.items():
+        assert often[name].p == pytest.approx(min(1, 4 * one.p))
+        assert often[name].difference.half > 1.2 * one.difference.half
+        if one.margin_p:
+            assert often[name].margin_p == pytest.approx([min(1, 4 * p) for p in one.margin_p])
+    for shift in np.linspace(0, 8, 40):
+        moved = tested(series({**table, "b": np.add(table["b"], shift)}), 4)
+        for one in moved.values():
+            assert (one.difference.sign != 0) == (one.p < 0.05)
+
+
 def test_missing_seeds_leave_least_squares_and_pairs():
     """The layout without one run is that of the two seeds' table with a free value for it."""
     whole = {name: values[:3] for name, values in TABLE.items()}

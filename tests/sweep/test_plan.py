@@ -15,7 +15,7 @@ from tests.disk import write_images
 from tests.processes import until
 from vitlab.__main__ import main
 from vitlab.bench import cells
-from vitlab.cli.sweep import waves
+from vitlab.cli.launch import waves
 from vitlab.config import identity
 from vitlab.config.build import assemble
 from vitlab.config.check import check

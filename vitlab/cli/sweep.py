@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli.exit import DONE, FAILED, printable
-from vitlab.config.compose import compose
+from vitlab.cli.launch import Launcher, count
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import SWEEPS, is_known, known_keys, menu
 from vitlab.config.overrides import complete, unpacked
 from vitlab.config.own import command
-from vitlab.report.conclude import MEASURED, answer_runs, conclude
+from vitlab.report.conclude import MEASURED, answer_runs, compared, conclude
 from vitlab.storage.files import make_folder, write_json
 from vitlab.sweep import question
 from vitlab.sweep.reader import find, read
@@ -51,13 +51,20 @@ def main(words: list[str]) -> int:
         return sweep_export.main(words[1:])
     parser = argparse.ArgumentParser(
         prog="vitlab sweep",
-        usage="vitlab sweep QUESTION [word ...] [--dry] [--retries N] [--wandb] [--publish]",
+        usage="vitlab sweep QUESTION [word ...] [--until POINTS] [--dry] [--retries N] [--wandb] [--publish]",
         description=DESCRIPTION,
         epilog=EPILOG + list_sweeps(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("question", help="a sweep file, or the name of one that comes with vitlab")
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--until",
+        type=float,
+        metavar="POINTS",
+        help="adds seeds until every difference to the baseline is known to ± POINTS (of a loss or cost: units)",
+    )
+    parser.add_argument("--most-seeds", type=int, metavar="N", help="with --until: at most so many; 32")
     parser.add_argument("--dry", action="store_true", help="checks and lists every run, here or for elsewhere")
     parser.add_argument("--retries", type=int, default=0, metavar="N", help="how often a failed run is trained again")
     parser.add_argument("--wandb", action="store_true", help="the table and the figures to Weights & Biases as well")
@@ -93,9 +100,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     from vitlab.sweep import local as local_launcher
     from vitlab.sweep import packs
     from vitlab.sweep import plan as planning
-    from vitlab.sweep.job import Failure
-    from vitlab.sweep.local import Listed, Local
-    from vitlab.sweep.progress import Progress
+    from vitlab.sweep import seeds as seeding
     from vitlab.tracking.options import ignore_run_id
 
     for key in (word.partition("=")[0] for word in overrides):
@@ -105,71 +110,82 @@ def run_sweep(options: argparse.Namespace) -> int:
     plan = planning.plan(asked, [word for word in overrides if not word.startswith("hydra")], elsewhere=options.dry)
     for words in plan.files:
         print(f"files       {printable(words)}")
-    record: dict[str, Any] = plan.record() | {"own_seeds": "seeds" in given}
+    looks = planned_looks(plan, options)
+    widest = seeding.with_seeds(plan, looks[-1]) if looks else plan
     device = plan.cells[0].config["system"]["device"]
-    most = max(len(plan.jobs), asked.search.trials if asked.search else 0)
+    jobs = widest.jobs
+    most = max(len(jobs), asked.search.trials if asked.search else 0)
     parts = local_launcher.slots(int(given["slots"]) if "slots" in given else None, most, device)
-    jobs = plan.jobs
-    changed = plan.outdated()
+    changed = widest.outdated()
     size = int(given["pack"]) if "pack" in given else None
     seats = packs.seats(jobs, len(parts), device, launcher, size, asked.search)
     if options.dry:
-        print_plan(plan, len(parts), changed)
+        print_plan(plan, len(parts), changed, options.until, looks)
         if packed := packs.describe(jobs, len(parts), seats, asked.search.trials if asked.search else 0):
             print(packed)
         return DONE
     planning.set_changed_aside(changed, plan.cells[0].config)
-    todo = [job for job in jobs if job.run.result()["status"] != "finished"]
     make_folder(plan.folder, "give another folder, system.runs=PATH")
+    more = {"until": options.until, "looks": list(looks)} if looks else {}
+    record: dict[str, Any] = plan.record() | {"own_seeds": "seeds" in given} | more
     write_json(plan.folder / "sweep.json", record)
-    print(
-        f"{asked.question}{at(asked, ' (', ')')}\n{count(len(jobs), 'run')} of {count(len(plan.cells), 'cell')};"
-        f" {len(jobs) - len(todo)} finished already"
-        if asked.trains
-        else f"{asked.question}{at(asked, ' (', ')')}\n{count(len(plan.cells), 'cell')} in {len(asked.seeds)} rounds"
-    )
+    print(f"{asked.question}{at(asked, ' (', ')')}")
     page = None
     if options.publish:  # the answer at the first scale has the question's own name
         first = read(asked.file).scale == asked.scale
         page = asked.file.with_name(asked.name + ("" if first else f"-{asked.scale}") + ".md")
     if not asked.trains:
+        print(f"{count(len(plan.cells), 'cell')} in {len(asked.seeds)} rounds")
         from vitlab.bench.cells import measure_cells
 
         write_json(plan.folder / MEASURED, {"lines": measure_cells(plan, lambda words: print(words, flush=True))})
         conclude(record, answer_runs(plan.folder), plan.folder, page=page, wandb=options.wandb)
         return DONE
     ignore_run_id()
-    progress = Progress(before=len(jobs) - len(todo))
     if launcher == "auto":
         launcher = "packed" if seats > 1 else "local" if len(parts) > 1 else "serial"
-    failures: list[Failure] = []
-    if asked.search is not None:
-        from vitlab.sweep import search
-
-        found = search.run(plan, parts, progress, options.retries, launcher, train_in_turn, seats)
-        status, failures = found.status, [*found.failures]
-        for cell in found.cells:
-            record["cells"][cell.name] = {"cell": cell.identity, "overrides": list(cell.overrides)}
-        record["search"] = found.record
+    launch = Launcher(
+        kind=launcher, parts=parts, seats=seats, retries=options.retries, overrides=tuple(overrides), record=record
+    )
+    status = launch.train(plan)
+    while looks and status == DONE and (number := seeds_to_add(record, plan)) is not None:
+        plan = seeding.with_seeds(plan, number)
+        record["seeds"] = list(plan.question.seeds)
         write_json(plan.folder / "sweep.json", record)
-    elif launcher in ("local", "packed"):
-        local = Local(parts, plan.folder / "logs", progress, options.retries, seats)
-        status = local.run(Listed(packs.grouped(todo) if seats > 1 else todo))
-        failures = local.failures
-    elif launcher == "hydra":
-        from vitlab.cli import hydra_launcher
-
-        about_hydra, status = [word for word in overrides if word.startswith("hydra")], DONE
-        for wave in waves(todo):
-            status = max(status, hydra_launcher.run(wave, about_hydra)) if status < 128 else status
-    else:
-        status = train_in_turn(todo)
+        status = launch.train(plan)
+    if looks and status == FAILED:
+        print("a training has failed: no seeds are added")
     if status >= 128:
         print(f"stopped; every training is saved. The same command continues:\nvitlab {shlex.join(sys.argv[1:])}")
         return status
     conclude(record, plan.runs, plan.folder, page=page, wandb=options.wandb)
-    report_failures(failures)
+    report_failures(launch.failures)
     return max(status, DONE)
+
+
+def planned_looks(plan: "Plan", options: argparse.Namespace) -> tuple[int, ...]:
+    """The numbers of seeds at which a sweep with --until is looked at; empty without."""
+    from vitlab.sweep import seeds
+
+    if options.until is None:
+        if options.most_seeds is not None:
+            raise ConfigError(f"--most-seeds {options.most_seeds}: no seeds are added: give --until POINTS as well")
+        return ()
+    most = seeds.MOST if options.most_seeds is None else options.most_seeds
+    seeds.check_until(plan, options.until, most)
+    return seeds.looks(len(plan.question.seeds), most)
+
+
+def seeds_to_add(record: Mapping[str, Any], plan: "Plan") -> int | None:
+    """The number of seeds to train up to; None where no more are wanted. Says what there is so far."""
+    from vitlab.storage import runs_table
+    from vitlab.sweep import seeds
+
+    found, number = compared(dict(record), runs_table.runs(plan.runs)), len(record["seeds"])
+    widths = seeds.widths(found)
+    then = seeds.next_look(widths, record["until"], number, record["looks"])
+    print(seeds.progress(widths, record["until"], number, then, found.metric), flush=True)
+    return then
 
 
 def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -188,40 +204,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def train_in_turn(jobs: list[Any]) -> int:
-    """Trains one after the other in this process, which imports and reads the data once."""
-    from vitlab.cli.run import run
-    from vitlab.data.dataset import read_once
-
-    status = DONE
-    with read_once():
-        for number, job in enumerate(jobs):
-            print(f"\n--- {number + 1} of {len(jobs)}: {job}")
-            code = run(*compose(job.words))
-            if code >= 128:
-                return code
-            status = max(status, FAILED if code else DONE)
-    return status
-
-
-def waves(jobs: list[Any]) -> list[list[Any]]:
-    """The jobs in groups that may run together: a job comes after the one that it starts from."""
-    found: list[list[Any]] = []
-    placed: dict[Any, int] = {}
-    for job in jobs:
-        place = placed.get(job.after and job.after.folder, -1) + 1
-        placed[job.run.folder] = place
-        found += [[]] if place == len(found) else []
-        found[place].append(job)
-    return found
-
-
 def at(asked: question.Question, before: str = "", after: str = "") -> str:
     return f"{before}scale={asked.scale}{after}" if asked.scale else ""
-
-
-def count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def report_failures(failures: list[Any]) -> None:
@@ -232,19 +216,23 @@ def report_failures(failures: list[Any]) -> None:
         print(f"  {failure.job.command}", file=sys.stderr)
 
 
-def print_plan(plan: "Plan", slots: int, changed: Mapping[Path, str]) -> None:
+def print_plan(
+    plan: "Plan", slots: int, changed: Mapping[Path, str], until: float | None = None, looks: tuple[int, ...] = ()
+) -> None:
     """Prints every run as a command, with its cost, and the time that earlier runs let expect.
 
     Args:
         plan: of the sweep.
         slots: trainings at once.
         changed: runs that are outdated, and why.
+        until: half the width of an interval up to which seeds are added; None adds none.
+        looks: numbers of seeds at which that is looked at.
     """
     from vitlab.storage import runs_table
     from vitlab.storage.metrics import si
+    from vitlab.sweep import seeds
     from vitlab.sweep.duration import estimate
     from vitlab.sweep.progress import span
-    from vitlab.sweep.seeds import planned_power
 
     if not plan.question.trains:
         print("\n".join((plan.question.question, plan.question.source, at(plan.question))))
@@ -288,5 +276,5 @@ def print_plan(plan: "Plan", slots: int, changed: Mapping[Path, str]) -> None:
         f"\n{count(runs, 'run')} of {count(len(plan.cells), 'cell')}; what is not finished takes {si(flops)} FLOPs,"
         f" {time}" + (f"; of {unknown} runs the time is not known" if unknown and total else "")
     )
-    if words := planned_power(plan, known):
+    if words := seeds.planned_power(plan, known) if until is None else seeds.planned_looks(plan, known, until, looks):
         print(words)

@@ -14,7 +14,9 @@ from vitlab.report.table import Agreement, Pair
 from vitlab.storage.metrics import Metric
 
 
-def agree(expect: Any, scores: Mapping[str, pd.Series], metric: Metric, owners: Mapping[str, str]) -> Agreement:
+def agree(
+    expect: Any, scores: Mapping[str, pd.Series], metric: Metric, owners: Mapping[str, str], looks: int = 1
+) -> Agreement:
     """Compares what was measured with what is reported.
 
     Args:
@@ -22,12 +24,13 @@ def agree(expect: Any, scores: Mapping[str, pd.Series], metric: Metric, owners: 
         scores: one a seed, by arm.
         metric: of the scores; the reported numbers are accuracies, and where lower is better the signs are turned.
         owners: the arm that is shown, by name of every arm.
+        looks: see `contrasts.Family`.
     """
     reported = {str(name): float(value) for name, value in (part(expect, "numbers") or {}).items()}
     comparable = metric.source in ("validation", "test")
     arms = [name for name in owners if comparable and name in reported and not scores[owners[name]].empty]
     pairs, names = [], list(dict.fromkeys(owners[name] for name in arms))
-    contrasts, family = pairwise({name: scores[name] for name in names})
+    contrasts, family = pairwise({name: scores[name] for name in names}, looks)
     for first, second in combinations(arms, 2):
         gap, pair = reported[second] - reported[first], (owners[first], owners[second])
         if gap and pair[0] != pair[1]:
@@ -68,7 +71,8 @@ def seeds_needed(found: Estimate | None, family: Family, pair: tuple[str, str]) 
         return None
     if {*pair} <= {*family.pool.arms}:
         return seeds_to_show(found.mean, math.sqrt(family.pool.difference), found.n, family=family)
-    return seeds_to_show(found.mean, found.sd, found.n, tests=family.tests if family.pooled else 1)
+    tests = family.looks * (family.tests if family.pooled else 1)
+    return seeds_to_show(found.mean, found.sd, found.n, tests=tests)
 
 
 def in_words(pairs: Sequence[Pair], order: float | None, pooled: bool) -> str:

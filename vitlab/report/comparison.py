@@ -13,7 +13,7 @@ from vitlab.config.errors import ConfigError
 from vitlab.config.moved import current_key
 from vitlab.report import power
 from vitlab.report.agreement import agree, part
-from vitlab.report.contrasts import Contrast, against, in_words
+from vitlab.report.contrasts import Contrast, against, in_words, looks_in_words
 from vitlab.report.grouping import (
     absent,
     differing,
@@ -51,6 +51,7 @@ def compare(
     expect: Any = None,
     arms: Mapping[str, str] | None = None,
     margin: float | None = None,
+    looks: Sequence[int] = (),
 ) -> Comparison:
     """The runs of a table grouped by everything but the seed and the fold, each group beside the baseline.
 
@@ -70,6 +71,7 @@ def compare(
         expect: has `finding`, `setting` and `numbers` (see `Agreement`), as attributes or as keys; empty is as None.
         margin: within which an arm counts as equivalent to the baseline, in percentage points of a share, else in the
             metric's unit; None asks for no equivalence.
+        looks: numbers of seeds at which the differences were to be looked at while seeds were added; empty for one.
         arms: the arm of each of `cells`; by these `baseline` and `expect` then name them. None where each is its own.
 
     Raises:
@@ -84,8 +86,8 @@ def compare(
         raise ConfigError(f"the table has no column {lacking[0]}: give lines of vitlab.runs('runs')")
     x = current_key(x) if x else None
     if cells is not None and arms is not None and len({arms[name] for name in cells}) < len(cells):
-        asked = {"metric": metric, "x": x, "planned": planned, "folds": folds, "title": title, "source": source}
-        asked["margin"] = margin
+        asked: dict[str, Any] = {"metric": metric, "x": x, "planned": planned, "folds": folds, "title": title}
+        asked |= {"source": source, "margin": margin, "looks": looks}
         return tuned(table, cells, arms, baseline, expect, asked)
     keys = [key for key in table.columns if key.partition(".")[0] in ROOTS and key != "dataset.fold"]
     measured = check(table, metric, x, keys, cells is not None)
@@ -134,7 +136,8 @@ def compare(
     if margin is not None and not margin > 0:
         raise ConfigError(f"margin={margin}: expected a number above 0, in points of a share or in the metric's unit")
     within = None if margin is None else margin / measured.scale
-    contrasts, family = against(base, alike, within)
+    many = max(1, len(looks))
+    contrasts, family = against(base, alike, within, many)
     states = {
         name: state(groups[cell]["status"] if cell in groups else (), asked, len(scores[name]), metric)
         for cell, name in owners.items()
@@ -170,11 +173,12 @@ def compare(
         )
         rows.append(row)
     used = runs[values[metric].notna().to_numpy()]
-    tested = [in_words(family), power.in_words(family, contrasts, measured, within)]
+    looked = looks_in_words(looks, max(map(len, seeds.values())))
+    tested = [in_words(family), looked, power.in_words(family, contrasts, measured, within)]
     lines = notes(measured, used, rows, tested, unreadable, twice, len(wanted) - sum(wanted))
     agreement = None
     if expect is not None:
-        agreement = agree(expect, alike, measured, {name: owners[cell] for name, cell in cells.items()})
+        agreement = agree(expect, alike, measured, {name: owners[cell] for name, cell in cells.items()}, many)
         if others := [name for name in agreement.numbers if name not in cells]:
             lines.append(f"Reported, but no arm here: {listed(others)}.")
         agreement = agreement if agreement.finding or agreement.numbers else None

@@ -43,27 +43,11 @@ def conclude(
         page: where it is published as well, such as sweeps/ablation/NAME.md.
         wandb: whether it goes to Weights & Biases too.
     """
-    from vitlab.report import answer, comparison
+    from vitlab.report import answer
     from vitlab.storage import runs_table
 
     table = runs_table.runs(table) if isinstance(table, Path) else table
-    try:
-        found = comparison.compare(
-            table,
-            metric=record.get("metric") or "test/accuracy",
-            x=record.get("x"),
-            baseline=record.get("baseline"),
-            cells={name: cell["cell"] for name, cell in record["cells"].items()} if "cells" in record else None,
-            arms={name: cell.get("arm", name) for name, cell in record.get("cells", {}).items()},
-            planned=record.get("seeds"),
-            folds={name: cell.get("folds") or 0 for name, cell in record.get("cells", {}).items()},
-            title=record["question"],
-            source=record.get("source", ""),
-            expect=record.get("expect"),
-            margin=record.get("margin"),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder}/sweep.json is damaged ({error!r}): run the sweep again") from error
+    found = compared(record, table)
     made = facts(record, found, table)
     answer.write(found, folder, facts=made)
     if page is not None:
@@ -77,6 +61,35 @@ def conclude(
         print(f"{found.agreement.finding}\n{found.agreement.words}")
     print(f"\nanswer      {folder}/answer.md" + (f", {page}" if page else ""))
     print(f"page        {folder}/answer.html")
+
+
+def compared(record: dict[str, Any], table: "pd.DataFrame") -> "Comparison":
+    """The comparison that a sweep asked for.
+
+    Args:
+        record: what was asked, as `sweep.Plan.record` has it.
+        table: the runs.
+    """
+    from vitlab.report import comparison
+
+    try:
+        return comparison.compare(
+            table,
+            metric=record.get("metric") or "test/accuracy",
+            x=record.get("x"),
+            baseline=record.get("baseline"),
+            cells={name: cell["cell"] for name, cell in record["cells"].items()} if "cells" in record else None,
+            arms={name: cell.get("arm", name) for name, cell in record.get("cells", {}).items()},
+            planned=record.get("seeds"),
+            folds={name: cell.get("folds") or 0 for name, cell in record.get("cells", {}).items()},
+            title=record["question"],
+            source=record.get("source", ""),
+            expect=record.get("expect"),
+            margin=record.get("margin"),
+            looks=record.get("looks") or (),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"sweep.json of {record['name']} is damaged ({error!r}): run the sweep again") from error
 
 
 def facts(record: dict[str, Any], comparison: "Comparison", store: "pd.DataFrame") -> dict[str, str]:
@@ -124,11 +137,13 @@ def command(record: dict[str, Any]) -> str:
 
     if not record.get("file"):
         return ""
+    looks = record.get("looks")
     ships = Path(record["file"]).resolve().is_relative_to(SWEEPS.resolve())
     words = [
         record["name"] if ships else record["file"],
         f"scale={record['scale']}" if record.get("scale") else "",
-        f"seeds={','.join(map(str, record['seeds']))}" if record.get("own_seeds") else "",
+        f"seeds={','.join(map(str, record['seeds'][: (looks or [None])[0]]))}" if record.get("own_seeds") else "",
         *record.get("words", []),
+        *(["--until", f"{record['until']:g}", "--most-seeds", str(looks[-1])] if looks else []),
     ]
     return own.command("sweep", *filter(None, words), flags=record.get("flags") or ())

@@ -15,7 +15,7 @@ false claim. So three things hold here, and tests/report/test_false_claims.py si
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TypeVar
@@ -141,6 +141,8 @@ class Family:
         test: p value of the largest t of all of them: `dunnett` or `tukey`.
         arms: how many it is of.
         more: arguments of it.
+        looks: how often they may be tested while seeds are added: p values and intervals are corrected for all of them
+            (Bonferroni), so that together they keep 5 %.
     """
 
     pool: Pool
@@ -148,6 +150,7 @@ class Family:
     test: Callable[..., float]
     arms: int
     more: Mapping[str, float] = field(default_factory=dict)
+    looks: int = 1
 
     @property
     def pooled(self) -> bool:
@@ -164,12 +167,17 @@ class Family:
         """What a paired t test's p is multiplied with: the root of the number of arms, or of pairs."""
         return math.sqrt(self.tests + (self.test is dunnett))
 
+    @property
+    def level(self) -> float:
+        """Of the tests at each look."""
+        return LEVEL / self.looks
+
     def contrast(self, first: str, second: str, own: Estimate | None, margin: float | None = None) -> Contrast:
         """The difference of two arms, by the pooled variance where both share it."""
         if own is None or own.sd is None:
             return Contrast(difference=own)
         if not {first, second} <= {*self.pool.arms}:
-            return alone(own, self.tests if self.pooled else 1, margin)
+            return alone(own, self.looks * (self.tests if self.pooled else 1), margin)
         error, own_error = math.sqrt(self.pool.difference / own.n), own.sd / math.sqrt(own.n)
         shared, root = self.pool.df, self.root
 
@@ -177,11 +185,11 @@ class Family:
             """Of a distance from the hypothesis, in the direction of the claim."""
             one_sided = {"sides": 1} if sides == 1 else {}
             largest = self.test(distance / error, self.arms, shared, **self.more, **one_sided)
-            return max(largest, min(1.0, root * tail_of_t(distance, own_error, own.n - 1, sides)))
+            return min(1.0, self.looks * max(largest, root * tail_of_t(distance, own_error, own.n - 1, sides)))
 
         half = max(
-            critical(self.test, LEVEL, self.arms, shared, **self.more) * error,
-            float(special.stdtrit(own.n - 1, 1 - LEVEL / 2 / root)) * own_error,
+            critical(self.test, self.level, self.arms, shared, **self.more) * error,
+            float(special.stdtrit(own.n - 1, 1 - self.level / 2 / root)) * own_error,
         )
         found = replace(own, low=own.mean - half, high=own.mean + half)
         beside = (p(margin + own.mean, 1), p(margin - own.mean, 1)) if margin is not None else None
@@ -215,7 +223,7 @@ def alone(own: Estimate, tests: int, margin: float | None) -> Contrast:
 
 
 def against(
-    baseline: str, scores: Mapping[str, pd.Series], margin: float | None = None
+    baseline: str, scores: Mapping[str, pd.Series], margin: float | None = None, looks: int = 1
 ) -> tuple[dict[str, Contrast], Family]:
     """The difference of every arm to the baseline.
 
@@ -223,21 +231,22 @@ def against(
         baseline: name of an arm.
         scores: of each arm that may be compared, the baseline's among them.
         margin: within which arms count as equivalent, in the units of the scores; None for none.
+        looks: see `Family`.
     """
     own = {name: paired(one, scores[baseline]) for name, one in scores.items() if name != baseline}
     tested = [name for name, one in own.items() if one is not None and one.sd is not None and (one.sd or one.mean)]
     together = pool({name: scores[name] for name in (baseline, *tested)}, baseline)
     more = {"correlation": correlation([scores[name] for name in tested], scores[baseline])}
-    family = Family(pool=together, tests=len(tested), test=dunnett, arms=len(tested), more=more)
+    family = Family(pool=together, tests=len(tested), test=dunnett, arms=len(tested), more=more, looks=looks)
     found = {name: family.contrast(baseline, name, one, margin) for name, one in own.items()}
     return found if family.pooled else after_holm(found), family
 
 
-def pairwise(scores: Mapping[str, pd.Series]) -> tuple[dict[tuple[str, str], Contrast], Family]:
+def pairwise(scores: Mapping[str, pd.Series], looks: int = 1) -> tuple[dict[tuple[str, str], Contrast], Family]:
     """The difference of every two arms, second minus first; without a pool each for itself, uncorrected."""
     own = {(a, b): paired(scores[b], scores[a]) for a, b in combinations(scores, 2)}
     together = pool({name: one for name, one in scores.items() if len(one)})
-    family = Family(pool=together, tests=len(own), test=tukey, arms=len(scores))
+    family = Family(pool=together, tests=len(own), test=tukey, arms=len(scores), looks=looks)
     return {pair: family.contrast(*pair, one) for pair, one in own.items()}, family
 
 
@@ -280,6 +289,25 @@ def in_words(family: Family) -> str:
     return (
         f"{tests} differences to the baseline are tested together: Dunnett's test, paired by seed, with the residual"
         f" variance of {len(pool.arms)} arms ({pool.df:.0f} degrees of freedom); each must hold by its own paired t"
-        f" test, which assumes no equal variances, at {5 / family.root:.2g} % as well. Intervals are simultaneous."
+        f" test, which assumes no equal variances, at {100 * family.level / family.root:.2g} % as well. Intervals are"
+        f" simultaneous."
         f"{left if pool.left_out else ''}"
+    )
+
+
+def looks_in_words(looks: Sequence[int], seeds: int) -> str:
+    """At which numbers of seeds the differences were looked at, and the correction for that; empty with one look.
+
+    Args:
+        looks: numbers of seeds at which it was planned.
+        seeds: that there are now.
+    """
+    if len(looks) < 2:
+        return ""
+    made = sum(look <= seeds for look in looks)
+    return (
+        f"Seeds were added: of {len(looks)} planned looks, at {', '.join(map(str, looks))} seeds, {made}"
+        f" {'was' if made == 1 else 'were'} made. Intervals and verdicts of differences are at"
+        f" {100 * (1 - LEVEL / len(looks)):.4g} % each (Bonferroni over the planned looks), so that together they keep"
+        " 95 %, whatever made the sweep stop."
     )

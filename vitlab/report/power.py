@@ -21,14 +21,25 @@ def detectable(sd: float, seeds: int, *, family: Family | None = None, tests: in
         sd: standard deviation of the difference of two arms' runs of one seed.
         seeds: 2 or more.
         family: whose pool both arms share; None for a paired t test of its own.
-        tests: for how many that is corrected.
+        tests: for how many, times looks, that is corrected.
     """
-    correction = tests if family is None else family.root
+    limits = limits_of_t(seeds, family, tests)
+    return max(float(special.nctdtrinc(df, 1 - POWER, limit)) for df, limit in limits) * sd / math.sqrt(seeds)
+
+
+def half_width(sd: float, seeds: int, *, family: Family | None = None, tests: int = 1) -> float:
+    """Half the width of the interval of a difference, in the units of `sd`; arguments as of `detectable`."""
+    return max(limit for _, limit in limits_of_t(seeds, family, tests)) * sd / math.sqrt(seeds)
+
+
+def limits_of_t(seeds: int, family: Family | None, tests: int) -> list[tuple[int, float]]:
+    """The degrees of freedom of each test that a difference must pass, and the t that it must exceed."""
+    correction = tests if family is None else family.root * family.looks
     limits = [(seeds - 1, float(special.stdtrit(seeds - 1, 1 - LEVEL / 2 / correction)))]
     if family is not None:
         df = (len(family.pool.arms) - 1) * (seeds - 1)
-        limits.append((df, critical(family.test, LEVEL, family.arms, df)))
-    return max(float(special.nctdtrinc(df, 1 - POWER, limit)) for df, limit in limits) * sd / math.sqrt(seeds)
+        limits.append((df, critical(family.test, family.level, family.arms, df)))
+    return limits
 
 
 def seeds_to_show(gap: float, sd: float, seeds: int, *, family: Family | None = None, tests: int = 1) -> int | None:
@@ -57,18 +68,18 @@ def in_words(family: Family, contrasts: Mapping[str, Contrast], metric: Metric, 
         metric: of the differences.
         margin: within which arms count as equivalent, in the metric's units.
     """
-    least, needed, never = [], {}, []
+    least, needed, never, tests = [], {}, [], family.tests * family.looks
     for name, one in contrasts.items():
         own = one.difference
         if own is None or one.p is None or not own.sd or own.of != "seed":
             continue
         shares = family if name in family.pool.arms else None
         sd = math.sqrt(family.pool.difference) if shares else own.sd
-        least.append(detectable(sd, own.n, family=shares, tests=family.tests))
+        least.append(detectable(sd, own.n, family=shares, tests=tests))
         equivalent = one.margin_p is not None and max(one.margin_p) < LEVEL
         if one.p >= LEVEL and not equivalent:
             gap = max(abs(own.mean), (margin or 0.0) - abs(own.mean))
-            seeds = seeds_to_show(gap, sd, own.n, family=shares, tests=family.tests)
+            seeds = seeds_to_show(gap, sd, own.n, family=shares, tests=tests)
             never += [name] if seeds is None else []
             needed |= {} if seeds is None else {name: seeds}
     if not least:
