@@ -29,9 +29,9 @@ finished is not trained again, what was interrupted continues: run the same comm
 EPILOG = """words:
   scale=NAME               one of the file's scales; by default the first
   seeds=0,1,2 or 0..15     instead of the file's
-  launcher=packed|local|serial|hydra   runs of one shape as one batched model, a process a slot (the default where there
-                           are some, and more than slots); a fresh process each, as many at once as there are slots;
-                           one after the other in this process; a Hydra launcher's: hydra/launcher=submitit_slurm, ...
+  launcher=NAME            packed: runs of one shape are trained as one batched model, a process a slot (the default
+                           where there are more of them than slots); local: a process each, as many at once as slots;
+                           serial: one after the other in this process; hydra: hydra/launcher=submitit_slurm, ...
   slots=N                  processes at once; one a GPU, or else one a core
   pack=N                   runs a process trains together, at most, with launcher=packed
   group=option key=value   of every run: fit.epochs=5 system.device=cpu tracking=off
