@@ -4,8 +4,10 @@ import copy
 import functools
 import json
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from tests.config.test_check import check, compose
@@ -13,12 +15,13 @@ from tests.training.test_loop import ALONE
 from vitlab.config.build import assemble
 from vitlab.config.groups import menu
 from vitlab.data.dataset import read_once
+from vitlab.model.position import Position
 from vitlab.storage.checkpoint import Checkpoints
 from vitlab.storage.run import Run
 from vitlab.sweep.packs import pack_key
 from vitlab.training import checks
 from vitlab.training.batches import train_batches
-from vitlab.training.pack import Pack
+from vitlab.training.pack import Pack, log
 from vitlab.training.recovery import check_finite
 from vitlab.training.setup import prepare
 from vitlab.training.state import TrainState
@@ -69,8 +72,8 @@ def seeds(*words, of=range(3)):
     return [begin(*words, seed=seed) for seed in of]
 
 
-def advance(trainings, steps, pack=None):
-    """The loss of each training in each step, computed in a pack or alone."""
+def advance(trainings, steps, pack=None, *, together=True):
+    """The loss of each training in each step, computed in a pack or alone; `together` as one model, if in a pack."""
     losses = []
     for _ in range(steps):
         pending = [(state, next(batches)) for state, batches in trainings]
@@ -85,7 +88,7 @@ def advance(trainings, steps, pack=None):
             state.fetch()
             losses.append(state.meter.sums.get("loss", torch.nan) / max(1, state.meter.counted))
             state.meter.clear()
-    assert not pack or not pack.separate
+    assert not pack or together == (not pack.separate)
     return torch.tensor(losses).reshape(steps, -1)
 
 
@@ -296,3 +299,117 @@ def test_a_skip_is_that_run_s_alone():
     assert others[1][0].vit.head.output.weight.isfinite().all()
     for row in (0, 2):
         assert equal(healthy[row][0], others[row][0])
+
+
+# --- runs come and go ----------------------------------------------------------------------------------------------
+
+
+def resumed(state, *words, seed):
+    """A training that goes on from a checkpoint of another one."""
+    other, _ = begin(*words, seed=seed)
+    other.restore(copy.deepcopy(state.capture()))
+    return other, train_batches(other.setup, other.step)
+
+
+@pytest.mark.parametrize("optimizer", menu()["optimizer"])
+def test_a_pack_of_resumed_runs_is_the_undisturbed_one_and_each_goes_on_alone_as_well(optimizer):
+    words = (f"optimizer={optimizer}", "model/stem=convolution", "fit.ema_decay=0.9", *DRAWS)
+    undisturbed, stopped = seeds(*words), seeds(*words)
+    losses = advance(undisturbed, 6, Pack(8))
+    advance(stopped, 3, Pack(8))
+    again = [resumed(state, *words, seed=seed) for seed, (state, _) in enumerate(stopped)]
+    alone = [resumed(state, *words, seed=seed) for seed, (state, _) in enumerate(stopped)]
+    assert torch.equal(advance(again, 3, Pack(2)), losses[3:])
+    assert all(equal(one, other) for (one, _), (other, _) in zip(undisturbed, again, strict=True))
+    assert float((advance(alone, 3) - losses[3:]).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("optimizer", menu()["optimizer"])
+def test_runs_join_and_leave_a_pack_at_any_step(optimizer):
+    words = (f"optimizer={optimizer}", "fit.ema_decay=0.9", "fit.on_nonfinite=skip")
+    together, pack = seeds(*words, of=range(4)), Pack(3)
+    whole = seeds(*words, of=range(4))
+    for members in ([0], [0, 1], [2, 0, 1], [2, 3, 1], [3, 0]):
+        advance([together[i] for i in members], 1, pack)
+    for state, batches in whole:
+        steps = together[state.setup.seed][0].step
+        advance([(state, batches)], steps, Pack(8))
+        assert equal(state, together[state.setup.seed][0])
+
+
+# --- parts of one's own --------------------------------------------------------------------------------------------
+
+
+class Own(Position):
+    """A position of one's own."""
+
+    def __init__(self, *, width, head_width, grid):
+        super().__init__(width=width, head_width=head_width, grid=grid)
+        self.unused = nn.Parameter(torch.ones(width, width))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def init_parameters(self, init):
+        """Keeps them."""
+
+    def add(self, tokens):
+        self.calls = self.calls + 1
+        return self.change(tokens)
+
+    at = "stem"
+
+
+def reads(self, tokens):
+    return tokens * (1 + tokens.mean().item())
+
+
+def draws(self, tokens):
+    return tokens + 0.1 * torch.randn_like(tokens)
+
+
+def draws_from_numpy(self, tokens):
+    return tokens * np.random.rand()  # noqa: NPY002
+
+
+def decides(self, tokens):
+    return tokens if tokens.sum() > 0 else 2 * tokens
+
+
+def own(node, change, monkeypatch):
+    monkeypatch.setattr(Own, "change", change, raising=False)
+    parts = [assemble(check({**copy.deepcopy(node), "seed": seed})) for seed in range(3)]
+    for part in parts:
+        part["model"] = functools.partial(part["model"], position=Own)
+    states = [TrainState(prepare(**part, dist=ALONE), "test") for part in parts]
+    return [(state, train_batches(state.setup, 0)) for state in states]
+
+
+@pytest.mark.parametrize("change", [reads, draws, draws_from_numpy, decides])
+def test_models_that_cannot_be_one_are_trained_one_after_the_other(change, monkeypatch, caplog):
+    node = composed("model/stem=convolution", "fit.ema_decay=0.9", *DRAWS)
+    alone, packed = own(node, change, monkeypatch), own(node, change, monkeypatch)
+    advance(alone, 3)
+    monkeypatch.setattr(log, "propagate", True)
+    pack = Pack(8)
+    advance(packed, 3, pack, together=False)
+    assert all(equal(one, other) for (one, _), (other, _) in zip(alone, packed, strict=True))
+    assert len([line for line in caplog.messages if "one after the other" in line]) == 1
+    assert [state.packed for state, _ in packed] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("optimizer", menu()["optimizer"])
+def test_parameters_without_gradient_do_not_decay_and_buffers_that_are_set_anew_are_kept(optimizer, monkeypatch):
+    node = composed(f"optimizer={optimizer}", "fit.ema_decay=0.9")
+    alone, packed = (own(node, lambda self, tokens: tokens, monkeypatch) for _ in range(2))
+    losses, pack = advance(alone, 5), Pack(8)
+    found = [advance(packed, 2, pack)]
+    others = own(node, lambda self, tokens: tokens, monkeypatch)
+    for (other, _), (state, _) in zip(others, packed, strict=True):
+        other.restore(copy.deepcopy(state.capture()))
+    found.append(
+        advance([(other, batches) for (other, _), (_, batches) in zip(others, packed, strict=True)], 3, Pack(8))
+    )
+    assert float((losses - torch.cat(found)).abs().max()) < 1e-5
+    for (state, _), (single, _) in zip(others, alone, strict=True):
+        part = state.vit.positions[0]
+        assert part.unused.equal(torch.ones_like(part.unused))
+        assert part.calls.equal(single.vit.positions[0].calls)

@@ -72,7 +72,7 @@ class Member:
         """Updates parameter by parameter from now on."""
         for values in () if self.optimizer is self.own else self.own.state.values():
             values.update({key: value.clone() for key, value in values.items() if is_scalar(value)})
-        self.optimizer = self.own
+        self.optimizer, self.shared = self.own, True
         self.state.use_own_optimizer()
 
     def alike(self, group: dict[str, Any]) -> bool:

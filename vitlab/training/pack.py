@@ -32,7 +32,8 @@ class Pack:
     """Computes one update of each of several trainings.
 
     Args:
-        at_once: how many models are computed together; fewer after they did not fit into memory.
+        at_once: how many models are computed together, three where 2 would leave one by itself; fewer after they did
+            not fit into memory.
     """
 
     def __init__(self, at_once: int):
@@ -107,7 +108,7 @@ class Pack:
 
     def divide(self) -> None:
         """Divides the rows into those that are computed together."""
-        parts = -(-self.rows // self.at_once)
+        parts = min(-(-self.rows // self.at_once), self.rows // FEWEST)
         ends = [self.rows * part // parts for part in range(parts + 1)]
         named = dict(self.models[0].named_parameters())
         self.parts: list[tuple[slice, Packed, dict[str, Tensor], dict[str, Tensor]]] = []
