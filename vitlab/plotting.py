@@ -61,15 +61,18 @@ def shorten(words: str, most: int, keep: float = 0.65) -> str:
     return f"{words[:start]}…{words[len(words) - (most - 1 - start) :]}"
 
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-LINES, MARKS = ("-", "--", ":", "-."), "osD^vP"
-INK, SOFT, GRID = "#1f2933", "#6b7785", "#e3e8ee"
-WIDTH = 5.5  # inches: a column of a paper
+# Told apart in grey print too: 8 or more apart in CIE lightness. Blue, red and yellow are Paul Tol's "high contrast".
+COLOURS = ("#004488", "#BB5566", "#D9A520", "#0B6B4F", "#6699CC", "#F4B8CA")
+LINES, MARKS = ("-", "--", "-.", ":"), "osD^vP"
+INK, SOFT, GRID = "#1f2933", "#5b6773", "#e3e8ee"
+HALF, FULL = 3.35, 6.9  # inches: a column, and both columns of a page
+SMALL = 7  # points: the smallest letters
 LOG = 4  # an axis is logarithmic where its largest number is at least this many times the smallest
 STYLE: Any = {
-    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
-    "legend.fontsize": 8, "axes.edgecolor": SOFT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "axes.linewidth": 0.7, "text.color": INK, "pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "vitlab",
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL, "axes.edgecolor": SOFT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.linewidth": 0.7, "text.color": INK, "legend.frameon": False, "pdf.fonttype": 42, "ps.fonttype": 42,
+    "svg.fonttype": "none", "svg.hashsalt": "vitlab",
 }  # fmt: skip
 
 
@@ -79,12 +82,13 @@ def dress(axes: "Axes", grid: str = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def caption(axes: "Axes", lines: Sequence[str]) -> None:
-    """What the marks mean, in small letters above the panel."""
+def caption(figure: "Figure", lines: Sequence[str]) -> None:
+    """What the marks mean, in small letters above the panels."""
     from textwrap import wrap
 
-    text = "\n".join(part for line in lines for part in wrap(line, 92))
-    axes.set_title(text, loc="left", fontsize=7, color=SOFT, parse_math=False)
+    letters = int(figure.get_figwidth() * 72 / (0.59 * SMALL))
+    text = "\n".join(part for line in dict.fromkeys(lines) for part in wrap(line, letters))
+    figure.suptitle(text, x=0.01, ha="left", fontsize=SMALL, color=SOFT, parse_math=False)
 
 
 def save_one(figure: "Figure", path: Path) -> Path:

@@ -255,7 +255,7 @@ def test_an_output_that_is_nan_is_refused_with_the_image():
 
 def test_the_page_needs_nothing_else_and_takes_its_colours_from_its_theme():
     svg = '<?xml?><svg width="3pt" height="2pt" viewBox="0 0 396 2"><!-- <b> --><metadata>http://x</metadata>\
-<path style="fill: #1f2933; stroke: #0072b2"/><path style="fill: #ffffff"/><path style="fill: #123456"/></svg>'
+<path style="fill: #1f2933; stroke: #004488"/><path style="fill: #ffffff"/><path style="fill: #123456"/></svg>'
     text = page("A <b>", "{{body}}", [Drawn("norms", "Norms", "Of & it", svg)], ["run: cka: none"], {"command": "x"})
     assert "<title>A &lt;b&gt;</title>" in text
     assert "fill: var(--ink); stroke: var(--c0)" in text

@@ -115,6 +115,7 @@ def test_an_answer_is_written_whole_and_twice_the_same(tmp_path):
     first = answer.write(comparison(tmp_path / "runs"), tmp_path / "a", facts=FACTS)
     second = answer.write(comparison(tmp_path / "runs"), tmp_path / "b", facts=FACTS)
     names = {f"{name}.{kind}" for name in ("metric", "curves", "compute", "beside") for kind in ("png", "svg", "pdf")}
+    names |= {f"{name}-half.pdf" for name in ("metric", "curves", "compute", "beside")}
     assert {path.name for path in first} == names | {"answer.md", "answer.html", "table.csv", "table.tex"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == {path.name for path in first}
     for one, two in zip(first, second, strict=True):

@@ -7,6 +7,7 @@ import pytest
 from vitlab.plotting import save_one
 from vitlab.report import figures
 from vitlab.report.figure_data import Curve, pareto_front
+from vitlab.report.panels import banded
 from vitlab.report.statistics import Estimate
 from vitlab.report.table import Agreement, Comparison, Pair, Row
 from vitlab.storage.metrics import NONE, duration, metric, si
@@ -125,7 +126,7 @@ def test_learning_curves_are_means_in_a_band_up_to_where_all_seeds_came(tmp_path
     assert any("did not finish" in text for text in words(figure))
     short = Curve(0, "a", True, [1.0, 2.0, 3.0], [0.1, 0.2, 0.3])
     long = Curve(1, "b", True, [2.0, 4.0], [0.4, 0.6])
-    grid, mean, low, high = figures.banded([short, long])
+    grid, mean, low, high = banded([short, long])
     assert grid.tolist() == [2, 3]
     assert mean.tolist() == pytest.approx([0.3, 0.4])
     assert low.tolist() == pytest.approx([0.2, 0.3])
@@ -160,7 +161,7 @@ def test_reported_differences_stand_beside_those_found():
     figure = figures.beside(comparison())
     assert figure is not None
     assert "not found yet" in words(figure)
-    assert figure.axes[0].get_xlabel() == "difference to patch 1 (percentage points)"
+    assert figure.axes[0].get_xlabel() == "difference to patch 1 (points)"
     assert figures.beside(comparison(agreement=False)) is None
 
 

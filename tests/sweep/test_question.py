@@ -65,6 +65,49 @@ def test_a_margin_is_a_number_above_zero(tmp_path):
             read(written(tmp_path, WHOLE + f"margin: {wrong}\n"))
 
 
+SERIES = """\
+question: What?
+arms:
+  ViT: patch=p2
+  ViT, larger: patch=p1
+  hybrid: model/stem=resnet_small
+series:
+  ViT: ViT*
+  mixed: [hybrid]
+"""
+
+
+def test_arms_of_a_series_are_named_with_a_star_for_any_letters(tmp_path):
+    question = read(written(tmp_path, SERIES))
+    assert {cell.name: cell.series for cell in question.cells()} == {
+        "baseline": "", "ViT": "ViT", "ViT, larger": "ViT", "hybrid": "mixed"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "why"),
+    [
+        ("[hybrid]", "[hybird]", 8, "series.mixed: there is no arm 'hybird'; did you mean hybrid?"),
+        ("[hybrid]", "'*larger'", 6, "series: ViT, larger is of ViT and of mixed: an arm is of one series"),
+        ("series:", "axes: {model.depth: [1, 2]}\nseries:", 7, "where there are axes, every arm is a series already"),
+    ],
+)
+def test_a_series_of_no_arm_or_of_anothers_is_refused(tmp_path, old, new, line, why):
+    with pytest.raises(SweepFileError, match=re.escape(why)) as error:
+        read(written(tmp_path, SERIES.replace(old, new)))
+    assert f"line {line}" in str(error.value)
+
+
+def test_along_an_axis_every_arm_is_a_series(tmp_path):
+    grid = (
+        "question: What?\nx: model.depth\narms: {a: patch=p2}\naxes: {model.depth: [1, 2], model.dropout: [0, 0.1]}\n"
+    )
+    found = {cell.name: cell.series for cell in read(written(tmp_path, grid)).cells()}
+    assert found["a, depth=1, dropout=0.1"] == found["a, depth=2, dropout=0.1"] == "a, dropout=0.1"
+    tuned = "question: What?\nx: optimizer.lr\narms: {a: [patch=p2, 'optimizer.lr=0.1,0.2']}\n"
+    assert [cell.series for cell in read(written(tmp_path, tuned)).cells()] == ["", "a", "a"]
+
+
 def test_values_stay_what_was_written(tmp_path):
     text = "question: q\naxes:\n  optimizer.lr: [1e-3, 0.010]\n  fit.patience: [null, 3]\n"
     text += "  augment.area: [[0.5, 1.0], [0.8, 1]]\n"

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from vitlab.evaluation.inspection import Inspection
-from vitlab.plotting import COLOURS, INK, LINES, MARKS, SOFT, WIDTH, blank, dress, shorten
+from vitlab.plotting import COLOURS, FULL, INK, LINES, MARKS, SOFT, blank, dress, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ FILTERS = 7  # in a row
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def panels(runs: Sequence[Any], height: float, *, alone: float = WIDTH, **shared: Any) -> "tuple[Figure, list[Axes]]":
+def panels(runs: Sequence[Any], height: float, *, alone: float = FULL, **shared: Any) -> "tuple[Figure, list[Axes]]":
     """A figure of a panel for each run, or one panel of a column's width.
 
     Args:

@@ -8,19 +8,16 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from vitlab.config.errors import ConfigError
-from vitlab.plotting import save_one, shorten
+from vitlab.plotting import HALF, save_one, shorten
 from vitlab.report import figures
 from vitlab.report.page import page as page_of
 from vitlab.report.statistics import Estimate
 from vitlab.report.table import Agreement, Comparison
 from vitlab.storage.files import make_folder, read_text, write_whole
 from vitlab.storage.metrics import COSTS, METRICS, NONE, Metric
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FINDING = ("<!-- finding -->", "<!-- /finding -->")
 UNWRITTEN = "\n*No finding is written yet: what stands between these two marks is kept.*\n"
@@ -234,31 +231,25 @@ def finding_of(path: Path) -> str:
 
 
 def write(comparison: Comparison, folder: Path, *, facts: Mapping[str, str], pictures: bool = True) -> list[Path]:
-    """Writes answer.md, table.csv, table.tex, answer.html, and four figures as PNG, SVG and PDF; gives their paths.
+    """Writes answer.md, table.csv, table.tex, answer.html, and four figures; gives their paths.
 
-    The finding in an answer.md that is there is kept. Equal comparisons give equal bytes.
+    A figure is as wide as a page, as PNG, SVG and PDF, and as wide as a column, NAME-half.pdf. The finding in an
+    answer.md that is there is kept. Equal comparisons give equal bytes.
 
     Raises:
         ConfigError: answer.md is there and has lost the marks of its finding.
     """
     make_folder(folder)
     finding = finding_of(folder / "answer.md")
-    plots: dict[str, Figure | None] = {}
-    if pictures:
-        plots = {
-            "metric": figures.against(comparison),
-            "curves": figures.curves(comparison),
-            "compute": figures.compute(comparison),
-            "beside": figures.beside(comparison),
-        }
+    draw = {"metric": figures.against, "curves": figures.curves, "compute": figures.compute, "beside": figures.beside}
     paths, links = [], {}
-    for name, figure in plots.items():
-        if figure:
-            paths += figures.save(figure, folder, name)
+    for name in draw if pictures else ():
+        if (page := draw[name](comparison)) and (column := draw[name](comparison, HALF)):
+            paths += [*figures.save(page, folder, name), save_one(column, folder / f"{name}-half.pdf")]
             links[CAPTIONS[name].format(metric=comparison.metric.words, point=comparison.point)] = f"{name}.png"
         else:  # one of an earlier answer would mislead
-            for kind in ("png", "svg", "pdf"):
-                (folder / f"{name}.{kind}").unlink(missing_ok=True)
+            for end in (".png", ".svg", ".pdf", "-half.pdf"):
+                (folder / f"{name}{end}").unlink(missing_ok=True)
     texts = {
         "table.csv": table_csv(comparison),
         "table.tex": table_tex(comparison),

@@ -1,6 +1,7 @@
 """Runs compared and written up: table, verdicts, figures, answer, page."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def compared(record: dict[str, Any], table: "pd.DataFrame") -> "Comparison":
     from vitlab.report import comparison
 
     try:
-        return comparison.compare(
+        found = comparison.compare(
             table,
             metric=record.get("metric") or "test/accuracy",
             x=record.get("x"),
@@ -88,6 +89,8 @@ def compared(record: dict[str, Any], table: "pd.DataFrame") -> "Comparison":
             margin=record.get("margin"),
             looks=record.get("looks") or (),
         )
+        series = {str(name): str(of) for name, of in record.get("series", {}).items()}
+        return replace(found, series=series, tried=found.tried and replace(found.tried, series=series))
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"sweep.json of {record['name']} is damaged ({error!r}): run the sweep again") from error
 

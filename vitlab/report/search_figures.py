@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitlab.plotting import COLOURS, INK, SOFT, STYLE, WIDTH, blank, caption, dress, shorten
+from vitlab.plotting import COLOURS, FULL, INK, SOFT, STYLE, blank, dress, shorten
 from vitlab.report.figures import drawn
+from vitlab.report.panels import Panel
+from vitlab.report.words import words_of
 from vitlab.storage.metrics import Metric, metric_of
 
 if TYPE_CHECKING:
@@ -17,14 +19,14 @@ ACROSS = 3  # panels beside one another
 
 def history(record: dict[str, Any]) -> "Figure":
     """The score by trial, and the best so far."""
-    return drawn(WIDTH, 3.4, lambda axes: draw_history(axes, record["trials"], metric_of(record)))
+    return drawn(FULL, 3.0, lambda axes: draw_history(axes, record["trials"], metric_of(record)))
 
 
 def importance(record: dict[str, Any]) -> "Figure | None":
     """The share of the variance that each hyper-parameter explains; None where nothing is known of it."""
     shares = record["importance"]
     height, metric = 1.1 + 0.3 * len(shares), metric_of(record)
-    return drawn(WIDTH, height, lambda axes: draw_importance(axes, shares, metric)) if shares else None
+    return drawn(FULL, height, lambda axes: draw_importance(axes, shares, metric)) if shares else None
 
 
 def slices(record: dict[str, Any]) -> "Figure | None":
@@ -37,7 +39,7 @@ def slices(record: dict[str, Any]) -> "Figure | None":
         return None
     rows, columns = -(-len(space) // ACROSS), min(ACROSS, len(space))
     with rc_context(STYLE):
-        figure = blank(max(WIDTH, 2.6 * columns), 0.4 + 2.4 * rows)
+        figure = blank(FULL, 0.4 + 2.2 * rows)
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for dimension, axes in zip(space, grid.flat, strict=False):
             draw_slice(axes, dimension, finished, metric_of(record))
@@ -48,7 +50,7 @@ def slices(record: dict[str, Any]) -> "Figure | None":
     return figure
 
 
-def draw_history(axes: "Axes", trials: list[dict[str, Any]], metric: Metric) -> None:
+def draw_history(axes: "Axes", trials: list[dict[str, Any]], metric: Metric) -> Panel:
     from matplotlib.ticker import MaxNLocator
 
     scored = [trial for trial in trials if trial["value"] is not None]
@@ -67,18 +69,19 @@ def draw_history(axes: "Axes", trials: list[dict[str, Any]], metric: Metric) -> 
     axes.set_ylabel(metric.heading)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     dress(axes)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="lower right")
-    caption(axes, ["one seed a trial; chosen by validation, so the best flatters"])
+    handles, labels = axes.get_legend_handles_labels()
+    note = "one seed a trial; chosen by validation, so the best flatters"
+    return Panel([note], dict(zip(labels, handles, strict=True)))
 
 
-def draw_importance(axes: "Axes", shares: dict[str, float], metric: Metric) -> None:
+def draw_importance(axes: "Axes", shares: dict[str, float], metric: Metric) -> Panel:
     places = range(len(shares))
     axes.barh(places, [100 * value for value in shares.values()], height=0.6, color=COLOURS[0])
-    axes.set_yticks(places, [shorten(key, 34) for key in shares], parse_math=False)
+    axes.set_yticks(places, [shorten(words_of(key), 34) for key in shares], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel(f"share of the variance of {metric.words} (%)")
     dress(axes, "x")
+    return Panel([])
 
 
 def draw_slice(axes: "Axes", dimension: dict[str, Any], finished: list[dict[str, Any]], metric: Metric) -> None:
@@ -93,5 +96,5 @@ def draw_slice(axes: "Axes", dimension: dict[str, Any], finished: list[dict[str,
         axes.set_xscale("log")
         axes.set_xlim(float(dimension["values"][0]) / 1.2, float(dimension["values"][1]) * 1.2)
     axes.plot(xs, scores, "o", ms=4, mew=0, color=COLOURS[0], alpha=0.7)
-    axes.set_xlabel(shorten(key, 34), parse_math=False)
+    axes.set_xlabel(shorten(words_of(key), 34), parse_math=False)
     dress(axes)

@@ -144,6 +144,7 @@ class Comparison:
         notes: what the reader must know: mixed versions of the code, mixed hardware, few seeds.
         tried: every cell, where validation chose those of `rows` among several of their arm; there `best` marks the
             chosen ones. None where each arm is one cell.
+        series: of rows, by name: the family whose line and color they share in the figures.
     """
 
     title: str
@@ -155,6 +156,7 @@ class Comparison:
     test: str = "a paired t test"
     notes: tuple[str, ...] = field(default=())
     tried: "Comparison | None" = None
+    series: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def numeric(self) -> bool:

@@ -168,6 +168,7 @@ class Plan:
             "seeds": list(asked.seeds),
             "baseline": next(cell.arm for cell in self.cells if cell.baseline),
             "cells": {cell.name: cell_record(cell) for cell in self.cells},
+            "series": {cell.name: cell.series for cell in asked.cells(self.words) if cell.series},
             **({"pretrain": {cell.name: cell_record(cell) for cell in self.pretrain}} if self.pretrain else {}),
         }
 
@@ -205,8 +206,7 @@ def set_changed_aside(changed: Mapping[Path, str], config: Node) -> None:
 
 def cell_record(cell: Checked) -> dict[str, Any]:
     """What sweep.json holds of a cell."""
-    folds = {"folds": cell.folds} if cell.folds else {}
-    return {"cell": cell.identity, "overrides": list(cell.overrides), "arm": cell.arm} | folds
+    return {"cell": cell.identity, "overrides": list(cell.overrides), "arm": cell.arm, "folds": cell.folds}
 
 
 def start_from(weights: Path | str, origin: str) -> tuple[str, str]:

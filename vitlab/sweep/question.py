@@ -67,6 +67,7 @@ class Cell:
     overrides: tuple[str, ...]
     line: int  # of the arm in the file
     arm: str  # that it stands for, if validation chooses it of the arm's cells
+    series: str = ""  # that it belongs to in the figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,8 @@ class Question:
         metric: that is reported; configurations are chosen by the validation metric that belongs to it, and checkpoints
             by `fit.best`.
         x: axis of the figure: a configuration key or a cost; None is the arms' names.
+        series: name -> arms that share a line and a color in the figures, such as all ViTs; `*` in an arm's name stands
+            for any letters.
         expect: what the source reports.
         margin: within which an arm counts as equivalent to the baseline, in percentage points of a share, else in the
             metric's unit; None asks for no equivalence.
@@ -108,6 +111,7 @@ class Question:
     folds: tuple[int, ...] | None = None
     metric: str
     x: str | None
+    series: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     expect: Expect
     margin: float | None = None
     search: Search | None
@@ -144,7 +148,7 @@ class Question:
             if key_of(word) == "seed":
                 raise SweepFileError(f"{word}: a sweep has several: seeds=0,1,2")
         fixed = merged(self.baseline, words)
-        cells = chosen_of(BASELINE, fixed, self.lines.get("baseline", 1))
+        cells = chosen_of(BASELINE, fixed, self.lines.get("baseline", 1), x=self.x)
         arms: dict[str, tuple[str, ...]] = {BASELINE if self.arms else "": ()} if self.axes else {}
         for arm, overrides in (arms | dict(self.arms)).items():
             for point in itertools.product(*self.axes.values()):
@@ -152,18 +156,33 @@ class Question:
                 short = [f"{key.rpartition('.')[2]}={value}" for key, value in zip(self.axes, point, strict=True)]
                 name = ", ".join([arm, *short] if arm else short)
                 line = self.lines.get(f"arms.{arm}", self.lines.get("axes", 1))
-                cells += chosen_of(name, merged(fixed, overrides, values), line)
+                rest = [word for key, word in zip(self.axes, short, strict=True) if current_key(key) != self.x]
+                of = ", ".join([arm, *rest]) if arm and len(rest) < len(short) else self.series_of(arm)
+                cells += chosen_of(name, merged(fixed, overrides, values), line, of, self.x)
         return cells
 
+    def series_of(self, arm: str) -> str:
+        """The series that names this arm; empty where none does."""
+        return next((name for name, arms in self.series.items() if any(fits(each, arm) for each in arms)), "")
 
-def chosen_of(arm: str, overrides: tuple[str, ...], line: int) -> list[Cell]:
-    """The cells of an arm: every combination of overrides with several values, of which validation chooses one."""
+
+def fits(pattern: str, name: str) -> bool:
+    """Whether this is the name, where `*` stands for any letters."""
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name) is not None
+
+
+def chosen_of(arm: str, overrides: tuple[str, ...], line: int, series: str = "", x: str | None = None) -> list[Cell]:
+    """The cells of an arm: every combination of overrides with several values, of which validation chooses one.
+
+    Along an axis `x` of such values an arm is a series of its own.
+    """
     ways = [[f"{word.partition('=')[0]}={value}" for value in several(word)] for word in overrides]
     cells = []
     for point in itertools.product(*ways):
         chosen = [word.partition("=") for word, way in zip(point, ways, strict=True) if len(way) > 1]
         short = [f"{key.rpartition('.')[2]}={value}" for key, _, value in chosen]
-        cells.append(Cell(name=", ".join([arm, *short]), overrides=point, line=line, arm=arm))
+        of = arm if any(current_key(key) == x for key, _, _ in chosen) else series
+        cells.append(Cell(name=", ".join([arm, *short]), overrides=point, line=line, arm=arm, series=of))
     return cells
 
 

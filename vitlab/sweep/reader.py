@@ -18,7 +18,19 @@ from vitlab.config.overrides import key_of, merged, quoted, several, unpacked
 from vitlab.config.own import add_folder, command
 from vitlab.storage.files import file_errors, read_text
 from vitlab.storage.metrics import COSTS, metric
-from vitlab.sweep.question import BASELINE, FOLD, PRETRAIN, Cell, Dimension, Expect, Question, Search, slugs, source_of
+from vitlab.sweep.question import (
+    BASELINE,
+    FOLD,
+    PRETRAIN,
+    Cell,
+    Dimension,
+    Expect,
+    Question,
+    Search,
+    fits,
+    slugs,
+    source_of,
+)
 
 
 def cell(given: str) -> tuple[Question, Cell]:
@@ -117,6 +129,7 @@ def read(file: Path, scale: str | None = None) -> Question:
         folds=chosen_folds and tuple(reader.number(fold, f"{at['axes']}.{FOLD}", int) for fold in chosen_folds),
         metric=take("metric", reader.metric, "test/accuracy"),
         x=take("x", reader.axis, None),
+        series=take("series", reader.series, {}),
         expect=take("expect", reader.expect, Expect()),
         margin=take("margin", reader.margin, None),
         search=take("search", reader.search, None),
@@ -132,6 +145,18 @@ def read(file: Path, scale: str | None = None) -> Question:
     for name in found.expect.numbers:
         if name not in names:
             raise reader.wrong(at["expect"], f"expect.numbers: there is no arm {name!r}{nearest(name, names)}")
+    if found.series and found.axes:
+        raise reader.wrong(at["series"], "series: where there are axes, every arm is a series already: leave it out")
+    there = [*(found.arms or names)]
+    for name, arms in found.series.items():
+        for arm in arms:
+            if not any(fits(arm, each) for each in there):
+                raise reader.wrong(
+                    f"{at['series']}.{name}", f"series.{name}: there is no arm {arm!r}{nearest(arm, there)}"
+                )
+    for arm in there:
+        if len(of := [name for name, arms in found.series.items() if any(fits(each, arm) for each in arms)]) > 1:
+            raise reader.wrong(at["series"], f"series: {arm} is of {' and of '.join(of)}: an arm is of one series")
     if found.search and (found.pretrain or len(names) < len(found.cells())):
         raise reader.wrong(at["search"], "search: it goes with neither pretrain nor overrides of several values")
     several = found.search or found.pretrain or folds or chosen_folds or len(names) < len(found.cells())
@@ -144,7 +169,7 @@ def read(file: Path, scale: str | None = None) -> Question:
     return found
 
 
-KEYS = ("arms", "pretrain", "axes", "seeds", "folds", "metric", "x", "expect", "margin", "search")
+KEYS = ("arms", "pretrain", "axes", "seeds", "folds", "metric", "x", "series", "expect", "margin", "search")
 
 
 OLD_KEYS = {"first": "pretrain", "takes": "duration", "says": "finding", "of": "setting"}  # as first released -> now
@@ -308,6 +333,14 @@ class Reader:
                 path, f"{path}={found:g}: expected a number above 0: points of a share, or the metric's unit"
             )
         return found
+
+    def series(self, node: Any, path: str) -> dict[str, tuple[str, ...]]:
+        found = self.mapping(node, path)
+        one = yaml.ScalarNode
+        return {
+            name: (self.text(of, f"{path}.{name}"),) if isinstance(of, one) else self.many(of, f"{path}.{name}")
+            for name, of in found.items()
+        }
 
     def expect(self, node: Any, path: str) -> Expect:
         if isinstance(node, yaml.ScalarNode):
