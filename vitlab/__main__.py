@@ -12,7 +12,7 @@ COMMANDS = {
     "compare": "compare runs in a table with intervals, figures, a page: vitlab compare [SWEEP | RUN... | FOLDER]",
     "data": "show the images that a configuration feeds the model: vitlab data [group=option] [key=value] ...",
     "schedule": "draw the learning rates of a configuration: vitlab schedule [group=option] [key=value] ...",
-    "bench": "measure speed and memory: vitlab bench [group=option] [key=value] ...; --peers, --sweep",
+    "bench": "measure speed and memory: vitlab bench [group=option] [key=value] ...; --peers, --sweep, --packed",
     "evaluate": "evaluate a trained run again, with calibration and confusions: vitlab evaluate RUN",
     "probe": "measure few-shot, linear and k-NN accuracy of frozen features: vitlab probe RUN",
     "predict": "predict the classes of images: vitlab predict RUN IMAGE...",

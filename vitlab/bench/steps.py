@@ -209,18 +209,23 @@ def measure_peak(work: Workload) -> int:
     """`peak_bytes`, in this process."""
     if work.library in LIBRARIES:
         LIBRARIES[work.library].load()
-    if work.device.type != "cpu":
-        gc.collect()
-        empty_cache(work.device)
-        getattr(module_of(work.device), "reset_peak_memory_stats", lambda device: None)(work.device)
-        before = held_memory(work.device)
-    else:
+    if work.device.type == "cpu":
         torch.set_num_threads(work.threads)
-        before = psutil.Process().memory_info().rss
+    before = begin_peak(work.device)
     runner = StepRunner(work)
     for _ in range(2 + work.captured * WARMUP):
         runner.train()
     return max(0, peak_memory(work.device) - before)
+
+
+def begin_peak(device: torch.device) -> int:
+    """Bytes that are taken now: what `peak_memory` says above them is taken from here on."""
+    if device.type == "cpu":
+        return psutil.Process().memory_info().rss
+    gc.collect()
+    empty_cache(device)
+    getattr(module_of(device), "reset_peak_memory_stats", lambda device: None)(device)
+    return held_memory(device)
 
 
 def largest_batch(work: Workload) -> int:

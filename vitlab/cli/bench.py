@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vitlab.bench.measure import Costs
+    from vitlab.config.errors import Node
 
 
 DESCRIPTION = """Measures a configuration: a training step by its stages, inference, memory, FLOPs a second beside the
 peak of this machine, and the start-up time. Prints medians over rounds. Trains nothing, and writes nothing without
 --out."""
 BUSY = "busy        threads waited {delay:.2f} s a second for a core: too slow a time; measure again on a quiet machine"
+MOST_RUNS = 1024  # of --packed, of which each is prepared
 MOST_DELAY = 0.05  # seconds a second, of all threads
 COSTS = {"training_ms": "training ms", "inference_ms": "inference ms", "memory_bytes": "memory"}
 
@@ -33,6 +35,12 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--sweep", choices=("batch", "tokens", "width", "depth"), help="how time and memory grow with it"
     )
+    parser.add_argument(
+        "--packed",
+        metavar="N,N,...",
+        help="instead, updates of so many runs trained together, as by a sweep: 1,4,16",
+    )
+    parser.add_argument("--at-once", type=int, metavar="N", help="with --packed: models computed in one product; all")
     parser.add_argument("--rounds", type=int, default=11, metavar="N", help="measured rounds; 11")
     parser.add_argument("--warmup", type=int, default=2, metavar="N", help="warm-up rounds; 2")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for bench.json, and bench.png of a --sweep")
@@ -59,6 +67,7 @@ def bench(options: argparse.Namespace) -> None:
     for name, least in (("rounds", 1), ("warmup", 0)):
         if getattr(options, name) < least:
             raise ConfigError(f"--{name}={getattr(options, name)}: must be at least {least}")
+    numbers = runs_together(options)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("vitlab bench under torchrun: it measures one process: start it without")
     import torch
@@ -84,6 +93,9 @@ def bench(options: argparse.Namespace) -> None:
     config = check(composed)
     if options.peers:
         check_comparable(config, choices)
+    if options.packed:
+        bench_packed(options, config, numbers)
+        return
     parts = assemble(config)
     preload(list(LIBRARIES) if options.peers else [])
     if options.out:
@@ -145,6 +157,81 @@ def bench(options: argparse.Namespace) -> None:
         if options.sweep:
             save(draw(result), options.out / "bench.png")
         print(f"written     {options.out / 'bench.json'}{', bench.png' if options.sweep else ''}")
+
+
+def runs_together(options: argparse.Namespace) -> list[int]:
+    """The numbers of --packed.
+
+    Raises:
+        ConfigError: there are none, or they do not go with the other options.
+    """
+    if options.packed is None:
+        if options.at_once is not None:
+            raise ConfigError(f"--at-once={options.at_once} is of --packed: add --packed=1,4,16,64, or leave it out")
+        return []
+    if other := "--peers" if options.peers else f"--sweep={options.sweep}" if options.sweep else "":
+        raise ConfigError(f"--packed with {other}: they are measured one at a time: leave one out")
+    words = options.packed.split(",")
+    numbers = [int(word) if word.strip().isdecimal() else 0 for word in words]
+    if not all(1 <= number <= MOST_RUNS for number in numbers):
+        raise ConfigError(f"--packed={options.packed}: must be numbers of runs from 1 to {MOST_RUNS}, as in 1,4,16,64")
+    if options.at_once is not None and options.at_once < 2:
+        raise ConfigError(f"--at-once={options.at_once}: must be at least 2, or left out for all")
+    return numbers
+
+
+def bench_packed(options: argparse.Namespace, config: "Node", numbers: list[int]) -> None:
+    """Measures runs computed together, and prints what a sweep would do.
+
+    Raises:
+        ConfigError: their models cannot be computed as one.
+    """
+    import torch
+
+    from vitlab.bench.cells import MIN_GAIN
+    from vitlab.bench.packed import measure_packs
+    from vitlab.config.build import build
+    from vitlab.storage.files import make_folder, write_json
+    from vitlab.system.contention import Delay
+    from vitlab.system.distributed import join_processes
+    from vitlab.system.hardware import describe
+
+    if options.out:
+        make_folder(options.out)
+    with join_processes(build(config["system"])) as dist:
+        known = {"device": describe(dist.device), "torch": str(torch.__version__)}
+        print("machine     {device}, torch {torch}\n".format(**known))
+        print(f"{'runs':>6}{'at once':>9}{'ms a run':>11}{'images/s':>11}{'as fast':>10}{'memory':>12}")
+        delay, times = Delay(), {"at_once": options.at_once, "rounds": options.rounds, "warmup": options.warmup}
+        found = measure_packs(config, numbers, dist, print_pack, **times)
+        result = {"overrides": options.overrides, "config": config, **known, **times, "delay": delay.rate(), **found}
+    print("\nas fast     images a second, divided by those of a run alone, which was measured in turn with them")
+    print("memory      at its peak so far, with the images")
+    print(f"model       {result['parameters']:,} parameters, {result['precision']}, {result['images']} images a batch")
+    if result["delay"] > MOST_DELAY:
+        print(BUSY.format(**result))
+    best, sweep = found["best"], found["sweep"]
+    last = best == max((row["runs"] for row in found["rows"] if "failed" not in row), default=1)
+    why = "the most that were measured" if last else f"more of them gain less than {MIN_GAIN - 1:.0%} in speed"
+    print(f"best        {best} run{'s' * (best > 1)} at a time: {why}")
+    if sweep["alone"]:
+        print(f"a sweep     trains each run alone: {sweep['alone']}")
+    else:
+        other = f"; pack={best} makes it {best}" if 1 < best != sweep["together"] else ""
+        print(f"a sweep     trains up to {sweep['together']} together in each of {sweep['processes']} processes{other}")
+    if options.out:
+        write_json(options.out / "bench.json", result)
+        print(f"written     {options.out / 'bench.json'}")
+
+
+def print_pack(row: dict[str, Any]) -> None:
+    """Prints the line of a number of runs."""
+    line = f"{row['runs']:>6}{row['at_once']:>9}"
+    if "failed" in row:
+        print(f"{line}  does not fit: {row['failed']}")
+        return
+    line += f"{row['ms']:>11,.2f}{row['images_per_second']:>11,.0f}{row['times_as_fast']:>9.2f}x"
+    print(f"{line}{format_memory(row['memory_bytes']):>12}", flush=True)
 
 
 def without_dropout(model: dict[str, Any]) -> dict[str, Any]:

@@ -107,10 +107,7 @@ def seats(
     together = max(likes.values(), default=0)
     most, why = MOST[kind_of(device)], ""
     if asked is None and likes:
-        kind, need = device_named(device), max(job.memory for job in jobs if job.pack)
-        free = SHARE * free_memory(kind) / (slots if kind.type == "cpu" else 1)  # each GPU has its own
-        most = min(most, max(1, int(free / need)))
-        why = f"two runs take about {format_bytes(2 * need)} of {format_bytes(free)} that a process may"
+        most, why = most_together(device, max(job.memory for job in jobs if job.pack), slots)
     if tpe:
         most = min(asked or most, max(1, trials // AHEAD // slots))
         why = f"a tpe search tries at most 1 of {AHEAD} of its {trials} trials at once, here {most} in each slot"
@@ -124,6 +121,20 @@ def seats(
     if launcher == "auto" and together <= slots:
         return 1
     return min(asked or most, max(2, -(-together // slots)))
+
+
+def most_together(device: str, memory: int, slots: int) -> tuple[int, str]:
+    """How many runs a process computes together, at most, if no number is asked for; and their memory, in words.
+
+    Args:
+        device: `system.device` of the runs.
+        memory: bytes of a run.
+        slots: processes at once.
+    """
+    kind = device_named(device)
+    free = SHARE * free_memory(kind) / (slots if kind.type == "cpu" else 1)  # each GPU has its own
+    most = min(MOST[kind_of(device)], max(1, int(free / memory)))
+    return most, f"two runs take about {format_bytes(2 * memory)} of {format_bytes(free)} that a process may"
 
 
 def grouped(jobs: Sequence[Job]) -> list[Job]:
