@@ -130,11 +130,20 @@ def test_other_commands_know_own_options(own, command, capfd):
     assert main([command, "--config-dir", "my", "optimizer=mine"]) == 0
 
 
-def test_the_shell_completes_own_options(own, monkeypatch, capfd):
-    monkeypatch.setenv("COMP_LINE", "vitlab train --config-dir my optimizer=mi")
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("vitlab train --config-dir my optimizer=mi", "optimizer=mine"),
+        ("vitlab bench --packed 1,4 --config-dir my --rounds=3 optimizer=mi", "optimizer=mine"),
+        ("vitlab bench optimizer=adamw --pack", "--packed"),
+        ("vitlab data --", "--help --save"),
+    ],
+)
+def test_the_shell_completes_own_options_and_flags(own, monkeypatch, capfd, line, completed):
+    monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setattr(sys, "argv", ["vitlab", "-sc", "query=bash"])
     assert main(["-sc", "query=bash"]) == 0
-    assert "optimizer=mine" in capfd.readouterr().out
+    assert capfd.readouterr().out.strip() == completed
 
 
 @pytest.mark.parametrize(
