@@ -38,7 +38,7 @@ SMALL = [
     "fit.steps=50",
     "fit.precision=fp32",
 ]
-STEPS = 6
+STEPS = 4
 DRAWS = ["model.dropout=0.2", "model.drop_path=0.2", "model.attention.dropout=0.2", "model.depth=2"]
 OTHERS = ("dataset", "experiment", "system", "tracking")  # groups that change no number, or read other images
 GROUPS = {group: list(menu()[group]) for group in menu() if group not in OTHERS}
@@ -68,7 +68,7 @@ def begin(*words, seed=0):
     return start(composed(*words), seed)
 
 
-def seeds(*words, of=range(3)):
+def seeds(*words, of=range(2)):
     return [begin(*words, seed=seed) for seed in of]
 
 
@@ -113,7 +113,7 @@ def equal(one, other):
 
 # --- the numbers of a run are those that it has alone ------------------------------------------------------------
 
-LARGE = ["dataset=synthetic", "dataset.image_size=32", "dataset.train_examples=60", "fit.batch_size=4"]
+LARGE = ["dataset.image_size=32", "fit.batch_size=4"]
 NARROW = [*LARGE, "model.stem.widen=0.125", "model.stem.blocks=[1,1]", "patch=p8"]
 NEEDS = {
     **{("model", name): [*NARROW, "model.width=64"] for name in ("resnet26", "resnet50", "resnet101", "resnet152")},
@@ -148,7 +148,7 @@ VALUES = [
 
 @functools.cache  # many options are the same model once it is small
 def difference_of(node):
-    alone, packed = ([start(json.loads(node), seed) for seed in range(3)] for _ in range(2))
+    alone, packed = ([start(json.loads(node), seed) for seed in range(2)] for _ in range(2))
     return difference(alone, packed)
 
 
@@ -237,10 +237,10 @@ def spoil(state):
         state.vit.head.output.weight[0] = torch.nan
 
 
-@pytest.mark.parametrize("words", MANY, ids=" ".join)
+@pytest.mark.parametrize("words", MANY[:2], ids=" ".join)
 @pytest.mark.parametrize("ill", ["optimizer.lr=1e30", "model.dropout=0.9", "nan"])
 def test_what_happens_to_a_run_leaves_the_others_as_they_are(words, ill):
-    healthy = seeds(*words)
+    healthy = seeds(*words, of=range(3))
     advance(healthy, 4, Pack(8))
     others = [*seeds(*words, of=[0]), begin(*words, *([ill] if "=" in ill else []), seed=1), *seeds(*words, of=[2])]
     if ill == "nan":
@@ -251,14 +251,14 @@ def test_what_happens_to_a_run_leaves_the_others_as_they_are(words, ill):
     assert not equal(healthy[1][0], others[1][0])
 
 
-@pytest.mark.parametrize("optimizer", menu()["optimizer"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_a_rollback_is_that_run_s_alone(optimizer, tmp_path):
     """It takes back weights, average and optimizer as they were, and the others notice nothing."""
     words = [f"optimizer={optimizer}", "fit.on_nonfinite=rollback", "fit.ema_decay=0.9", "fit.clip=0.1"]
     run = Run(tmp_path / "run")
     run.create()
     with Checkpoints(run, on=True, minutes=9) as checkpoints:
-        healthy, others, pack = seeds(*words), seeds(*words), Pack(8)
+        healthy, others, pack = seeds(*words, of=range(3)), seeds(*words, of=range(3)), Pack(8)
         advance(healthy, 4, Pack(8))
         state = others[1][0]
         advance(others, 2, pack)
@@ -269,7 +269,7 @@ def test_a_rollback_is_that_run_s_alone(optimizer, tmp_path):
         state.meter.bad.fill_(2)
         assert check_finite(state, checkpoints) == {"train/rolled_back_to": 2}
         advance(others, 1, pack)
-    fresh = seeds(*words)
+    fresh = seeds(*words, of=range(3))
     advance(fresh, 2, again := Pack(8))
     for _, batches in fresh:
         next(batches)
@@ -283,7 +283,7 @@ def test_a_rollback_is_that_run_s_alone(optimizer, tmp_path):
 
 def test_a_skip_is_that_run_s_alone():
     words = ["fit.on_nonfinite=skip", "model/stem=convolution", "fit.ema_decay=0.9"]
-    healthy, others, pack = seeds(*words), seeds(*words), Pack(8)
+    healthy, others, pack = seeds(*words, of=range(3)), seeds(*words, of=range(3)), Pack(8)
     advance(healthy, 3, Pack(8))
     weight = others[1][0].vit.head.output.weight
     for step in range(3):
@@ -314,7 +314,7 @@ def resumed(state, *words, seed):
 @pytest.mark.parametrize("optimizer", menu()["optimizer"])
 def test_a_pack_of_resumed_runs_is_the_undisturbed_one_and_each_goes_on_alone_as_well(optimizer):
     words = (f"optimizer={optimizer}", "model/stem=convolution", "fit.ema_decay=0.9", *DRAWS)
-    undisturbed, stopped = seeds(*words), seeds(*words)
+    undisturbed, stopped = seeds(*words, of=range(3)), seeds(*words, of=range(3))
     losses = advance(undisturbed, 6, Pack(8))
     advance(stopped, 3, Pack(8))
     again = [resumed(state, *words, seed=seed) for seed, (state, _) in enumerate(stopped)]
@@ -324,7 +324,7 @@ def test_a_pack_of_resumed_runs_is_the_undisturbed_one_and_each_goes_on_alone_as
     assert float((advance(alone, 3) - losses[3:]).abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("optimizer", menu()["optimizer"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_runs_join_and_leave_a_pack_at_any_step(optimizer):
     words = (f"optimizer={optimizer}", "fit.ema_decay=0.9", "fit.on_nonfinite=skip")
     together, pack = seeds(*words, of=range(4)), Pack(3)
@@ -396,7 +396,7 @@ def test_models_that_cannot_be_one_are_trained_one_after_the_other(change, monke
     assert [state.packed for state, _ in packed] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("optimizer", menu()["optimizer"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "schedulefree"])
 def test_parameters_without_gradient_do_not_decay_and_buffers_that_are_set_anew_are_kept(optimizer, monkeypatch):
     node = composed(f"optimizer={optimizer}", "fit.ema_decay=0.9")
     alone, packed = (own(node, lambda self, tokens: tokens, monkeypatch) for _ in range(2))
