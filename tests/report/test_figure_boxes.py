@@ -154,6 +154,24 @@ def test_the_lines_of_a_grid_are_named_in_words():
     assert figures.against(of).axes[0].get_xlabel() == "learning rate"
 
 
+def test_learning_curves_of_a_grid_share_the_color_of_their_line_and_are_named_in_words(tmp_path):
+    rows = [
+        arm(f"b={batch}, lr={rate}", (0.9, 0.92), x=rate, root=tmp_path, asked=(0, 1),
+            differs={"fit.batch_size": batch, "optimizer.lr": rate})
+        for batch in (32, 64) for rate in (1e-3, 1e-2, 1e-1)
+    ]  # fmt: skip
+    of = made_up(reader.read(FILES["learning_rate_batch_size"]))
+    for width in (HALF, FULL):
+        figure = figures.curves(Comparison(**{**vars(of), "rows": tuple(rows)}), width)
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()][:2] == [
+            "batch size 32, learning rate 0.001", "batch size 32, learning rate 0.01"
+        ]  # fmt: skip
+        assert len({line.get_color() for line in legend.get_lines()}) == 2
+        assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in legend.get_lines()}) == 6
+        assert crossings(figure) == []
+
+
 def test_compute_is_a_panel_of_its_own_only_where_the_axis_does_not_order_the_arms_by_it():
     of = made_up(reader.read(FILES["model_size"]))
     alike = [arm(f"a{n}", (0.9, 0.91), x=float(n), cost={"training_flops": 10.0**n}) for n in (1, 2, 3)]

@@ -9,11 +9,13 @@ import time
 
 import pytest
 
+from tests.report.test_figure_boxes import FILES, made_up
 from tests.report.test_figures import arm, comparison
-from vitlab.report.figure_data import Curve
+from vitlab.report.figure_data import Curve, series, varied_compute
 from vitlab.report.page import embedded, page, thinned
 from vitlab.report.table import Comparison
 from vitlab.storage.metrics import metric
+from vitlab.sweep.reader import read
 
 FACTS = {"hardware": "2 CPU cores", "cost": "12 min", "command": "vitlab sweep </script><i>x</i>"}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -320,3 +322,23 @@ def test_long_curves_are_thinned_and_keep_both_ends(points):
 
 def test_the_same_comparison_gives_the_same_page():
     assert page(comparison(), FACTS) == page(comparison(), FACTS)
+
+
+@needs_browser
+@pytest.mark.parametrize("name", ["figure5_compute", "figure12_cost", "learning_rate_batch_size", "figure8_shape"])
+def test_names_and_lines_of_series_cover_no_mark(browser, tmp_path, name):
+    of = made_up(read(FILES[name]))
+    (tmp_path / "series.html").write_text(page(of, {}), encoding="utf-8")
+    browser.open(tmp_path / "series.html")
+    assert browser.complaints() == []
+    covered = """[...document.querySelectorAll('svg .label')].flatMap(a => {
+        const own = a.ownerSVGElement, box = e => e.getBoundingClientRect(), [p, q] = [box(a), e => box(e)];
+        return [...own.querySelectorAll('.label, .mark, .bar')].filter(b => b !== a && p.left < q(b).right
+            && q(b).left < p.right && p.top + 2 < q(b).bottom && q(b).top < p.bottom - 2).map(b => a.textContent);
+    })"""
+    assert browser.run(covered) == []
+    assert browser.run("document.querySelectorAll('svg .label').length") > 1
+    lines = browser.run("[...document.querySelectorAll('#against-svg [data-series]')].map(e => e.dataset.series)")
+    assert lines == [*series(of)]
+    assert browser.run("[...document.querySelectorAll('#against .key span')].map(e => e.textContent)") == lines
+    assert browser.run("document.querySelectorAll('#compute').length") == bool(varied_compute(of))

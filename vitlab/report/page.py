@@ -11,10 +11,21 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.report.figure_data import Curve, compute_of, learning_curves, pareto_front
+from vitlab.plotting import LOG
+from vitlab.report.figure_data import (
+    COMPUTE,
+    Curve,
+    is_cost,
+    learning_curves,
+    member,
+    pareto_front,
+    series,
+    varied_compute,
+)
 from vitlab.report.table import Agreement, Comparison, Row
+from vitlab.report.words import words_of
 from vitlab.storage.files import read_json
-from vitlab.storage.metrics import COSTS, METRICS, duration, find, number
+from vitlab.storage.metrics import COSTS, METRICS, duration, number
 from vitlab.storage.run import Run
 
 POINTS = 200  # of a learning curve; of more, every second, third, ... is left out
@@ -66,14 +77,19 @@ def plain(value: Any) -> Any:
 
 
 def data(comparison: Comparison, facts: Mapping[str, str], finding: str) -> dict[str, Any]:
-    key, curve = compute_of(comparison), comparison.metric.per_evaluation
+    curve, of_compute, lines = comparison.metric.per_evaluation, varied_compute(comparison), series(comparison)
+    key = comparison.x if comparison.x in COMPUTE else of_compute
     points = [
         (place, row.cost[key], row.score.mean)
         for place, row in enumerate(comparison.rows)
         if key and row.score and number(row.cost.get(key))
     ]
     front = pareto_front([point[1:] for point in points], comparison.metric.higher_is_better)
-    x = find(comparison.x or "")
+    places = {
+        row.name: (place, member(row, name, comparison.x))
+        for place, (name, rows) in enumerate(lines.items())
+        for row in rows
+    }
     return {
         "title": comparison.title,
         "source": comparison.source,
@@ -85,14 +101,20 @@ def data(comparison: Comparison, facts: Mapping[str, str], finding: str) -> dict
         "unit": comparison.unit(),
         "units": comparison.unit("s"),
         "point": comparison.point,
-        "x": x.words if x else comparison.x,
+        "x": comparison.x and words_of(comparison.x),
+        "series": [*lines],
+        "log": is_cost(comparison.metric),
+        "from_ratio": 2 if comparison.x in COSTS else LOG,
+        "joined": comparison.x not in COSTS,
         "numeric": comparison.numeric,
-        "compute": key,
+        "compute": of_compute,
         "curve": {"words": curve.words, "heading": curve.heading, "scale": curve.scale},
         "costs": {name: METRICS[name].words for name in COSTS},
+        "compute_words": of_compute and words_of(of_compute),
         "front": [points[i][0] for i in front],
+        "front_along_x": key == comparison.x,
         "keys": [*dict.fromkeys(key for row in comparison.rows for key in row.differs)],
-        "rows": [row_data(row, comparison) for row in comparison.rows],
+        "rows": [row_data(row, comparison, *places.get(row.name, (None, row.name))) for row in comparison.rows],
         "agreement": comparison.agreement and {
             **asdict(comparison.agreement), "beside": beside(comparison.agreement, comparison.reference)
         },
@@ -101,13 +123,16 @@ def data(comparison: Comparison, facts: Mapping[str, str], finding: str) -> dict
     }  # fmt: skip
 
 
-def row_data(row: Row, comparison: Comparison) -> dict[str, Any]:
+def row_data(row: Row, comparison: Comparison, place: int | None, label: str) -> dict[str, Any]:
+    """An arm; `place` is that of its series, and `label` what stands beside its mark."""
     same = ("name", "x", "baseline", "best", "state", "n", "p", "verdict", "cost", "differs")
     estimates = {"score": row.score, "validation": row.validation, "difference": row.difference}
     return {
         **{key: getattr(row, key) for key in same},
         **{key: of and asdict(of) for key, of in estimates.items()},
         "shown": {key: METRICS[key].format(value) for key, value in row.cost.items()},
+        "series": place,
+        "label": label,
         "runs": runs(row, comparison),
     }
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from vitlab.plotting import COLOURS, GRID, INK, LINES, LOG, MARKS, SOFT, dress, shorten
 from vitlab.report.figure_data import Curve, is_cost, member, pareto_front, series
+from vitlab.report.grouping import plain
 from vitlab.report.statistics import Estimate
 from vitlab.report.table import Agreement, Comparison, Row
-from vitlab.report.words import words_of
-from vitlab.storage.metrics import find, metric, number
+from vitlab.report.words import settings, words_of
+from vitlab.storage.metrics import COSTS, find, metric, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -259,7 +260,10 @@ def draw_curves(axes: "Axes", comparison: Comparison, curves: Sequence[Sequence[
     """Mean learning curve of each arm in a band from its lowest to its highest seed; series share a color."""
     scale, style, rows = metric(key).scale, curve_styles(comparison), comparison.rows
     cut = any(not run.finished for runs in curves for run in runs)
-    unit = comparison.point
+    unit, names = comparison.point, {}
+    if comparison.x is not None and comparison.numeric and comparison.x not in COSTS:
+        for name, of in series(comparison).items():
+            names |= {row.name: f"{name}, {settings({comparison.x: plain(row.x)})}" for row in of}
     panel = Panel([f"lines: means of the finished {unit}s; bands: from the lowest {unit} to the highest"])
     for place, (row, runs) in enumerate(zip(rows, curves, strict=True)):
         color, mark, line = style[row.name]
@@ -276,7 +280,7 @@ def draw_curves(axes: "Axes", comparison: Comparison, curves: Sequence[Sequence[
                 mec=INK, mew=0.4, color=color, lw=1.8 if row.baseline else 1.1,
             )  # fmt: skip
         if runs:
-            panel.legend[name_of(row)] = handle(
+            panel.legend[names.get(row.name, name_of(row))] = handle(
                 style[row.name] if ended else style[row.name]._replace(line=":", mark="")
             )
     if len(panel.legend) > LABELLED:
