@@ -331,4 +331,7 @@ def test_every_command_that_is_printed_carries_what_was_added(own):
         assert command("sweep", "mine.yaml") == "vitlab sweep --config-dir my --allow mypackage mine.yaml"
         assert command("predict", "runs/x", "IMAGE...") == "vitlab predict runs/x IMAGE... --allow mypackage"
     places = {file for file in Path(vitlab.__file__).parent.rglob("*.py") if "flags()" in file.read_text()}
-    assert {file.name for file in places} == {"own.py", "job.py", "hydra_task.py", "sweep_export.py", "plan.py"}
+    assert {file.name for file in places} == {
+        *("own.py", "job.py", "pack.py", "packs.py"),
+        *("hydra_task.py", "sweep_export.py", "plan.py"),
+    }

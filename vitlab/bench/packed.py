@@ -103,13 +103,16 @@ def start(config: Node, dist: Distributed) -> TrainState:
 def time_pack(
     alone: TrainState, states: Sequence[TrainState], at_once: int, watch: Stopwatch, rounds: int, warmup: int
 ) -> dict[str, Any]:
-    """The times of an update of several trainings, and of one of another that is alone, in every round.
+    """The times of an update of several trainings, and of as many updates of another that is alone, in every round.
+
+    One update alone would be so short that on a busy machine it is often not interrupted, as longer ones are.
 
     Raises:
         ConfigError: the models cannot be computed as one.
         OutOfMemory: not even two of them fit into memory.
     """
-    pack, number, single_batches = Pack(at_once), len(states), next_batches(alone, warmup + rounds)
+    pack, number = Pack(at_once), len(states)
+    single = next_batches(alone, number * (warmup + rounds))
     os.environ["VITLAB_PACK"] = str(number)  # they share the cores for their workers, as in a sweep
     try:
         batches = [next_batches(state, warmup + rounds) for state in states]
@@ -119,21 +122,24 @@ def time_pack(
     def together() -> None:
         pack.step([next_update(*training) for training in zip(states, batches, strict=True)])
 
-    single: list[float] = []
-    all_of_them: list[float] = []
+    def one_by_one() -> None:
+        for _ in range(number):
+            train_step(*next_update(alone, single))
+
+    times: dict[str, list[float]] = {"alone": [], "together": []}
     for _ in range(warmup + rounds):
-        single.append(watch.time(lambda: train_step(*next_update(alone, single_batches))))
-        all_of_them.append(single[-1] if number == 1 else watch.time(together))
+        times["alone"].append(watch.time(one_by_one))
+        times["together"].append(times["alone"][-1] if number == 1 else watch.time(together))
         if pack.separate:
             raise ConfigError("--packed: these models cannot be computed as one: leave --packed out")
-    single, all_of_them = single[warmup:], all_of_them[warmup:]
-    ms, images = median(all_of_them), alone.setup.fit.batch_size
+    times = {kind: ms[warmup:] for kind, ms in times.items()}
+    ms, images = median(times["together"]), alone.setup.fit.batch_size
     return {
         "at_once": min(number, pack.at_once),  # fewer where all did not fit into memory
         "ms": ms / number,
         "images_per_second": number * images / ms * 1e3,
-        "times_as_fast": number * median(single) / ms,
-        "ms_of_rounds": {"together": all_of_them, "alone": single},
+        "times_as_fast": median(times["alone"]) / ms,
+        "ms_of_rounds": times,
     }
 
 

@@ -205,7 +205,7 @@ def bench_packed(options: argparse.Namespace, config: "Node", numbers: list[int]
         delay, times = Delay(), {"at_once": options.at_once, "rounds": options.rounds, "warmup": options.warmup}
         found = measure_packs(config, numbers, dist, print_pack, **times)
         result = {"overrides": options.overrides, "config": config, **known, **times, "delay": delay.rate(), **found}
-    print("\nas fast     images a second, divided by those of a run alone, which was measured in turn with them")
+    print("\nas fast     images a second, divided by those of the same number one after the other, in turn")
     print("memory      at its peak so far, with the images")
     print(f"model       {result['parameters']:,} parameters, {result['precision']}, {result['images']} images a batch")
     if result["delay"] > MOST_DELAY:
