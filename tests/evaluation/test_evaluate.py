@@ -19,6 +19,8 @@ from vitlab.evaluation import reevaluate
 from vitlab.evaluation.evaluate import evaluate
 from vitlab.evaluation.load import load
 from vitlab.evaluation.reevaluate import Measured, measure
+from vitlab.storage import predictions
+from vitlab.storage.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,9 @@ def test_the_numbers_are_those_of_training(run):
         batches = to_device(pixels, Normalize(dataset.mean, dataset.std), ALONE.device)
         assert evaluate(model.model, batches, ALONE, "fp32", model.model.objective) == part.scores
         assert part.report.accuracy == part.scores["accuracy"]
+        if split == "test":
+            kept = predictions.read(Run(run), len(part.examples), part.scores["accuracy"])
+            assert (kept == (part.report.predicted == part.report.labels)).all()
         assert -np.log(part.report.true_probability).mean() == pytest.approx(part.scores["loss"], rel=1e-5)
         result = json.loads((run / "result.json").read_text())
         assert part.scores["loss"] == result[f"{'val' if split == 'validation' else split}/loss"]

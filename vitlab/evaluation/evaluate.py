@@ -50,6 +50,7 @@ class Evaluator:
     ):
         self.model, self.dist, self.precision, self.objective = model, dist, precision, objective
         self.sums: dict[str, Tensor] = {}  # over the images so far, on the device
+        self.hits: list[Tensor] = []  # of each batch: 1 where an image is predicted correctly, 0 where not, -1 padding
         self.graphs = Captured(self.batch, dist.device) if captured else None
 
     def __call__(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
@@ -63,6 +64,7 @@ class Evaluator:
         """
         dist, classifies, add = self.dist, self.objective.classifies, self.graphs or self.batch
         kept: list[tuple[Tensor, Tensor]] = []
+        self.hits = []
         size = probabilities = 0
         self.model.eval()
         # The objective's random draws are the same each time. FSDP's gathered weights cannot be used after
@@ -74,8 +76,9 @@ class Evaluator:
             try:
                 for images, labels in batches:
                     size = len(images)
-                    predicted = add(Batch("plain", {"images": images, "labels": labels}))
+                    predicted, hits = add(Batch("plain", {"images": images, "labels": labels}))
                     if classifies:
+                        self.hits.append(hits.clone() if self.graphs else hits)
                         probabilities += predicted.numel()
                         kept.append((predicted.clone() if self.graphs else predicted, labels))
                         if probabilities * dist.size > MOST:
@@ -96,16 +99,28 @@ class Evaluator:
         aucs = areas(kept, dist) if kept else None
         return scores | class_scores(dist.all_reduce_sum(self.sums[COUNTS].clone()).cpu().numpy(), aucs)
 
-    def batch(self, batch: Batch) -> Tensor:
-        """Adds a batch to the sums, in place and without a wait for the device; gives what is predicted.
+    def correct(self) -> np.ndarray | None:
+        """Which images of the last evaluation were predicted correctly, in the split's order; every process calls it.
 
-        Where classes are predicted, that is the probability of each.
+        None where no classes are predicted.
+        """
+        if not self.hits:
+            return None
+        hits = self.dist.all_gather_rows(torch.cat(self.hits)).reshape(self.dist.size, -1).T.flatten()
+        return (hits[hits >= 0] > 0).cpu().numpy()
+
+    def batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Adds a batch to the sums, in place and without a wait for the device.
+
+        Returns:
+            Where classes are predicted the probability of each, and `hits`; else the labels.
         """
         labels = batch.tensors["labels"]
         with autocast(self.dist.device, self.precision):
             outputs = self.model(batch.tensors["images"])
         exact = sum_dtype(self.dist.device)
-        added = {name: values.to(exact).sum() for name, values in self.objective.scores(outputs, labels).items()}
+        scores = self.objective.scores(outputs, labels)
+        added = {name: values.to(exact).sum() for name, values in scores.items()}
         added[IMAGES] = (labels != PADDING).sum().to(exact)
         if self.objective.classifies:
             added[COUNTS] = class_counts(outputs, labels)
@@ -114,7 +129,9 @@ class Evaluator:
                 self.sums[name] += value
             else:
                 self.sums[name] = value
-        return outputs.float().softmax(dim=-1) if self.objective.classifies else labels
+        if not self.objective.classifies:
+            return labels, labels
+        return outputs.float().softmax(dim=-1), scores["accuracy"].to(torch.int8).masked_fill(labels == PADDING, -1)
 
 
 @torch.no_grad()

@@ -91,6 +91,9 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("n", True, [row.n for row in rows]),
         Column("95 % interval", True, [interval(row.score, metric) for row in rows]),
         Column("difference", True, ["baseline" if r.baseline else change(r.difference, metric) for r in rows]),
+        Column(
+            "± on other images", True, [NONE if r.with_images is None else metric.cell(r.with_images) for r in rows]
+        ),
         Column("verdict", False, [one_line(row.verdict) or NONE for row in rows]),
         *reported(comparison),
         *(Column(cost.words, True, [cost.format(row.cost.get(cost.name)) for row in rows]) for cost in shown),
@@ -133,6 +136,8 @@ def legend(comparison: Comparison, mark: str) -> list[str]:
             f"difference to the baseline: mean ± half of its 95 % interval, paired by {comparison.unit()}{unit};"
             f" verdicts: {comparison.test}"
         )
+    if any(row.with_images for row in comparison.rows):
+        lines.append("± on other images: half of the difference's interval with the choice of test images in it too")
     if comparison.agreement and (base := comparison.reference):
         lines.append(
             f"reported: {one_line(comparison.agreement.setting) or 'by the source'}, and its difference to {base};"

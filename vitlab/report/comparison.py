@@ -11,7 +11,7 @@ import pandas as pd
 from vitlab.config.check import PARTS
 from vitlab.config.errors import ConfigError
 from vitlab.config.moved import current_key
-from vitlab.report import power
+from vitlab.report import image_noise, power
 from vitlab.report.agreement import agree, part
 from vitlab.report.contrasts import Contrast, against, in_words, looks_in_words
 from vitlab.report.grouping import (
@@ -21,6 +21,7 @@ from vitlab.report.grouping import (
     listed,
     named,
     newest,
+    numbers,
     of_other_images,
     position,
     repetitions,
@@ -138,6 +139,10 @@ def compare(
     within = None if margin is None else margin / measured.scale
     many = max(1, len(looks))
     contrasts, family = against(base, alike, within, many)
+    images: Mapping[str, float] = {}
+    if metric == "test/accuracy":
+        alike_runs = {name: groups[cell] for cell, name in owners.items() if name not in apart and cell in groups}
+        images = image_noise.widths(alike_runs, base, family) if base in alike_runs else {}
     states = {
         name: state(groups[cell]["status"] if cell in groups else (), asked, len(scores[name]), metric)
         for cell, name in owners.items()
@@ -170,11 +175,13 @@ def compare(
             p=contrast.p,
             verdict=words,
             cost=medians,
+            images=images.get(name),
         )
         rows.append(row)
     used = runs[values[metric].notna().to_numpy()]
     looked = looks_in_words(looks, max(map(len, seeds.values())))
-    tested = [in_words(family), looked, power.in_words(family, contrasts, measured, within)]
+    open_images = image_noise.in_words(rows, int(numbers(used, "test_images").max())) if images else ""
+    tested = [open_images, in_words(family), looked, power.in_words(family, contrasts, measured, within)]
     lines = notes(measured, used, rows, tested, unreadable, twice, len(wanted) - sum(wanted))
     agreement = None
     if expect is not None:

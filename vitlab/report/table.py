@@ -30,6 +30,8 @@ class Row:
         validation: the same of the metric that chooses (`Metric.validation`).
         difference: to the baseline, over the seeds (or folds and seeds) that both have finished; its interval is that
             of `contrasts.Contrast`.
+        images: half the width that the choice of test images alone gives the difference's interval, which no number of
+            seeds narrows; None where the runs have not kept what they predicted.
         p: of no difference, corrected for all rows; None with fewer than two pairs, or without any spread.
         verdict: the difference in words.
         cost: medians over the finished runs of those of `COSTS` that are known.
@@ -51,6 +53,13 @@ class Row:
     p: float | None
     verdict: str
     cost: Mapping[str, float]
+    images: float | None = None
+
+    @property
+    def with_images(self) -> float | None:
+        """Half the width of the difference's interval with the choice of test images in it."""
+        half = self.difference.half if self.difference else None
+        return None if half is None or self.images is None else math.hypot(half, self.images)
 
     @property
     def label(self) -> str:
@@ -209,6 +218,8 @@ class Comparison:
         columns["validation"] = numbers([r.validation for r in rows], "mean")
         columns["difference"] = numbers(differences, "mean")
         columns |= {f"difference_{what}": numbers(differences, what) for what in ("low", "high")}
+        if any(r.with_images for r in rows):
+            columns["difference_half_with_images"] = pd.Series([r.with_images for r in rows], dtype="float64")
         columns["p"] = pd.Series([r.p for r in rows], dtype="float64")
         columns["verdict"] = words([r.verdict for r in rows])
         columns |= {cost: pd.Series([r.cost.get(cost) for r in rows], dtype="float64") for cost in COSTS}

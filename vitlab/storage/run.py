@@ -26,9 +26,9 @@ class Run:
 
     `config.yaml` (resolved), `metrics.jsonl` (a row a logged step), `result.json`, `last.pt` and `previous.pt` (they
     continue the training), `step-N.pt` (the same, kept), `best.pt` (weights chosen on validation), `best.safetensors`
-    (the same, for other programs), `data.json` (the fingerprint of its images), `curves.png`, `log.txt`,
-    `environment.json`, `lock`, and `wandb/`; of `vitlab evaluate`, `vitlab probe` and `vitlab export` also
-    `evaluation/`, `probe.json` and `export/`.
+    (the same, for other programs), `test-correct.bin` (see `predictions`), `data.json` (the fingerprint of its images),
+    `curves.png`, `log.txt`, `environment.json`, `lock`, and `wandb/`; of `vitlab evaluate`, `vitlab probe` and `vitlab
+    export` also `evaluation/`, `probe.json` and `export/`.
     """
 
     folder: Path
@@ -68,6 +68,10 @@ class Run:
     @property
     def export(self) -> Path:
         return self.folder / "best.safetensors"
+
+    @property
+    def test_correct(self) -> Path:
+        return self.folder / "test-correct.bin"
 
     @property
     def curves(self) -> Path:

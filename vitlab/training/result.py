@@ -6,7 +6,7 @@ from typing import Any
 from vitlab.config.identity import cell_identity
 from vitlab.evaluation import classification, probe
 from vitlab.model import count
-from vitlab.storage import checkpoint
+from vitlab.storage import checkpoint, predictions
 from vitlab.storage.run import Run
 from vitlab.system.hardware import describe, peak_memory
 from vitlab.system.parallelize import eagerly
@@ -25,6 +25,7 @@ def finish(
 ) -> dict[str, Any]:
     """Writes what came out of a training, whose model has the best weights, and gives the contents of result.json."""
     setup, dist = state.setup, state.setup.dist
+    correct = state.evaluate.correct()  # of the test images
     result = summarise(state, config, test) | few_shot(setup)
     media = None
     if dist.broadcast(tracker.wants_media) and setup.vit.objective.classifies:
@@ -36,6 +37,8 @@ def finish(
     if dist.is_rank0:
         facts = {"facts": setup.model_facts(), "wrote": state.wrote, "model": config["model"]}
         try:
+            if correct is not None:
+                predictions.write(run, correct)
             checkpoint.export(run.export, state.weights, facts)
             curves.draw(run.rows(), run.curves, run.folder.name)
         except OSError as error:  # a full disk; best.pt and metrics.jsonl are there
