@@ -90,6 +90,7 @@ def test_which_images_were_correct_is_known_in_their_order_whatever_the_number_o
     assert len(expected) == images
     assert expected.mean() == scores["accuracy"]
     labels = torch.from_numpy(setup.splits["test"].labels)
+    setup.model.eval()
     with torch.no_grad():
         logits = torch.cat([setup.model(batch) for batch, _ in eval_batches(setup, "test")])
     np.testing.assert_array_equal(expected, (logits.argmax(1) == labels).numpy())
