@@ -61,7 +61,7 @@ class Recorder:
         with NoReads():
             return function(batch)
 
-    def capture(self, function, batch):
+    def capture(self, function, batch, *_):
         self.log.append(f"capture {batch.kind}")
         recording = Recording()
         with recording:

@@ -50,9 +50,9 @@ def captures(dist, monkeypatch):
     """The kinds of batches whose training steps were captured so far."""
     kinds, capture = [], graphs.capture
 
-    def counted(function, batch):
+    def counted(function, batch, *generators):
         kinds.extend([batch.kind] * isinstance(function, partial))  # evaluations' are methods
-        return capture(function, batch)
+        return capture(function, batch, *generators)
 
     monkeypatch.setattr(graphs, "capture", counted)
     return kinds

@@ -19,6 +19,7 @@ from vitlab.model.position import Position
 from vitlab.storage.checkpoint import Checkpoints
 from vitlab.storage.run import Run
 from vitlab.sweep.packs import pack_key
+from vitlab.system import graphs
 from vitlab.training import checks
 from vitlab.training.batches import train_batches
 from vitlab.training.pack import Pack, log
@@ -413,3 +414,40 @@ def test_parameters_without_gradient_do_not_decay_and_buffers_that_are_set_anew_
         part = state.vit.positions[0]
         assert part.unused.equal(torch.ones_like(part.unused))
         assert part.calls.equal(single.vit.positions[0].calls)
+
+
+# --- captured as a CUDA graph, which a CPU records and repeats -----------------------------------------------------
+
+CAPTURED = {
+    "dropout, drop-path, EMA": [*DRAWS, "fit.ema_decay=0.9"],
+    "mixup, erasing, accumulation": ["augment.mixup=0.4", "augment.erase=0.5", "fit.accumulate=2"],
+    "batch normalisation, skip": ["model/stem=convolution", "fit.on_nonfinite=skip"],
+    "masked patches": ["model/objective=masked_patch"],
+    "muon": ["optimizer=muon"],
+    "lion": ["optimizer=lion"],
+}
+
+
+@pytest.mark.parametrize("recipe", CAPTURED)
+def test_a_captured_pack_is_the_eager_one(recipe, recorder, monkeypatch):
+    words = [*CAPTURED[recipe], "system.capture=true"]
+    eager, captured = seeds(*words), seeds(*words)
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "WARMUP", 10**9)
+        advance(eager, 8, Pack(8))
+    assert not any("replay" in line for line in recorder.log)
+    advance(captured, 8, Pack(8))
+    assert any("replay" in line for line in recorder.log)
+    assert all(equal(one, other) for (one, _), (other, _) in zip(eager, captured, strict=True))
+
+
+def test_a_captured_pack_goes_on_with_other_members(recorder):
+    """What was captured for those before is not repeated for those that follow."""
+    words = ["model.dropout=0.1", "system.capture=true"]
+    trainings, alone, pack = seeds(*words), seeds(*words), Pack(8)
+    advance(trainings, 6, pack)
+    advance(trainings[1:], 6, pack)
+    other = Pack(8)
+    advance(alone, 6, other)
+    advance(alone[1:], 6, Pack(2))
+    assert all(equal(one, other) for (one, _), (other, _) in zip(trainings, alone, strict=True))

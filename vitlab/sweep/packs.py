@@ -55,7 +55,6 @@ def why_alone(config: Node, flops: int) -> str:
     work, most = work_of(config, flops), WORTH[kind_of(system["device"])]
     reasons = {
         f"system.compile={system['compile']} compiles one model": bool(system["compile"]),
-        "system.capture=true captures the steps of one model": system["capture"] is True,
         "system.activation_checkpointing=true sets random generators back": system["activation_checkpointing"],
         f"system.profile_steps={system['profile_steps']} profiles one training": bool(system["profile_steps"]),
         "fit.auto_accumulate=true may compute each batch in other parts": fit["auto_accumulate"],
@@ -77,7 +76,7 @@ def pack_key(config: Node, shape: Mapping[str, Any]) -> str:
     fit = {key: config["fit"][key] for key in ("batch_size", "accumulate", "precision")}
     scaled, freeze = config["model"]["layer_scale"] is not None, config["init"]["freeze"]
     drops = config["model"]["attention"].get("dropout", 0) > 0  # without, other kernels may be used
-    system = {key: config["system"][key] for key in ("device", "threads")}
+    system = {key: config["system"][key] for key in ("device", "threads", "capture")}
     text = json.dumps([model, scaled, drops, freeze, fit, system, {**shape}], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -40,13 +40,14 @@ class Captured:
     Args:
         function: of a batch on the device.
         device: a CUDA device.
+        generators: that the function draws from, beside the device's own.
 
     Raises:
         torch.OutOfMemoryError: there is no memory for a call or a capture; all graphs are dropped.
     """
 
-    def __init__(self, function: Callable[[Any], Any], device: torch.device):
-        self.function, self.device = function, device
+    def __init__(self, function: Callable[[Any], Any], device: torch.device, *generators: torch.Generator):
+        self.function, self.device, self.generators = function, device, generators
         self.shapes: dict[tuple, Shape] = {}
 
     def __call__(self, batch: Any) -> Any:
@@ -63,7 +64,7 @@ class Captured:
                 shape.calls += 1
                 return call_aside(self.function, shape.batch)
             if shape.replay is None:
-                shape.replay = capture(self.function, shape.batch)
+                shape.replay = capture(self.function, shape.batch, *self.generators)
         except BaseException:
             self.release()
             raise
@@ -101,13 +102,15 @@ def call_aside(function: Callable[[Any], Any], batch: Any) -> Any:
     return result
 
 
-def capture(function: Callable[[Any], Any], batch: Any) -> Callable[[], Any]:
+def capture(function: Callable[[Any], Any], batch: Any, *generators: torch.Generator) -> Callable[[], Any]:
     """Captures the function of a static batch, without computing it; the result replays it.
 
     Raises:
         torch.OutOfMemoryError: there is no memory for it.
     """
     graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
     pool = next((other.pool() for other in LIVE), None)
     stream = side_stream(torch.cuda.current_stream().device)
     try:  # other threads, such as those that pin memory, may go on

@@ -7,15 +7,17 @@ weights of all lie in one tensor, a row each, and what a state has of them are v
 import itertools
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vitlab.config.errors import OutOfMemory, VitlabError
-from vitlab.data.batch import Batch
+from vitlab.data.batch import Batch, Kind
 from vitlab.data.seeding import seed_of
 from vitlab.model.packed import Packed
+from vitlab.system.graphs import Captured
 from vitlab.system.hardware import empty_cache
 from vitlab.system.memory import out_of_memory
 from vitlab.system.precision import autocast
@@ -24,8 +26,29 @@ from vitlab.training.state import TrainState
 from vitlab.training.step import apply_gradients, begin, buffers_before, losses, train_step
 
 log = logging.getLogger("vitlab")
+ALIGNED = 16  # numbers, to which rows are filled up: a product's last digits may depend on where its numbers lie
 FEWEST = 2  # models of a product: for a single one another kernel may be used, with other last digits
 Pending = tuple[TrainState, Batch]  # a training before an update: its learning rates are set, its batch is on the host
+
+
+@dataclass(frozen=True)
+class Together:
+    """The batches of all trainings as one.
+
+    Args:
+        kind: their kinds.
+        tensors: by row and name.
+    """
+
+    kind: tuple[Kind, ...]
+    tensors: dict[tuple[int, str], Tensor]
+
+    def batches(self) -> list[Batch]:
+        """The batch of each training."""
+        own: list[dict[str, Tensor]] = [{} for _ in self.kind]
+        for (row, name), each in self.tensors.items():
+            own[row][name] = each
+        return [Batch(kind, tensors) for kind, tensors in zip(self.kind, own, strict=True)]
 
 
 class Pack:
@@ -40,6 +63,7 @@ class Pack:
         self.at_once = max(FEWEST, at_once)
         self.members: list[Member] = []
         self.separate: list[TrainState] = []  # whose models cannot be computed as one
+        self.graphs: Captured | None = None  # of the update
 
     def step(self, pending: Sequence[Pending]) -> None:
         """One optimizer update of each training.
@@ -55,9 +79,7 @@ class Pack:
         try:
             if not held:
                 self.hold(states)
-            inputs = [state.inputs(batch.to(self.weights.device)) for state, batch in pending]
-            before = [buffers_before(state) for state in states]
-            sums = self.compute([images for images, _ in inputs], [targets for _, targets in inputs])
+            self.update_all([batch for _, batch in pending])
         except Exception as error:
             if held or isinstance(error, VitlabError):
                 raise
@@ -67,15 +89,63 @@ class Pack:
         if self.separate is states:
             self.step_separately(pending)
             return
-        if self.unused and not held:  # they must not decay
-            for member in self.members:
-                member.leave_out(self.unused)
-        for member, (state, batch), own, buffers in zip(self.members, pending, sums, before, strict=True):
-            begin(state, batch)
-            apply_gradients(state, own, len(batch), buffers)
-            member.share()
+        for state in states:
             state.packed = max(state.packed, len(states))
             state.step += 1
+
+    def update_all(self, batches: Sequence[Batch]) -> None:
+        """The update of all trainings; where they are captured, as a CUDA graph.
+
+        Raises:
+            OutOfMemory: not even two models fit into memory.
+        """
+        kind = tuple(batch.kind for batch in batches)
+        tensors = {(row, name): each for row, batch in enumerate(batches) for name, each in batch.tensors.items()}
+        before = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        while True:
+            for member, batch in zip(self.members, batches, strict=True):
+                begin(member.state, batch)
+                member.begin(seed_of(member.state.setup.seed, member.state.step, 0, 1))
+            try:
+                if self.graphs:
+                    self.graphs(Together(kind, tensors))
+                else:
+                    device = self.weights.device
+                    self.update(Together(kind, {key: each.to(device) for key, each in tensors.items()}))
+                return
+            except Exception as error:
+                for name, buffer in self.buffers.items():
+                    buffer.copy_(before[name])
+                if not out_of_memory(error):
+                    raise
+                self.at_once //= 2
+            if self.at_once < FEWEST:
+                raise OutOfMemory(f"out of memory with {FEWEST} models at once: use launcher=local")
+            empty_cache(self.weights.device)
+            log.warning("out of memory: %d models are computed at once", self.at_once)
+            self.divide()
+
+    def update(self, together: "Together") -> None:
+        """The device's part of an update of all trainings; see `vitlab.training.step.update`."""
+        states, batches = [member.state for member in self.members], together.batches()
+        inputs = [state.inputs(batch) for state, batch in zip(states, batches, strict=True)]
+        before = [buffers_before(state) for state in states]
+        known, drawn = len(self.unused), numpy_draws()
+        images, targets = [images for images, _ in inputs], [targets for _, targets in inputs]
+        sums = [sums for part in self.parts for sums in self.backward(*part, images, targets)]
+        if numpy_draws() != drawn:  # torch's would have failed
+            raise RuntimeError("a part draws random numbers from NumPy")
+        for member, own, buffers, batch in zip(self.members, sums, before, batches, strict=True):
+            if len(self.unused) > known:  # they must not decay
+                member.leave_out(self.unused)
+            apply_gradients(member.state, own, len(batch), buffers)
+            member.share()
+
+    def close(self) -> None:
+        """Drops the CUDA graphs."""
+        if self.graphs:
+            self.graphs.release()
+            self.graphs = None
 
     def step_separately(self, pending: Sequence[Pending]) -> None:
         """One optimizer update of each training, one after the other."""
@@ -90,7 +160,7 @@ class Pack:
         models, device = [state.setup.model for state in states], states[0].setup.dist.device
         self.rows = max(FEWEST, len(states))
         self.places = layout(states[0])
-        size = max(place.stop for place in self.places.values())
+        size = -(-max(place.stop for place in self.places.values()) // ALIGNED) * ALIGNED
         self.weights, self.gradients, averages = (torch.zeros(self.rows, size, device=device) for _ in range(3))
         models += models[: self.rows - len(states)]  # computed, and not looked at
         named = [dict(model.named_buffers()) for model in models]
@@ -104,10 +174,16 @@ class Pack:
                 state.setup.model.get_submodule(owner)._buffers[leaf] = stacked[row]
         self.weights[len(states) :] = self.weights[0]
         self.unused: set[str] = set()  # parameters without a gradient, known after the first step
+        spare = [torch.Generator(device) for _ in range(self.rows - len(states))]
+        self.generators = [*(member.generator for member in self.members), *spare]
+        self.captured = all(state.setup.captured for state in states)
         self.divide()
 
     def divide(self) -> None:
         """Divides the rows into those that are computed together."""
+        self.close()
+        if self.captured:
+            self.graphs = Captured(self.update, self.weights.device, *self.generators)
         parts = min(-(-self.rows // self.at_once), self.rows // FEWEST)
         ends = [self.rows * part // parts for part in range(parts + 1)]
         named = dict(self.models[0].named_parameters())
@@ -122,31 +198,6 @@ class Pack:
                     gradients[name] = self.gradients[start:stop, place].view(shape)
             self.parts.append((slice(start, stop), Packed(self.models[start:stop]), weights, gradients))
 
-    def compute(self, images: list[Tensor], targets: list[Tensor]) -> list[dict[str, Tensor]]:
-        """The gradients of all trainings; and for each the sums of its training metrics over its images."""
-        before = {name: buffer.clone() for name, buffer in self.buffers.items()}
-        while True:
-            for member in self.members:
-                state = member.state
-                member.begin(seed_of(state.setup.seed, state.step, 0, 1))
-            try:
-                drawn = numpy_draws()
-                sums = [sums for part in self.parts for sums in self.backward(*part, images, targets)]
-                if numpy_draws() != drawn:  # torch's would have failed
-                    raise RuntimeError("a part draws random numbers from NumPy")
-                return sums
-            except Exception as error:
-                for name, buffer in self.buffers.items():
-                    buffer.copy_(before[name])
-                if not out_of_memory(error):
-                    raise
-                self.at_once //= 2
-            if self.at_once < FEWEST:
-                raise OutOfMemory(f"out of memory with {FEWEST} models at once: use launcher=local")
-            empty_cache(self.weights.device)
-            log.warning("out of memory: %d models are computed at once", self.at_once)
-            self.divide()
-
     def backward(
         self,
         rows: slice,
@@ -160,7 +211,6 @@ class Pack:
         members = self.members[rows]
         setup, parts = members[0].state.setup, members[0].state.accumulation_steps
         spare = rows.stop - rows.start - len(members)
-        generators = [member.generator for member in members] + [torch.Generator(self.weights.device)] * spare
         buffers = {name: buffer[rows] for name, buffer in self.buffers.items()}
         batches = [each.chunk(parts) for each in images[rows]]
         labels = [each.chunk(parts) for each in targets[rows]]
@@ -169,7 +219,7 @@ class Pack:
             together = torch.stack([each[part] for each in batches + batches[:1] * spare])
             total = torch.zeros((), device=self.weights.device)
             with autocast(self.weights.device, setup.precision):
-                outputs = of_each(forward(weights, buffers, together, generators))
+                outputs = of_each(forward(weights, buffers, together, self.generators[rows]))
                 for number, member in enumerate(members):
                     loss, sums[number] = losses(member.state, outputs[number], labels[number][part], sums[number])
                     total = total + loss
