@@ -32,7 +32,7 @@ def measure_packs(
     config: Node,
     numbers: Sequence[int],
     dist: Distributed,
-    report: Callable[[dict[str, Any]], None],
+    report: Callable[[list[dict[str, Any]]], None],
     *,
     at_once: int | None,
     rounds: int,
@@ -47,7 +47,7 @@ def measure_packs(
         config: of the trainings, which differ in their seeds.
         numbers: of trainings; 1 is the plain step.
         dist: this process.
-        report: is called with each row; the last is that of the first number that does not fit, and has no times.
+        report: is called with the rows so far; one of a number that does not fit is the last, and has no times.
         at_once: how many are computed as one model; None is all.
         rounds: that are measured.
         warmup: rounds before those.
@@ -78,7 +78,7 @@ def measure_packs(
                     row["failed"] = str(error)
             row["memory_bytes"] = max(0, peak_memory(dist.device) - before)
             rows.append(row)
-            report(row)
+            report(rows)
             if "failed" in row:
                 break
     device = config["system"]["device"]

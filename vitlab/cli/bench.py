@@ -200,8 +200,7 @@ def bench_packed(options: argparse.Namespace, config: "Node", numbers: list[int]
         make_folder(options.out)
     with join_processes(build(config["system"])) as dist:
         known = {"device": describe(dist.device), "torch": str(torch.__version__)}
-        print("machine     {device}, torch {torch}\n".format(**known))
-        print(f"{'runs':>6}{'at once':>9}{'ms a run':>11}{'images/s':>11}{'as fast':>10}{'memory':>12}")
+        print("machine     {device}, torch {torch}".format(**known))
         delay, times = Delay(), {"at_once": options.at_once, "rounds": options.rounds, "warmup": options.warmup}
         found = measure_packs(config, numbers, dist, print_pack, **times)
         result = {"overrides": options.overrides, "config": config, **known, **times, "delay": delay.rate(), **found}
@@ -224,8 +223,11 @@ def bench_packed(options: argparse.Namespace, config: "Node", numbers: list[int]
         print(f"written     {options.out / 'bench.json'}")
 
 
-def print_pack(row: dict[str, Any]) -> None:
-    """Prints the line of a number of runs."""
+def print_pack(rows: list[dict[str, Any]]) -> None:
+    """Prints the line of the last number of runs, below a header."""
+    if len(rows) == 1:
+        print(f"\n{'runs':>6}{'at once':>9}{'ms a run':>11}{'images/s':>11}{'as fast':>10}{'memory':>12}")
+    row = rows[-1]
     line = f"{row['runs']:>6}{row['at_once']:>9}"
     if "failed" in row:
         print(f"{line}  does not fit: {row['failed']}")
