@@ -1,12 +1,14 @@
 """`--until` adds seeds until every difference is known well enough, and goes on where it was stopped."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
 from vitlab.__main__ import main
 from vitlab.cli.launch import Launcher
+from vitlab.report import answer as answers
 
 TINY = "dataset.train_examples=60, model.width=8, model.depth=1, model.heads=1, fit.steps=2, fit.batch_size=8"
 FILE = f"""\
@@ -25,6 +27,11 @@ def file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(FILE)
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(answers, "write", partial(answers.write, pictures=False))
 
 
 @pytest.fixture
