@@ -415,3 +415,10 @@ def test_a_fraction_that_takes_no_image_or_all_is_refused_with_one_that_does(n, 
     if "x=" in remedy:
         usable = float(remedy.partition("x=")[2].partition(",")[0])
         assert len(split_off(pixels, usable, 0, "dataset.x")[0]) in (1, n - 1)
+
+
+def test_images_that_trainings_share_are_on_a_device_once():
+    pixels = Pixels(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), np.arange(3))
+    there = pixels.to(torch.device("meta"))
+    assert there is pixels.to(torch.device("meta"))
+    assert there.pixels.device.type == "meta"

@@ -105,6 +105,7 @@ class Pixels(Examples):
     def __init__(self, pixels: UInt8[Tensor, "n c y x"], labels: np.ndarray):
         self.pixels = pixels
         self.labels = np.asarray(labels, dtype=np.int64)
+        self.moved: Pixels | None = None
 
     def image(self, index: int) -> Image.Image:
         pixels = self.pixels[index].cpu().numpy()
@@ -116,7 +117,10 @@ class Pixels(Examples):
         return pixels.nbytes
 
     def to(self, device: torch.device) -> "Pixels":
-        return Pixels(self.pixels.to(device), self.labels)
+        """The images on a device, where trainings that share these images share them too."""
+        if self.moved is None or self.moved.pixels.device != device:
+            self.moved = Pixels(self.pixels.to(device), self.labels)
+        return self.moved
 
     def resized(self, size: tuple[int, int]) -> "Pixels":
         """The images resized to (height, width), bicubic."""
