@@ -30,7 +30,7 @@ def vitlab(*words, **environment):
 @pytest.mark.slow
 def test_the_main_job_learns_digits(tmp_path):
     """The README's first command, end to end: at least 97 % of the test images, and everything on disk."""
-    done = vitlab("train", f"system.runs={tmp_path}", WANDB_MODE="offline")
+    done = vitlab("train", f"system.runs={tmp_path}", WANDB_MODE="offline", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.glob("digits-*")
     result = json.loads((folder / "result.json").read_text())

@@ -38,7 +38,7 @@ def test_a_pack_is_timed_in_turn_with_the_plain_step_and_the_best_number_is_said
     assert five["ms"] == pytest.approx(together / 5)
     assert five["images_per_second"] == pytest.approx(5 * 8 / together * 1e3)
     assert five["times_as_fast"] == pytest.approx(alone / together)
-    assert five["memory_bytes"] >= one["memory_bytes"] > 0
+    assert five["memory_bytes"] >= one["memory_bytes"] >= 0  # 0 where all fits into what was freed before
     said = capsys.readouterr().out
     assert "best        5 runs at a time: the most that were measured" in said
     assert f"a sweep     trains up to 16 together in each of {result['sweep']['processes']} processes; pack=5" in said

@@ -40,7 +40,7 @@ def prepare(*, dist: Distributed, **parts: Any) -> TrainingSetup:
     recipe = Recipe(**parts)
     seed, fit, system, dataset, augment = recipe.seed, recipe.fit, recipe.system, recipe.dataset, recipe.augment
     precision = resolve(fit.precision, dist.device)
-    if dist.device.type == "cpu":
+    if dist.device.type == "cpu" and dist.size == 1:
         keep_freed_memory()
     fetches = getattr(dataset, "download", False)
     if fetches and not dist.is_rank0:
