@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from functools import wraps
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as many tests at once as there are cores
@@ -21,9 +22,31 @@ os.environ["WANDB_SILENT"] = "true"
 os.environ["WANDB_DATA_DIR"] = tempfile.mkdtemp(prefix="wandb-")  # what W&B stages is not kept
 
 
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: many tests wait for processes of their own."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 7) + 1
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_pdf(monkeypatch):
+    """Empty PDFs, which are half of an answer's time, for tests of something else."""
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+
+    draw = FigureCanvasPdf.print_pdf
+
+    @wraps(draw)  # its signature says what it takes
+    def empty(canvas, file, **options):
+        if isinstance(file, Path):
+            file.touch()
+        else:
+            draw(canvas, file, **options)  # Matplotlib's own look at how large it will be
+
+    monkeypatch.setattr(FigureCanvasPdf, "print_pdf", empty)
 
 
 @pytest.fixture

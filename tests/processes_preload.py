@@ -5,6 +5,7 @@
 import hydra._internal.hydra
 import matplotlib.figure
 import sklearn.datasets
+import torch._dynamo
 import torch.distributed.fsdp
 
 import vitlab.cli.train

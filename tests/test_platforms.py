@@ -60,7 +60,8 @@ from vitlab.storage.lock import Lock, holder
 from vitlab.system.hardware import peak_memory
 
 runs = pathlib.Path(sys.argv[1])
-words = ["train", "fit.steps=2", "patch=p4", "tracking=off", f"system.runs={runs}"]
+words = ["train", "fit.steps=2", "patch=p4", "tracking=off", f"system.runs={runs}", "dataset.train_examples=90"]
+words += ["model.width=8", "model.depth=1", "model.heads=1", "fit.batch_size=16"]
 assert main(words) == 0
 assert main([*words, "system.retrain=true"]) == 0
 (run,) = [path for path in runs.iterdir() if "." not in path.name]

@@ -17,6 +17,8 @@ from vitlab.report.comparison import compare
 from vitlab.storage.run import Run
 from vitlab.storage.runs_table import runs
 
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 SMALL = ["model.width=8", "model.heads=1", "model.depth=1", "fit=debug", "fit.steps=1", "tracking=off"]
 SMALL += ["model/position=row"]
 OWN = ["--config-dir", "my", "--allow", "mine"]

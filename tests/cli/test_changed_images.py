@@ -14,6 +14,8 @@ from vitlab.storage import checkpoint
 from vitlab.storage.run import Run
 from vitlab.storage.runs_table import runs
 
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 SMALL = ["dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", "patch=p4", "model.width=8"]
 SMALL += ["model.depth=1", "model.heads=1", "fit.steps=2", "fit.batch_size=8", "fit.precision=fp32", "tracking=off"]
 
@@ -147,7 +149,7 @@ def test_what_was_trained_on_is_not_tested_on(run, capsys, command):
 SWEEP = """question: Does the seed matter?
 baseline: [{words}]
 arms: {{wide: model.width=16}}
-seeds: [0, 1]
+seeds: [0]
 """
 
 
@@ -156,23 +158,23 @@ def test_a_sweep_does_not_reuse_runs_of_other_images(run, capsys):
     Path("mine.yaml").write_text(SWEEP.format(words=", ".join(SMALL)))
     sweep = ["sweep", "mine.yaml", "launcher=serial", "system.device=cpu"]
     assert main(sweep) == 0
-    assert "4 runs of 2 cells; 1 finished already" in capsys.readouterr().out
+    assert "2 runs of 2 cells; 1 finished already" in capsys.readouterr().out
     listed = {json.loads(path.read_text())["hash"] for path in Path("runs").glob("*/data.json")}
     assert len(listed) == 1
     more()
     assert main(sweep) == 2
     error = capsys.readouterr().err
-    assert "4 of the runs are of other images or code" in error
+    assert "2 of the runs are of other images or code" in error
     assert "since then 20 images more: system.retrain=true" in error
     assert main([*sweep, "--dry"]) == 0
-    assert capsys.readouterr().out.count("# was trained on other images; since then 20 images more") == 4
+    assert capsys.readouterr().out.count("# was trained on other images; since then 20 images more") == 2
     assert main([*sweep, "system.changed_data=true"]) == 0
-    assert "4 finished already" in capsys.readouterr().out
+    assert "2 finished already" in capsys.readouterr().out
     assert main([*sweep, "system.retrain=true"]) == 0
     assert "0 finished already" in capsys.readouterr().out
     assert main(sweep) == 0
-    assert "4 finished already" in capsys.readouterr().out
-    assert len([*Path("runs").glob("*.20*")]) == 4
+    assert "2 finished already" in capsys.readouterr().out
+    assert len([*Path("runs").glob("*.20*")]) == 2
 
 
 @pytest.mark.slow

@@ -26,6 +26,8 @@ from vitlab.sweep.plan import plan
 from vitlab.sweep.reader import read
 from vitlab.system.signals import Signals
 
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 TINY = ["tracking=off", "dataset.train_examples=40", "model.width=8", "model.depth=1", "model.heads=1", "fit.steps=2"]
 TINY += ["fit.batch_size=8", "system.device=cpu", "system.workers=0"]
 LOST = "fit.clip=null optimizer.lr=1e30 optimizer=sgd"  # a loss that is no number, and so a run that fails

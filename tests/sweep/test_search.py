@@ -520,11 +520,7 @@ def test_a_real_search_from_the_command_line(tmp_path):
         f"question: Which learning rate?\nbaseline: [{TINY}]\nseeds: [0]\n"
         "search: {method: tpe, trials: 2, prune: median, space: {optimizer.lr: {log: [1e-4, 1e-1]}}}\n"
     )
-    words = [sys.executable, "-m", "vitlab", "sweep", str(file), "slots=2", f"system.runs={tmp_path}/runs"]
-    words += ["system.device=cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=400, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(["sweep", str(file), "slots=2", f"system.runs={tmp_path}/runs", "system.device=cpu"]) == 0
     folder = tmp_path / "runs" / "sweeps" / "mine"
     record = read_json(folder / "sweep.json")
     assert set(record["cells"]) == {"baseline", "best found"}

@@ -1,6 +1,9 @@
 """Several processes train as one does, hand a run on to any other number, and end together."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -16,6 +19,7 @@ SMALL = ["train", "tracking=off", "dataset.train_examples=90", "model.width=16",
 SMALL += ["fit.batch_size=16", "fit.precision=fp32", "fit.steps=12", "system.log_every=1", "model.dropout=0"]
 SMALL += ["augment.mixup=0.4", "augment.cutmix=1.0", "augment.erase=0.5", "fit.ema_decay=0.9"]
 SMALL += ["fit.sampling=balanced", "loss.class_weights=[1,2,3,4,5,6,7,8,9,10]"]
+SAID = {"capture_output": True, "text": True}
 SCORES = [f"val/{name}" for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1", "roc_auc")]
 
 
@@ -46,11 +50,22 @@ def alone(tmp_path_factory):
     return only(folder)
 
 
+def torchrun(folder, *words):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vitlab"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *SMALL, f"system.runs={folder}", *words], env=environment, check=False, **SAID)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "world_size"), [("ddp", 2), ("fsdp", 2), ("ddp", 4)])
+@pytest.mark.parametrize(("how", "world_size"), [("torchrun", 2), ("fsdp", 2), ("ddp", 4)])
 def test_several_processes_train_as_one(how, world_size, alone, tmp_path):
     """The same global batch, mixed and erased alike: the same losses and weights; every image is evaluated once."""
-    train(tmp_path / "runs", "optimizer=sgd", "optimizer.lr=0.05", f"system.parallel={how}", world_size=world_size)
+    words = ["optimizer=sgd", "optimizer.lr=0.05"]
+    if how == "torchrun":  # as users start it
+        torchrun(tmp_path / "runs", *words)
+    else:
+        train(tmp_path / "runs", *words, f"system.parallel={how}", world_size=world_size)
     found = only(tmp_path / "runs")
     close(alone, found)
     assert found.folder.name == alone.folder.name

@@ -181,14 +181,16 @@ def train_with_hydra(words: list[str]) -> int:
 def run_hydra(task: Task, words: list[str]) -> None:
     """Runs Hydra's application with these words as its command line."""
     import hydra
+    from hydra._internal.hydra import Hydra
 
     argv, (first, *others) = sys.argv, CURRENT.get().folders or (None,)
     flag = ["--config-dir", str(first)] if first else []  # which Hydra completes words from, too
-    sys.argv = [argv[0], *flag, *words, *Own(tuple(others)).searchpath()]
+    sys.argv, get_mode = [argv[0], *flag, *words, *Own(tuple(others)).searchpath()], Hydra.get_mode
+    Hydra.get_mode = lambda *_, **__: None  # composes all once more to find hydra.mode, which -m alone sets here
     try:
         hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")(task)()
     finally:
-        sys.argv = argv
+        sys.argv, Hydra.get_mode = argv, get_mode
 
 
 def plugin_name(words: Iterable[str], group: str) -> str:

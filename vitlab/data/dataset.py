@@ -178,7 +178,7 @@ class Dataset:
         Args:
             decoding: how image files become pixels; None is the dataset's own.
         """
-        return dict(self.once(repr(decoding), lambda: self.make_splits(decoding)))
+        return dict(self.once(repr(decoding), lambda: self.resized(self.cut(decoding))))
 
     def fingerprint(self) -> Node:
         """What `vitlab.data.fingerprint` says of the images as they are now. See `read_once`."""
@@ -216,7 +216,12 @@ class Dataset:
         """As `read`, for the fingerprint; to override where something cheaper tells the images from others."""
         return self.read()
 
-    def make_splits(self, decoding: Decoding | None) -> dict[str, Examples]:
+    def cut(self, decoding: Decoding | None = None) -> dict[str, Examples]:
+        """As `splits`, but images in memory have their own size yet: what the labels alone are wanted of.
+
+        Args:
+            decoding: as for `splits`.
+        """
         with file_errors():
             splits = self.read()
         if self.for_evaluation and self.folds is None:
@@ -253,11 +258,15 @@ class Dataset:
                 f"dataset.train_examples={wanted}: there are {len(train)} training images: use 1 to {len(train)}"
             )
         splits["train"] = train.take(stratified_split(train.labels, wanted, self.split_seed + 1)[0])
-        splits = {name: splits[name] for name in ("train", "validation", "test")}
-        splits = {name: part.decoded(decoding) for name, part in splits.items()}
+        splits = {name: splits[name].decoded(decoding) for name in ("train", "validation", "test")}
         count, (height, width) = sum(len(p) for p in splits.values() if isinstance(p, Pixels)) or 1, self.shape
         what = f"dataset.image_size={height}x{width}: {count:,} image{'s' * (count > 1)} of it, held in memory, take"
         check_fits(count * self.channels * height * width, what, "use a smaller dataset.image_size")
+        return splits
+
+    def resized(self, splits: dict[str, Examples]) -> dict[str, Examples]:
+        if self.for_evaluation and self.folds is None:
+            return splits
         return {name: p.resized(self.shape) if isinstance(p, Pixels) else p for name, p in splits.items()}
 
 

@@ -19,10 +19,8 @@ def on_meta_device(make: Callable[..., Any], **shape: Any) -> Any:
 
 def zeroed(make: Callable[..., Any], **shape: Any) -> Any:
     """The model with all numbers zero, for computing with shapes only: drawing weights can take longer."""
-    model = on_meta_device(make, **shape).to_empty(device="cpu")
-    for each in (*model.parameters(), *model.buffers()):
-        each.detach().zero_()
-    return model
+    # what `to_empty` does, which imports the compiler to find the strides (1 s)
+    return on_meta_device(make, **shape)._apply(lambda each: torch.zeros(each.shape, dtype=each.dtype))
 
 
 class Unfilled(TorchFunctionMode):

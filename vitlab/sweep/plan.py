@@ -335,7 +335,7 @@ def check_cell(
     try:
         data = build(of_data)
         if key not in images:
-            labels = data.splits()["train"].labels
+            labels = data.cut()["train"].labels
             images[key] = np.bincount(labels, minlength=len(data.classes))
             files[data.passed_over] = None
     except DatasetMissing:
@@ -343,8 +343,8 @@ def check_cell(
         if not elsewhere or (found := kind.planned(**options)) is None:
             raise
         data, many = found
-        labels = np.arange(many) % len(data.classes)  # as if they were even
-        images[key] = np.bincount(labels, minlength=len(data.classes))
+        if key not in images:  # as if the classes were even
+            images[key] = np.bincount(np.arange(many) % len(data.classes), minlength=len(data.classes))
     parts = assemble({k: v for k, v in config.items() if k != "dataset"}) | {"dataset": data}
     recipe = Recipe(**parts)
     dist = single_process(device_named(recipe.system.device))
