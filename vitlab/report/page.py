@@ -125,7 +125,7 @@ def data(comparison: Comparison, facts: Mapping[str, str], finding: str) -> dict
 
 def row_data(row: Row, comparison: Comparison, place: int | None, label: str) -> dict[str, Any]:
     """An arm; `place` is that of its series, and `label` what stands beside its mark."""
-    same = ("name", "x", "baseline", "best", "state", "n", "p", "verdict", "cost", "differs")
+    same = ("name", "x", "baseline", "best", "state", "n", "p", "verdict", "cost", "differs", "with_images")
     estimates = {"score": row.score, "validation": row.validation, "difference": row.difference}
     return {
         **{key: getattr(row, key) for key in same},
