@@ -33,6 +33,12 @@ def _seed():
 
 
 @pytest.fixture
+def no_curves(monkeypatch):
+    """Trainings draw no learning curves, a third of what the shortest take."""
+    monkeypatch.setattr("vitlab.tracking.curves.draw", lambda *_: None)
+
+
+@pytest.fixture
 def no_pdf(monkeypatch):
     """Empty PDFs, which are half of an answer's time, for tests of something else."""
     from matplotlib.backends.backend_pdf import FigureCanvasPdf

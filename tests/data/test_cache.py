@@ -40,6 +40,8 @@ from vitlab.training.batches import (
 )
 from vitlab.training.setup import prepare
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def photo(path, size=(1200, 800), mode="RGB", orientation=1, **options):
     """Smooth shapes and some noise, as photographs have."""

@@ -23,6 +23,8 @@ from vitlab.data.pixel_range import find_range
 from vitlab.data.preprocess import Decoding, Preprocess, upright
 from vitlab.evaluation.reevaluate import dataset_from_overrides, eval_inputs, training_dataset
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 WHITE, RED, BLUE, BLACK = (255, 255, 255), (254, 0, 0), (0, 0, 254), (0, 0, 0)
 SCAN = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # every value of 12 bits
 LEVELS = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4", "F": "<f4"}  # PIL's mode: numpy's type

@@ -22,6 +22,8 @@ from vitlab.evaluation.reevaluate import Measured, measure
 from vitlab.storage import predictions
 from vitlab.storage.run import Run
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 @pytest.fixture(scope="module")
 def trained_once(tmp_path_factory):

@@ -15,6 +15,8 @@ from vitlab.config.compose import compose
 from vitlab.config.errors import DataError
 from vitlab.evaluation.reevaluate import training_dataset
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 FOLDER = "dataset=image_folder"
 
 

@@ -26,6 +26,8 @@ from vitlab.storage.metrics import metric
 from vitlab.sweep import plan as planning
 from vitlab.sweep import reader
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [9, 7, 12, 8]))
 
 

@@ -606,8 +606,14 @@ def test_without_validation_an_arm_shows_its_first_value():
 @pytest.mark.parametrize(
     ("packed", "said"),
     [
-        ((4, 4), "Up to 4 runs were trained together: times, speeds and memory are those of all of them."),
-        ((4, 16), "in packs of different sizes (4; 16): times, speeds and memory are not comparable."),
+        (
+            (4, 4),
+            "Up to 4 runs were trained together: times and speeds are each one's part",
+        ),
+        (
+            (4, 16),
+            "in packs of different sizes (4; 16): times and speeds are each one's part, less in a larger pack",
+        ),
         ((math.nan, 4), "in packs of different sizes (1; 4)"),  # an earlier version's were all alone
         ((1, 1), ""),
         ((math.nan, math.nan), ""),
@@ -616,6 +622,14 @@ def test_without_validation_an_arm_shows_its_first_value():
 def test_the_costs_of_runs_that_were_trained_together_are_told_from_others(packed, said):
     notes = compared([line("a", seed, 0.5, packed=size) for seed, size in enumerate(packed)]).notes
     assert [said in note for note in notes if "packs" in note or "together" in note] == [True] * bool(said)
+
+
+def test_of_a_pack_each_run_has_its_part_of_the_time():
+    lines = [line("a", 0, 0.5, packed=4, seconds=100, images_per_second=50.0, peak_memory_bytes=8)]
+    lines += [line("b", 0, 0.5, seconds=40, images_per_second=300.0, peak_memory_bytes=2)]
+    a, b = compared(lines).rows
+    assert (a.cost["seconds"], a.cost["images_per_second"], a.cost["peak_memory_bytes"]) == (25, 200, 8)
+    assert (b.cost["seconds"], b.cost["images_per_second"], b.cost["peak_memory_bytes"]) == (40, 300, 2)
 
 
 @pytest.mark.parametrize(

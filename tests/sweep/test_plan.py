@@ -26,7 +26,7 @@ from vitlab.model import count
 from vitlab.sweep import plan as planning
 from vitlab.sweep.reader import find, read
 
-pytestmark = pytest.mark.usefixtures("no_pdf")
+pytestmark = pytest.mark.usefixtures("no_pdf", "no_curves")
 
 TINY = "dataset.train_examples=60, model.width=8, model.depth=1, model.heads=1, fit.epochs=4, fit.batch_size=8"
 FILE = f"""\

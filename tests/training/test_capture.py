@@ -16,6 +16,8 @@ from vitlab.system import graphs
 from vitlab.system.distributed import Distributed
 from vitlab.training import step as step_of_training
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 CAPTURED = ["system.capture=true", "model.head.zero_init=false", "fit.steps=10", "optimizer.eps=1e-3"]
 CAPTURED += ["fit.evaluate_every=2.5"]  # the bias of keys has a gradient of 0, which an eps of 1e-8 would magnify
 OTHER = [word for word in CAPTURED if "eps" not in word]

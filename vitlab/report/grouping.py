@@ -122,6 +122,19 @@ def finished(table: pd.DataFrame, key: str) -> pd.Series:
     return numbers(table, key).where(table["status"] == "finished")
 
 
+def own_part(costs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Costs with times and speeds of runs that were trained together as each one's part.
+
+    Args:
+        costs: `seconds` and others, a line a run.
+        runs: the same runs with the number that each was trained together with, `packed`.
+    """
+    together = numbers(runs, "packed").fillna(1).to_numpy()
+    return costs.assign(
+        seconds=costs["seconds"] / together, images_per_second=numbers(costs, "images_per_second") * together
+    )
+
+
 def position(x: str | None, group: pd.DataFrame, cost: Mapping[str, float]) -> float | str | None:
     """The arm's place on the figure's axis."""
     if x is None or x in COSTS:

@@ -22,6 +22,7 @@ from vitlab.report.figure_data import (
     series,
     varied_compute,
 )
+from vitlab.report.grouping import numbers, own_part
 from vitlab.report.table import Agreement, Comparison, Row
 from vitlab.report.words import words_of
 from vitlab.storage.files import read_json
@@ -141,6 +142,7 @@ def runs(row: Row, comparison: Comparison) -> list[dict[str, Any]]:
     """The runs of an arm, with their commands and learning curves."""
     curves = {curve.folder: curve for curve in learning_curves(row, comparison.metric.per_evaluation.name)}
     own, other = comparison.metric.name, comparison.metric.validation.name
+    seconds = own_part(pd.DataFrame({"seconds": numbers(row.runs, "seconds")}), row.runs)["seconds"]
     return [
         {
             "seed": seed,
@@ -149,11 +151,11 @@ def runs(row: Row, comparison: Comparison) -> list[dict[str, Any]]:
             "status": line.get("status", "finished"),
             "value": line.get(own),
             "validation": line.get(other) if other != own else None,
-            "time": duration(line.get("seconds")),
+            "time": duration(part),
             "command": command(line),
             "curve": thinned(curves[line["run"]]) if line.get("run") in curves else None,
         }
-        for seed, line in zip(row.runs.index, row.runs.to_dict("records"), strict=True)
+        for seed, line, part in zip(row.runs.index, row.runs.to_dict("records"), seconds, strict=True)
     ]
 
 

@@ -88,10 +88,13 @@ def notes(
             lines.append(words.format(n=len(values), values=listed(short)))
     sizes = [str(size) for size in sorted(set(numbers(used, "packed").fillna(1).astype(int)))]
     if len(sizes) > 1:
-        packs = f"in packs of different sizes ({listed(sizes)}): times, speeds and memory are not comparable"
-        lines.append(f"The runs were trained {packs}.")
+        each = "each one's part, which is less in a larger pack, and memory is that of all of them"
+        lines.append(
+            f"The runs were trained in packs of different sizes ({listed(sizes)}): times and speeds are {each}."
+        )
     elif max(sizes, default="1") != "1":
-        lines.append(f"Up to {sizes[0]} runs were trained together: times, speeds and memory are those of all of them.")
+        each = "times and speeds are each one's part, memory is that of all of them"
+        lines.append(f"Up to {sizes[0]} runs were trained together: {each}.")
     if mixed := different_images(used):
         lines.append(f"Runs of the same dataset were trained on different images ({listed(mixed)} in data.json).")
     if mixed := different_code(used):

@@ -16,6 +16,8 @@ from vitlab.system.distributed import single_process
 from vitlab.training.loop import fit
 from vitlab.training.setup import prepare
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 SMALL = ["tracking=off", "model.width=16", "model.depth=2", "model.heads=2", "fit.steps=1", "fit.batch_size=8"]
 SMALL += ["fit.precision=fp32"]
 GROUPS = ("augment", "loss", "optimizer", "schedule")
