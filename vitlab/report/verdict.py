@@ -88,10 +88,8 @@ def notes(
             lines.append(words.format(n=len(values), values=listed(short)))
     sizes = [str(size) for size in sorted(set(numbers(used, "packed").fillna(1).astype(int)))]
     if len(sizes) > 1:
-        each = "each one's part, which is less in a larger pack, and memory is that of all of them"
-        lines.append(
-            f"The runs were trained in packs of different sizes ({listed(sizes)}): times and speeds are {each}."
-        )
+        each = "times and speeds are each one's part, less in a larger pack, and memory is that of all of them"
+        lines.append(f"The runs were trained in packs of different sizes ({listed(sizes)}): {each}.")
     elif max(sizes, default="1") != "1":
         each = "times and speeds are each one's part, memory is that of all of them"
         lines.append(f"Up to {sizes[0]} runs were trained together: {each}.")
