@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -26,6 +27,7 @@ INSIDE = (  # figures of an inspection, in lines
     ("distance", "entropy", "norms"),
     ("positions", "cka", "rank", "filters"),
 )
+TOLD = re.compile(r"Of (\d+) differences? that the source reports, (\d+) .*? same sign, (\d+) with the other")
 INK, SOFT, FILL, CHOSEN = "#1f2933", "#7b8794", "#e8f0fe", "#fff4e0"
 
 
@@ -156,12 +158,18 @@ def index() -> str:
 
 def paper() -> str:
     """Every ablation of a paper: the question, what its source says, what was found, the command and its time."""
-    lines = ["| question | the paper | here | command | time |", "|--|--|--|--|--|"]
+    lines, counts = ["| question | the paper | here | command | time |", "|--|--|--|--|--|"], np.zeros(3, int)
     for file in sorted((SWEEPS / "paper").glob("*.yaml")):
         asked, page = read(file), file.with_suffix(".md")
         found = " ".join(finding_of(page).split()) if page.exists() else "Not run here yet."
         title = f"[{asked.question}]({page.name})" if page.exists() else asked.question
         lines.append(f"| {title} | {asked.expect.finding} | {found} | `vitlab sweep {asked.name}` | {asked.duration} |")
+        if page.exists() and (told := TOLD.search(page.read_text(encoding="utf-8"))):
+            counts += [int(number) for number in told.groups()]
+    reported, same, other = counts
+    found = f"{same} are found here with the same sign, {other} with the other"
+    rest = f"{reported - same - other} cannot be told"
+    lines.append(f"\nOf {reported} differences that the sources report as numbers, {found}, and {rest}.")
     return "\n".join(lines)
 
 
