@@ -19,6 +19,7 @@ from vitlab.config.errors import DataError
 from vitlab.data import cache
 from vitlab.data.datasets.image_folder import ImageFolder
 from vitlab.data.examples import Files, open_image
+from vitlab.data.levels import describe_enlarged
 from vitlab.data.pixel_range import find_range
 from vitlab.data.preprocess import Decoding, Preprocess, upright
 from vitlab.evaluation.reevaluate import dataset_from_overrides, eval_inputs, training_dataset
@@ -331,3 +332,21 @@ def test_a_training_whose_pixels_vanish_says_so_in_one_line(tmp_path, capsys):
     assert len(re.findall(flat, capsys.readouterr().out)) == 1
     (run,) = (path for path in (tmp_path / "runs").iterdir() if re.search(flat, (path / "log.txt").read_text()))
     assert vitlab.load(run).preprocess.decoding == Decoding("RGB")
+
+
+@pytest.mark.parametrize(
+    ("width", "size", "said"),
+    [
+        (32, 64, "most are enlarged from 32 to 64 pixels (dataset.image_size=32 takes them as they are)"),
+        (33, 64, ""),
+        (32, 32, ""),
+    ],
+)
+def test_images_that_are_enlarged_to_twice_their_size_are_said(tmp_path, width, size, said):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(9):
+            Image.new("RGB", (width, 40), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+    Image.new("RGB", (300, 300)).save(tmp_path / "cat" / "large.png")
+    data = folder(tmp_path, image_size=size)
+    assert describe_enlarged(data.splits()["train"], data) == said

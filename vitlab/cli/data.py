@@ -56,7 +56,7 @@ def describe_data(setup: "TrainingSetup") -> str:
     Raises:
         DataError: all pixels are the same.
     """
-    from vitlab.data.levels import count_levels, describe_flat, mean_and_std
+    from vitlab.data.levels import count_levels, describe_enlarged, describe_flat, mean_and_std
 
     data, fit = setup.dataset, setup.fit
     size = f"{data.shape[0]}x{data.shape[1]} pixels, {data.channels} channel{'s' * (data.channels > 1)}"
@@ -83,7 +83,8 @@ def describe_data(setup: "TrainingSetup") -> str:
         lines += ["", f"files       {printable(setup.files)}"]
     lines += describe_imbalance(setup, counts["train"])
     draw = np.random.default_rng(0).permutation(len(setup.splits["train"]))[:SAMPLE]
-    seen, images = count_levels(setup.splits["train"].take(np.sort(draw)), data), len(draw)
+    looked_at = setup.splits["train"].take(np.sort(draw))
+    seen, images = count_levels(looked_at, data), len(draw)
     (mean, std), levels = mean_and_std(seen), np.count_nonzero(seen, axis=1)
     if levels.max() == 1:
         raise DataError(
@@ -94,6 +95,8 @@ def describe_data(setup: "TrainingSetup") -> str:
     measured = f"mean {format_channels(mean)}, std {format_channels(std)} of {images:,} training images"
     lines += ["", f"pixels      {measured}; normalised by {format_channels(data.mean)}, {format_channels(data.std)}"]
     lines.append(f"levels      {' and '.join(dict.fromkeys(map(str, levels)))} of 256 are in use")
+    if enlarged := describe_enlarged(looked_at, data):
+        lines.append(f"size        {enlarged}")
     if setup.decoding.background is not None:
         lines.append(f"alpha       transparent pixels lie over {getattr(data, 'background', '')}")
     if setup.decoding.range is not None:

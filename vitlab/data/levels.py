@@ -1,4 +1,4 @@
-"""Pixel statistics: how often each of the 256 levels of a channel occurs in images as evaluation sees them."""
+"""Pixel statistics: how often each of the 256 levels of a channel occurs as evaluation sees images, and their sizes."""
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from vitlab.data.dataset import Dataset
 from vitlab.data.examples import Examples
 from vitlab.data.loader import EvalSampler, loader
 
+LOOKED_AT = 32  # images that are enough for a warning
 FEW = 16  # levels that hold nearly all pixels of images in which there is nothing to see
 
 
@@ -36,3 +37,12 @@ def describe_flat(counts: Int[np.ndarray, "c levels"]) -> str:
         return ""
     spans = dict.fromkeys(f"{a} to {b}" if a < b else f"{a}" for a, b in zip(low, high, strict=True))
     return f"nearly all pixels are the same: 99 % have the values {' and '.join(spans)} of 255"
+
+
+def describe_enlarged(examples: Examples, dataset: Dataset) -> str:
+    """That most images are enlarged to twice their size or more, in words; empty where they are not."""
+    own = int(np.median([min(examples.image(index).size) for index in range(len(examples))]))
+    size = min(dataset.shape)
+    if 2 * own > size:
+        return ""
+    return f"most are enlarged from {own} to {size} pixels (dataset.image_size={own} takes them as they are)"

@@ -18,6 +18,7 @@ from vitlab.data.erasing import Erasing
 from vitlab.data.examples import Examples, Files, Pixels
 from vitlab.data.geometry import Geometry
 from vitlab.data.inputs import Inputs
+from vitlab.data.levels import LOOKED_AT, describe_enlarged
 from vitlab.data.loader import START_METHOD, EvalSampler, TrainSampler, loader, local_indices, to_device
 from vitlab.system.distributed import Distributed
 from vitlab.system.hardware import memory_info, pins_memory
@@ -125,6 +126,8 @@ def describe_input(setup: TrainingSetup) -> str:
         text += f"; they are held in memory, decoded, from {setup.system.cache}"
     elif setup.system.cache is not None:
         text += "; system.cache is not used, because these images are not in files of their own"
+    if enlarged := describe_enlarged(train.take(train.sample(LOOKED_AT)), setup.dataset):
+        text += f"; {enlarged}"
     if setup.decoding.range is not None:
         text += "; deeper than 8 bits: {:.6g} is black, {:.6g} is white".format(*setup.decoding.range)
     return text

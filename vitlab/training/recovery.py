@@ -9,7 +9,7 @@ import yaml
 from vitlab.config.errors import NonFinite
 from vitlab.config.identity import cell_identity
 from vitlab.config.source import sources
-from vitlab.data.levels import count_levels, describe_flat
+from vitlab.data.levels import LOOKED_AT, count_levels, describe_flat
 from vitlab.storage import checkpoint
 from vitlab.storage.checkpoint import Checkpoints
 from vitlab.storage.files import write_json, write_whole
@@ -25,7 +25,6 @@ from vitlab.training.skip import report_skips
 from vitlab.training.state import TrainState
 
 log = logging.getLogger("vitlab")
-LOOKED_AT = 32  # training images whose pixels are looked at
 ROLLBACKS = 10  # without a good evaluation in between, after which a training ends
 
 
