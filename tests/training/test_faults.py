@@ -32,8 +32,6 @@ from vitlab.training import loop
 from vitlab.training import step as step_of_training
 from vitlab.training.loop import log
 
-pytestmark = pytest.mark.usefixtures("no_curves")
-
 SMALL = ["train", "tracking=off", "dataset.train_examples=60", "model.width=16", "model.depth=2", "model.heads=2"]
 SMALL += ["fit.batch_size=16", "fit.precision=fp32", "system.log_every=1", "fit.evaluate_every=1"]
 
