@@ -15,10 +15,11 @@ import pytest
 
 from tests.sweep.test_local import FINISH, Stage
 from vitlab.config.errors import ConfigError
+from vitlab.report.grouping import own_seconds
 from vitlab.storage.run import Run
 from vitlab.sweep import local as local_module
 from vitlab.sweep import packs
-from vitlab.sweep.duration import estimate, spent
+from vitlab.sweep.duration import estimate
 from vitlab.sweep.job import Job, Slot
 from vitlab.sweep.local import Listed, Local
 from vitlab.sweep.packs import describe, grouped, seats
@@ -268,6 +269,6 @@ def test_the_packs_are_described_with_what_is_in_none():
 def test_of_the_time_of_a_pack_each_run_has_its_part():
     known = pd.DataFrame({"cell": ["a", "a", "b"], "seconds": [40.0, 40.0, 10.0], "packed": [4, 4, None],
                           "images": 100, "flops_per_image": [10.0, 10.0, 10.0]})  # fmt: skip
-    assert [*spent(known)] == [10, 10, 10]
+    assert [*own_seconds(known)] == [10, 10, 10]
     assert estimate(SimpleNamespace(identity="a"), known).seconds == 10
-    assert [*spent(known.drop(columns="packed"))] == [40, 40, 10]
+    assert [*own_seconds(known.drop(columns="packed"))] == [40, 40, 10]

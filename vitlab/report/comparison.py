@@ -23,9 +23,9 @@ from vitlab.report.grouping import (
     newest,
     numbers,
     of_other_images,
-    own_part,
     position,
     repetitions,
+    trained_together,
     with_folds,
 )
 from vitlab.report.statistics import Estimate, clipped, estimate
@@ -122,7 +122,10 @@ def compare(
     runs = runs[pd.Series(wanted, runs.index, dtype=bool)].set_index("seed").copy()  # in one piece, grouping is faster
     groups = dict(list(runs.groupby("cell", sort=False)))
     keys = dict.fromkeys((*COSTS, metric, measured.validation.name))
-    values = own_part(pd.DataFrame({key: finished(runs, key) for key in keys}), runs).set_index(repetitions(runs))
+    values = pd.DataFrame({key: finished(runs, key) for key in keys})
+    values["seconds"] /= trained_together(runs)
+    values["images_per_second"] *= trained_together(runs)
+    values = values.set_index(repetitions(runs))
     grouped = values.groupby(runs["cell"].to_numpy(), sort=False)
     parts, costs = dict(list(grouped)), grouped.median().to_dict("index")
     parts = {name: parts.get(cell, values.iloc[:0]) for cell, name in owners.items()}

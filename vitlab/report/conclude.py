@@ -105,7 +105,7 @@ def facts(record: dict[str, Any], comparison: "Comparison", store: "pd.DataFrame
     """
     import pandas as pd
 
-    from vitlab.report.grouping import numbers, own_part
+    from vitlab.report.grouping import own_seconds
 
     rows = [row.runs for row in (comparison.tried or comparison).rows if len(row.runs)]
     table = pd.concat(rows) if rows else pd.DataFrame()
@@ -114,7 +114,7 @@ def facts(record: dict[str, Any], comparison: "Comparison", store: "pd.DataFrame
     pretrain: dict[str, Any] = record.get("pretrain") or record.get("first") or {}  # its name in earlier records
     before = store["name"][store["cell"].isin([cell["cell"] for cell in pretrain.values()])] if pretrain else ()
     spent = store[store["name"].isin({*tried, *before, *table.get("name", [])})] if len(store) else store
-    seconds = own_part(pd.DataFrame({"seconds": numbers(spent, "seconds")}), spent)["seconds"].sum()
+    seconds = own_seconds(spent).sum()
     what = "measuring" if comparison.metric.source == "bench" else "training"
     devices = Counter(value for value in table.get("device", []) if isinstance(value, str))
     commits = {value[:10] for value in table.get("commit", []) if isinstance(value, str)}

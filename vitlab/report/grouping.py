@@ -122,17 +122,14 @@ def finished(table: pd.DataFrame, key: str) -> pd.Series:
     return numbers(table, key).where(table["status"] == "finished")
 
 
-def own_part(costs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Costs with times and speeds of runs that were trained together as each one's part.
+def trained_together(table: pd.DataFrame) -> pd.Series:
+    """With how many runs each was trained, itself among them."""
+    return numbers(table, "packed").fillna(1)
 
-    Args:
-        costs: `seconds` and others, a line a run.
-        runs: the same runs with the number that each was trained together with, `packed`.
-    """
-    together = numbers(runs, "packed").fillna(1).to_numpy()
-    return costs.assign(
-        seconds=costs["seconds"] / together, images_per_second=numbers(costs, "images_per_second") * together
-    )
+
+def own_seconds(table: pd.DataFrame) -> pd.Series:
+    """Seconds that each run took; of those that were trained together, each its part."""
+    return numbers(table, "seconds") / trained_together(table)
 
 
 def position(x: str | None, group: pd.DataFrame, cost: Mapping[str, float]) -> float | str | None:

@@ -22,7 +22,7 @@ from vitlab.report.figure_data import (
     series,
     varied_compute,
 )
-from vitlab.report.grouping import numbers, own_part
+from vitlab.report.grouping import own_seconds
 from vitlab.report.table import Agreement, Comparison, Row
 from vitlab.report.words import words_of
 from vitlab.storage.files import read_json
@@ -142,7 +142,6 @@ def runs(row: Row, comparison: Comparison) -> list[dict[str, Any]]:
     """The runs of an arm, with their commands and learning curves."""
     curves = {curve.folder: curve for curve in learning_curves(row, comparison.metric.per_evaluation.name)}
     own, other = comparison.metric.name, comparison.metric.validation.name
-    seconds = own_part(pd.DataFrame({"seconds": numbers(row.runs, "seconds")}), row.runs)["seconds"]
     return [
         {
             "seed": seed,
@@ -155,7 +154,7 @@ def runs(row: Row, comparison: Comparison) -> list[dict[str, Any]]:
             "command": command(line),
             "curve": thinned(curves[line["run"]]) if line.get("run") in curves else None,
         }
-        for seed, line, part in zip(row.runs.index, row.runs.to_dict("records"), seconds, strict=True)
+        for seed, line, part in zip(row.runs.index, row.runs.to_dict("records"), own_seconds(row.runs), strict=True)
     ]
 
 

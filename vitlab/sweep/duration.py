@@ -15,11 +15,6 @@ class Estimate:
     source: str
 
 
-def spent(runs: Any) -> Any:
-    """Seconds that each run of a table took; of those that were trained together, each its part."""
-    return runs["seconds"] / (runs["packed"].fillna(1) if "packed" in runs else 1)
-
-
 def estimate(cell: Checked, known: Any) -> Estimate:
     """The duration of a cell's training: that of its own runs, or by the speed of the runs of nearest cost.
 
@@ -27,14 +22,16 @@ def estimate(cell: Checked, known: Any) -> Estimate:
         cell: what is to be trained.
         known: table of the store's finished runs; None where there is none.
     """
+    from vitlab.report.grouping import own_seconds
+
     if known is None or not len(known):
         return Estimate(seconds=None, source="unknown: no run in the store")
     same = known[known["cell"] == cell.identity]
     if len(same):
         return Estimate(
-            seconds=float(spent(same).median()), source=f"measured in {len(same)} run{'s' * (len(same) > 1)}"
+            seconds=float(own_seconds(same).median()), source=f"measured in {len(same)} run{'s' * (len(same) > 1)}"
         )
-    rates = known["images"] * known["flops_per_image"] / spent(known)
+    rates = known["images"] * known["flops_per_image"] / own_seconds(known)
     distance = (known["flops_per_image"].astype(float).apply(math.log) - math.log(cell.flops_per_image)).abs()
     nearest = rates[distance.sort_values(kind="stable").index[:5]]
     return Estimate(
