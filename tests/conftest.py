@@ -1,4 +1,4 @@
-"""Shapes and types of vitlab's functions are checked at run time in every test."""
+"""Shapes and types of vitlab's functions are checked at run time in the tests of `model` and `data`."""
 
 import os
 import tempfile
@@ -7,12 +7,13 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as many tests at once as there are cores
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
-VITLAB = Path(__file__).parents[1] / "vitlab"  # only files with such types: the hook costs time in every call
+TESTS = Path(__file__).parent
+VITLAB = TESTS.parent / "vitlab"  # only files with such types: the hook costs time in every call
 FILES = [file for name in ("model", "data") for file in (VITLAB / name).glob("*.py") if "jaxtyping" in file.read_text()]
 CHECKED = [f"vitlab.{file.parent.name}.{file.stem}" for file in sorted(FILES)]
-install_import_hook(CHECKED, "beartype.beartype")
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -22,14 +23,24 @@ os.environ["WANDB_SILENT"] = "true"
 os.environ["WANDB_DATA_DIR"] = tempfile.mkdtemp(prefix="wandb-")  # what W&B stages is not kept
 
 
-def pytest_xdist_auto_num_workers():
-    """One more than there are cores: many tests wait for processes of their own."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 7) + 1
-
-
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _checked_calls(request):
+    """Calls are checked where every part is tried; in all other tests that would be an eighth of the time."""
+    checked = request.path.is_relative_to(TESTS / "model") or request.path.is_relative_to(TESTS / "data")
+    jaxtyping.config.update("jaxtyping_disable", not checked)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_interpolated_defaults():
+    """Hydra does not look for interpolated defaults, which no file of conf has: a quarter of a composition's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hydra._internal.defaults_list._create_interpolation_map", lambda *_: None)
+        yield
 
 
 @pytest.fixture
@@ -39,20 +50,20 @@ def no_curves(monkeypatch):
 
 
 @pytest.fixture
-def no_pdf(monkeypatch):
-    """Empty PDFs, which are half of an answer's time, for tests of something else."""
-    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+def no_figures(monkeypatch):
+    """Figures are empty files, for tests of something else: drawing is most of an answer's time."""
+    from matplotlib.figure import Figure
 
-    draw = FigureCanvasPdf.print_pdf
+    save = Figure.savefig
 
-    @wraps(draw)  # its signature says what it takes
-    def empty(canvas, file, **options):
+    @wraps(save)
+    def empty(figure, file, **options):
         if isinstance(file, Path):
             file.touch()
         else:
-            draw(canvas, file, **options)  # Matplotlib's own look at how large it will be
+            save(figure, file, **options)
 
-    monkeypatch.setattr(FigureCanvasPdf, "print_pdf", empty)
+    monkeypatch.setattr(Figure, "savefig", empty)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from vitlab.storage import checkpoint
 from vitlab.storage.run import Run
 from vitlab.storage.runs_table import runs
 
-pytestmark = pytest.mark.usefixtures("no_pdf", "no_curves")
+pytestmark = pytest.mark.usefixtures("no_figures", "no_curves")
 
 SMALL = ["dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", "patch=p4", "model.width=8"]
 SMALL += ["model.depth=1", "model.heads=1", "fit.steps=2", "fit.batch_size=8", "fit.precision=fp32", "tracking=off"]

@@ -17,6 +17,8 @@ from vitlab.training.batches import train_batches, train_inputs
 from vitlab.training.optimizer import learning_rate
 from vitlab.training.setup import prepare
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 TINY = ["tracking=off", "model.width=8", "model.depth=2", "model.heads=1"]
 
 

@@ -26,7 +26,7 @@ from vitlab.sweep.plan import plan
 from vitlab.sweep.reader import read
 from vitlab.system.signals import Signals
 
-pytestmark = pytest.mark.usefixtures("no_pdf")
+pytestmark = pytest.mark.usefixtures("no_curves", "no_figures")
 
 TINY = ["tracking=off", "dataset.train_examples=40", "model.width=8", "model.depth=1", "model.heads=1", "fit.steps=2"]
 TINY += ["fit.batch_size=8", "system.device=cpu", "system.workers=0"]

@@ -22,7 +22,7 @@ from vitlab.sweep.local import Listed, Local
 from vitlab.sweep.progress import Progress
 from vitlab.training import pack as packing
 
-pytestmark = pytest.mark.usefixtures("no_pdf")
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 TINY = ["dataset.train_examples=60", "model.width=16", "model.depth=1", "model.heads=2", "patch=p4"]
 TINY += ["fit.batch_size=16", "fit.steps=4", "fit.evaluate_every=1", "fit.precision=fp32", "model.dropout=0.1"]

@@ -4,7 +4,6 @@ import shlex
 
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from tests.processes import until
 from vitlab.__main__ import main
@@ -35,6 +34,8 @@ def exported(tmp_path, text, *words):
 
 def commands(written):
     """What W&B's agent would start for every combination, by its own functions."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
     cells = [{}]
     for name, of in written["parameters"].items():
         cells = [{**cell, name: {"value": value}} for cell in cells for value in of["values"]]

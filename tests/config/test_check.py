@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import yaml
 
 from tests.disk import WRITERS
 from vitlab.config.build import assemble, build
@@ -47,14 +48,21 @@ def test_every_option_says_when_one_would_choose_it(group, option):
     assert ":" in first or "." in first
 
 
-@pytest.mark.slow
+def written(group, option):
+    """What its file holds, and those of the group that it starts from."""
+    node = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+    for other in node.pop("defaults", ()):
+        if isinstance(other, str) and other != "_self_":
+            node = written(group, other) | node
+    return node
+
+
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if g not in ("experiment", "patch")])
 def test_every_option_spells_out_its_constructors_arguments(group, option):
-    node, _ = compose([f"{group}={option}", *NEEDS.get(option, [])])
-    for word in group.split("/"):
-        node = node[word]
+    node = written(group, option)
     signature = inspect.signature(locate(node["_target_"]))
     keys = {key for key in node if not key.startswith("_")}
+    keys |= {part.removeprefix(f"{group}/") for part in menu() if part.startswith(f"{group}/")}
     assert keys <= set(signature.parameters)
     given_by_code = {"image_size", "channels", "classes", "patch", "width", "heads", "head_width", "grid", "dropout"}
     given_by_code |= {

@@ -5,14 +5,15 @@ import typing
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from vitlab.cli.multirun import check_runs, planned
 from vitlab.config.check import check, locate
-from vitlab.config.compose import compose, composed
+from vitlab.config.compose import compose
 from vitlab.config.errors import ConfigError
 from vitlab.config.groups import CONF, TEXTS, menu, nearest
 from vitlab.config.identity import identity
-from vitlab.config.overrides import complete, several
+from vitlab.config.overrides import complete, parse, several
 
 # fmt: off
 NAMES = [
@@ -28,9 +29,10 @@ def root_of(*words):
 
 
 def texts_of(words):
-    """The folder of every run of a multirun, as Hydra composes it for the job."""
+    """The folder of every run of a multirun, as Hydra reads it for the job."""
     runs = planned(complete(["dataset=image_folder", *words], many=True))
-    return [composed(tuple(run))[0].dataset.root for run in runs]
+    roots = (next(word for word in run if word.startswith("dataset.root=")) for run in runs)
+    return [OmegaConf.create({"root": parse(root).value()}).root for root in roots]
 
 
 @pytest.mark.parametrize("name", NAMES)

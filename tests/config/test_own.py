@@ -16,7 +16,7 @@ from vitlab.config.errors import ConfigError
 from vitlab.config.groups import menu, roots
 from vitlab.config.own import Own, command, take, using
 
-pytestmark = pytest.mark.usefixtures("no_pdf")
+pytestmark = pytest.mark.usefixtures("no_curves", "no_figures")
 TINY = ["model.width=8", "model.heads=1", "model.depth=1", "fit=debug", "fit.steps=1", "tracking=off"]
 PART = '''
 from subprocess import Popen

@@ -5,21 +5,22 @@ import random
 import numpy as np
 import pytest
 import torch
-from timm.data.random_erasing import RandomErasing
 
 from vitlab.data.batch import Batch
 from vitlab.data.erasing import Erasing
 from vitlab.data.seeding import normal_keys, normals, seeded
+from vitlab.system.lazy_imports import modules
 
 SIZE = (3, 12, 20)
 
 
 def test_as_many_as_large_and_as_tall_rectangles_as_timms_in_the_same_places():
+    (erasing,) = modules("timm.data.random_erasing")
     count = 4000
     ours = erased_by(0.6, torch.zeros(count, *SIZE), np.arange(count), 7, 1)[:, 0] != 0
     theirs = torch.zeros(count, *SIZE)
     with seeded(5):
-        theirs = RandomErasing(0.6, mode="pixel", device="cpu")(theirs)[:, 0] != 0
+        theirs = erasing.RandomErasing(0.6, mode="pixel", device="cpu")(theirs)[:, 0] != 0
     for facts in zip(described(ours), described(theirs), strict=True):
         one, two = facts
         spread = (one.var() / len(one) + two.var() / len(two)).sqrt()

@@ -5,13 +5,14 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import ks_2samp, kstest
-from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms import functional as vision
 
 from tests.data.test_augment import augment, colours, digits, first_batches
 from vitlab.data.geometry import Geometry, resized_crop
 from vitlab.data.preprocess import to_pixels
 from vitlab.data.seeding import uniforms
+from vitlab.system.lazy_imports import modules
+
+transforms, vision = modules("torchvision.transforms", "torchvision.transforms.functional")
 
 
 def images(count=40, size=(20, 24), channels=3):
@@ -92,7 +93,8 @@ def test_crops_are_drawn_as_torchvision_draws_them(area):
     numbers = uniforms(1, *keys(3000), 22)
     ours = geometry(crop="resized", area=area).crop_boxes(numbers)
     torch.manual_seed(0)
-    theirs = np.array([RandomResizedCrop.get_params(pil(images(1)[0]), area, (3 / 4, 4 / 3)) for _ in range(3000)])
+    draw, image = transforms.RandomResizedCrop.get_params, pil(images(1)[0])
+    theirs = np.array([draw(image, area, (3 / 4, 4 / 3)) for _ in range(3000)])
     for column in range(4):
         assert ks_2samp(ours[:, column], theirs[:, column], method="asymp").pvalue > 0.001
     assert ks_2samp(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3], method="asymp").pvalue > 0.001

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from timm.data.mixup import Mixup
 
 from tests.data.test_augment import augment
 from tests.recording import NoReads
@@ -16,6 +15,7 @@ from vitlab.data.batch import Batch
 from vitlab.data.loader import local_indices
 from vitlab.data.seeding import seeded
 from vitlab.system.distributed import Distributed
+from vitlab.system.lazy_imports import modules
 from vitlab.training.batches import train_batches, train_inputs
 from vitlab.training.setup import prepare
 
@@ -35,8 +35,9 @@ def mixed(mixing, images, labels, *key):
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 def test_images_and_targets_are_those_of_timm_to_the_last_bit(n, options):
+    (mixup,) = modules("timm.data.mixup")
     chosen = augment(**options)
-    timm = Mixup(chosen.mixup, chosen.cutmix, None, chosen.mix_probability, chosen.cutmix_share, num_classes=10)
+    timm = mixup.Mixup(chosen.mixup, chosen.cutmix, None, chosen.mix_probability, chosen.cutmix_share, num_classes=10)
     timm.label_smoothing = 0.0
     images, labels = torch.randn(n, 3, *SIZE), torch.arange(n) % 10
     kinds = set()

@@ -16,6 +16,8 @@ from vitlab.training.checks import check_classes
 from vitlab.training.recipe import Recipe
 from vitlab.training.setup import prepare
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 3], [90, 9, 2]))  # class 2 is not there
 WALK = {"examples": len(LABELS), "batch": 12, "seed": 0, "labels": LABELS}
 

@@ -31,6 +31,8 @@ from vitlab.model.vit import ViT
 from vitlab.report.card import card, dataset_class
 from vitlab.storage.run import Run
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 BOTH, TIMM, HF, NONE = ("timm", "hf"), ("timm",), ("hf",), ()
 TANH = partial(Mlp, gelu="tanh")
 

@@ -35,6 +35,8 @@ from vitlab.model.stem import Convolutions
 from vitlab.model.vit import ViT
 from vitlab.report.inspection import Drawn, page
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 SIZE, ROWS, COLUMNS = (8, 12), 4, 6
 IMAGES = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (9, 13, 3), dtype=np.uint8)) for i in range(7)]
 KINDS = {

@@ -15,6 +15,8 @@ from vitlab.evaluation import predict
 from vitlab.evaluation.load import load
 from vitlab.evaluation.reevaluate import measure, training_dataset
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F", "LA", "I;16", "LAB"]
 
 

@@ -26,7 +26,7 @@ from vitlab.storage.metrics import metric
 from vitlab.sweep import plan as planning
 from vitlab.sweep import reader
 
-pytestmark = pytest.mark.usefixtures("no_curves")
+pytestmark = pytest.mark.usefixtures("no_curves", "no_figures")
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [9, 7, 12, 8]))
 
@@ -364,7 +364,7 @@ def test_a_sweep_may_ask_for_few_shots(tmp_path, capsys):
     file.write_text(SWEEP.format(small=", ".join(SMALL)))
     plan = planning.plan(reader.read(file))
     assert plan.question.metric == "test/2-shot"
-    assert main(["sweep", str(file), f"system.runs={tmp_path}/runs", "slots=1"]) == 0
+    assert main(["sweep", str(file), f"system.runs={tmp_path}/runs", "launcher=serial"]) == 0
     assert "test 2-shot (%)" in capsys.readouterr().out
     table = runs_table.runs(tmp_path / "runs")
     found = compare(table, metric="test/2-shot")

@@ -44,6 +44,8 @@ from vitlab.storage import checkpoint
 from vitlab.system import footprint, memory
 from vitlab.system.footprint import BLOCK, check_memory
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 WORDS = [*TINY, "fit.precision=fp32", "system.runs=runs"]
 MEMORY = 400  # MB that no case may take on top
 

@@ -122,6 +122,7 @@ def test_an_answer_is_written_whole_and_twice_the_same(tmp_path):
         assert one.read_bytes() == two.read_bytes(), one.name
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_finding_is_kept_to_the_letter_and_shown_in_the_page(tmp_path):
     answer.write(comparison(), tmp_path, facts=FACTS, pictures=False)
     path = tmp_path / "answer.md"
@@ -137,6 +138,7 @@ def test_a_finding_is_kept_to_the_letter_and_shown_in_the_page(tmp_path):
     assert "Patches of 2 win" in (tmp_path / "answer.html").read_text()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_an_answer_that_lost_its_marks_is_not_written_over(tmp_path):
     (tmp_path / "answer.md").write_text("all that I know")
     with pytest.raises(ValueError, match="put both marks back"):
@@ -156,6 +158,7 @@ def test_a_command_stands_in_a_fence_that_it_cannot_close():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_figures_of_an_earlier_answer_do_not_outlive_their_reason(tmp_path):
     answer.write(comparison(), tmp_path, facts={})
     assert (tmp_path / "beside.png").exists()
@@ -172,6 +175,7 @@ def test_the_answer_says_what_the_source_expects_and_how_it_was_made():
     assert text.endswith("\n")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_committed_answer_is_one_page_and_one_figure(tmp_path):
     path = tmp_path / "patch.md"
     assert [p.name for p in answer.publish(comparison(), path, FACTS)] == ["patch.png", "patch.md"]

@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from timm.layers import GroupNormAct, StdConv2dSame
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer as TimmViT
-from timm.models.vision_transformer_hybrid import HybridEmbed, _resnetv2
 from torch import nn
-from torchvision.models import VisionTransformer as TorchvisionViT
 
 from tests.config.test_check import check, compose
 from vitlab.__main__ import main
@@ -38,16 +33,22 @@ def random_weights(model, std=0.2):
 
 
 def timm(**options):
-    return random_weights(TimmViT(**{"img_size": 32, "patch_size": 16, **SIZES, **options}))
+    from timm.models.vision_transformer import VisionTransformer
+
+    return random_weights(VisionTransformer(**{"img_size": 32, "patch_size": 16, **SIZES, **options}))
 
 
 def distilled(**options):
+    from timm.models.deit import VisionTransformerDistilled
+
     return random_weights(VisionTransformerDistilled(img_size=32, patch_size=8, **SIZES))
 
 
 def torchvision(**options):
+    from torchvision.models import VisionTransformer
+
     sizes = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 3, "hidden_dim": 48, "mlp_dim": 96}
-    return random_weights(TorchvisionViT(**{**sizes, "num_classes": 5, **options}))
+    return random_weights(VisionTransformer(**{**sizes, "num_classes": 5, **options}))
 
 
 def hugging_face(**options):
@@ -115,6 +116,9 @@ def hybrid_name(name):
 
 def hybrid(layers=(1, 1), **options):
     """A hybrid of timm's with the epsilons of Google's code, which timm has not."""
+    from timm.layers import GroupNormAct, StdConv2dSame
+    from timm.models.vision_transformer_hybrid import HybridEmbed, _resnetv2
+
     backbone = _resnetv2(layers)
     model = timm(patch_size=1, img_size=32, embed_layer=partial(HybridEmbed, backbone=backbone), **options)
     for module in model.modules():
@@ -220,15 +224,15 @@ def test_checkpoints_of_a_training_are_read_whatever_is_around_the_weights(wrap,
 
 
 @pytest.mark.parametrize(
-    ("model", "new", "old"),
+    ("make", "new", "old"),
     [
-        (timm(init_values=0.1), r"ls(\d)\.gamma", r"gamma_\1"),  # DeiT III's
-        (torchvision(), r"mlp\.0\.", "mlp.linear_1."),  # before torchvision 0.13
-        (torchvision(), r"mlp\.3\.", "mlp.linear_2."),
+        (partial(timm, init_values=0.1), r"ls(\d)\.gamma", r"gamma_\1"),  # DeiT III's
+        (torchvision, r"mlp\.0\.", "mlp.linear_1."),  # before torchvision 0.13
+        (torchvision, r"mlp\.3\.", "mlp.linear_2."),
     ],
 )
-def test_names_of_earlier_versions_are_known(model, new, old, tmp_path):
-    state = model.state_dict()
+def test_names_of_earlier_versions_are_known(make, new, old, tmp_path):
+    state = make().state_dict()
     renamed = {re.sub(new, old, name): value for name, value in state.items()}
     assert renamed.keys() != state.keys()
     before, after = (foreign.read(saved(tmp_path, each)).weights for each in (state, renamed))
@@ -258,7 +262,7 @@ def test_a_distillation_token_is_a_register_and_its_head_is_left_out_and_that_is
 
 
 def test_sizes_come_from_the_shapes_and_the_rest_from_the_folder_or_a_file_beside_it(tmp_path):
-    deit = TimmViT(img_size=224, embed_dim=192, depth=12, num_heads=3, num_classes=0)
+    deit = timm(img_size=224, embed_dim=192, depth=12, num_classes=0)
     found = foreign.read(saved(tmp_path, deit.state_dict()))
     assert found.options() == ["model=tiny", "patch=p16"]
     assert (found.image_size, found.channels, found.classes) == ((224, 224), 3, ())

@@ -26,6 +26,8 @@ from vitlab.sweep.reader import read
 from vitlab.sweep.search import Trials
 from vitlab.sweep.study import load
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 TINY = "dataset.train_examples=100, model.width=8, model.depth=1, model.heads=1, fit.epochs=2, tracking=off"
 SPACE = "{optimizer.lr: {log: [1e-4, 1e-1]}, loss.label_smoothing: {uniform: [0, 0.5]}}"
 STEPS = 100
@@ -126,6 +128,7 @@ def test_a_search_repeats_itself(make, method):
     assert len({str(line["params"]) for line in first}) == 14
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_packed_search_gives_freed_seats_to_its_next_trials(make, tmp_path, monkeypatch):
     many = "if len(runs) == 3 or time.time() > folder.stat().st_mtime + 0.3:"
     does = f"{many} finish(name, together=len(runs), seconds=1.0, **{{'test/accuracy': 0.5}})"

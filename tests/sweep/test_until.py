@@ -10,7 +10,7 @@ from vitlab.__main__ import main
 from vitlab.cli.launch import Launcher
 from vitlab.report import answer as answers
 
-pytestmark = pytest.mark.usefixtures("no_pdf")
+pytestmark = pytest.mark.usefixtures("no_curves", "no_figures")
 
 TINY = "dataset.train_examples=60, model.width=8, model.depth=1, model.heads=1, fit.steps=2, fit.batch_size=8"
 FILE = f"""\

@@ -19,6 +19,8 @@ from vitlab.storage.run import Run
 from vitlab.tracking import options
 from vitlab.tracking.wandb_mirror import Mirror
 
+pytestmark = pytest.mark.usefixtures("no_curves", "no_figures")
+
 KEY = "0123456789012345678901234567890123456789"
 
 

@@ -23,6 +23,8 @@ from vitlab.tracking.logs import log
 from vitlab.tracking.tracker import Tracker
 from vitlab.tracking.wandb_mirror import Mirror
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def offline_records(folder):
     """The records of an offline .wandb file, as wandb's own messages.

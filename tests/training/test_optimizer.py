@@ -21,6 +21,8 @@ from vitlab.training.loss import CrossEntropy, SigmoidCrossEntropy
 from vitlab.training.muon import Muon, orthogonal
 from vitlab.training.optimizer import build_optimizer, clip, evaluating
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def vit(depth=1, **parts):
     return ViT(image_size=8, channels=1, classes=3, patch=4, width=8, depth=depth, heads=2, registers=1, **parts)

@@ -24,6 +24,8 @@ from vitlab.training.loop import fit
 from vitlab.training.pretrained import Start, to_come
 from vitlab.training.setup import prepare
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 SMALL = [
     "tracking=off",
     "dataset.train_examples=60",

@@ -12,6 +12,8 @@ from vitlab.config.identity import identity
 from vitlab.storage.metrics import metric, rank
 from vitlab.training.setup import prepare
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 CHOICES = ("val/accuracy", "val/loss", "val/macro_f1", "val/balanced_accuracy")
 
 
