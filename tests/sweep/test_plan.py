@@ -152,7 +152,7 @@ def test_every_sweep_that_ships_can_be_asked_at_every_scale(name, scale, monkeyp
 
         def some(*of):
             cells = every(*of)
-            return [cells[0], *cells[1 :: max(1, len(cells) // 3)]]
+            return [cells[0], *cells[1 :: max(1, len(cells) // 2)]]
 
         monkeypatch.setattr(Question, "cells", some)
     words = ["dataset.root=nowhere"] if scale == "imagenet" and question.trains else []  # synthetic ones lie nowhere
