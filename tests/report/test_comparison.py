@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from vitlab.config.errors import ConfigError
 from vitlab.report.answer import table_tex, table_text
 from vitlab.report.comparison import compare
 from vitlab.report.statistics import estimate, holm, wilson
@@ -589,6 +590,16 @@ def test_validation_chooses_a_value_for_each_arm_and_the_test_images_choose_none
     assert found.agreement.numbers == {"a2": 80, "b1": 90}
     assert found.notes[0].startswith("2 of 2 arms have several values")
     assert sum("differences to the baseline" in note for note in found.notes) == 0  # one test, of what was chosen
+
+
+def test_the_baseline_is_an_arm_or_the_cell_that_stands_for_it():
+    for name in ("b", "b1"):
+        assert [(row.name, row.baseline) for row in tuned(VALIDATION, TEST, baseline=name).rows] == [
+            ("a2", False), ("b1", True),
+        ]  # fmt: skip
+    for name in ("b2", "c"):
+        with pytest.raises(ConfigError, match=f"baseline={name}: there is no such arm; there are a2; b1"):
+            tuned(VALIDATION, TEST, baseline=name)
 
 
 def test_an_arm_of_one_cell_stands_for_itself_beside_one_that_is_chosen():

@@ -229,7 +229,8 @@ def tuned(
         numbers = {picked.get(name, name): value for name, value in (part(expect, "numbers") or {}).items()}
         expect = {"finding": part(expect, "finding"), "setting": part(expect, "setting"), "numbers": numbers}
     chosen = {name: cells[name] for name in picked.values()}
-    answer = compare(table, cells=chosen, baseline=picked[baseline] if baseline else None, expect=expect, **options)
+    base = picked.get(baseline or "", baseline)  # an arm, or the cell that stands for one
+    answer = compare(table, cells=chosen, baseline=base, expect=expect, **options)
     several = sum(len(names) > 1 for names in names_of.values())
     note = (
         f"{several} of {len(names_of)} arms have several values: of each arm the one with the best mean of all seeds on"
