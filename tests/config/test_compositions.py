@@ -77,7 +77,6 @@ def _two_steps(monkeypatch):
     monkeypatch.setattr(schedule.Scheduler, "set", limited)
     monkeypatch.setattr(curves, "draw", lambda *_: None)
     monkeypatch.setattr(recovery, "environment", lambda _: {})
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def is_sentence(error):

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -63,7 +62,6 @@ def make(tmp_path, monkeypatch):
             return Fake(cell, tmp_path / "runs")
 
         monkeypatch.setattr(planning, "check_cell", check)
-        monkeypatch.setattr(os, "fsync", lambda file: None)  # thousands of lines
         asked = read(file)
         made = Plan(question=asked, words=(), cells=tuple(Fake(cell, tmp_path / "runs") for cell in asked.cells()))
         made.folder.mkdir(parents=True, exist_ok=True)
