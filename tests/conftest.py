@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from functools import wraps
 from pathlib import Path
 
 os.fsync = lambda _: None  # no test pulls the plug, and a disk takes 10 ms for each file
@@ -57,7 +56,6 @@ def no_figures(monkeypatch):
 
     save = Figure.savefig
 
-    @wraps(save)
     def empty(figure, file, **options):
         if isinstance(file, Path):
             file.touch()
